@@ -1,0 +1,38 @@
+// Package identity proves who a workload is: certificates for the pods of
+// this node, and the verification of peers' certificates.
+//
+// Where certificates come from is the business of the packages below it
+// (caclient, spire, ...), each a [Source]. What does not belong here: what an
+// identity may do (proxy/policy).
+package identity
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"time"
+
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// Material is what a workload proves itself with, and the roots by which it
+// judges others, at one moment. It never changes once made.
+type Material struct {
+	// Certificate holds leaf and intermediates, never the root. Its private
+	// key is used for signing alone.
+	Certificate *tls.Certificate
+	Leaf        *x509.Certificate
+	Roots       *x509.CertPool
+}
+
+// NotAfter is when the leaf ends.
+func (m *Material) NotAfter() time.Time { return m.Leaf.NotAfter }
+
+// Source issues certificates and keeps them fresh.
+type Source interface {
+	// Subscribe calls update with the first material of id and again with
+	// each renewed one, until the context ends (its error is returned). A
+	// failure to get or renew is reported by failed and retried with
+	// backoff; it never ends the subscription. Calls come one at a time.
+	Subscribe(ctx context.Context, id model.Identity, update func(*Material), failed func(error)) error
+}

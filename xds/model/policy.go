@@ -1,0 +1,177 @@
+package model
+
+import (
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// PolicyScope says which destination workloads a policy covers.
+type PolicyScope uint8
+
+// The scopes of WDS, by their numbers on the wire.
+const (
+	ScopeGlobal    PolicyScope = 0
+	ScopeNamespace PolicyScope = 1
+	ScopeSelector  PolicyScope = 2 // those that name it in Workload.Policies
+)
+
+// Action is what a policy's match leads to.
+type Action uint8
+
+// The actions of WDS, by their numbers on the wire.
+const (
+	ActionAllow Action = 0
+	ActionDeny  Action = 1
+)
+
+// Policy is an authorization policy. It matches if any rule does; a rule if
+// all of its clauses do; a clause if it is empty or any of its matches does.
+// A policy without rules never matches.
+//
+// Unknown, at each level, names a part that could not be understood. It makes
+// that level of a DENY policy match and of an ALLOW policy not match, so that
+// an older proxy errs on the closed side.
+type Policy struct {
+	Name      string
+	Namespace string
+	Scope     PolicyScope
+	Action    Action
+	DryRun    bool
+	Rules     []Rule
+	Unknown   string
+}
+
+// Key is "NAMESPACE/NAME", the policy's primary key.
+func (p *Policy) Key() string { return p.Namespace + "/" + p.Name }
+
+// Rule is a conjunction of clauses.
+type Rule struct {
+	Clauses []Clause
+	Unknown string
+}
+
+// Clause is a disjunction of matches.
+type Clause struct {
+	Matches []Match
+	Unknown string
+}
+
+// Match is a conjunction of attributes; the values of one attribute are
+// alternatives, and a Not list must hold none that fits. A match without any
+// attribute never matches.
+type Match struct {
+	Namespaces, NotNamespaces             []StringMatch
+	Principals, NotPrincipals             []StringMatch // compared without "spiffe://"
+	ServiceAccounts, NotServiceAccounts   []ServiceAccount
+	SourceIPs, NotSourceIPs               []netip.Prefix
+	DestinationIPs, NotDestinationIPs     []netip.Prefix
+	DestinationPorts, NotDestinationPorts []uint16
+	SourceLabels, NotSourceLabels         []LabelMatch
+	Times, NotTimes                       []TimeWindow
+	Unknown                               string
+}
+
+// ServiceAccount names one account.
+type ServiceAccount struct{ Namespace, Name string }
+
+// StringMatchKind is how a StringMatch compares.
+type StringMatchKind uint8
+
+// The kinds of WDS.
+const (
+	MatchExact StringMatchKind = iota
+	MatchPrefix
+	MatchSuffix
+	MatchPresence // any non-empty value
+)
+
+// StringMatch is one alternative of a string attribute.
+type StringMatch struct {
+	Kind  StringMatchKind
+	Value string
+}
+
+// ParseStringMatch reads Istio's notation: "v", "v*", "*v" or "*".
+func ParseStringMatch(s string) StringMatch {
+	switch {
+	case s == "*":
+		return StringMatch{Kind: MatchPresence}
+	case strings.HasPrefix(s, "*"):
+		return StringMatch{Kind: MatchSuffix, Value: s[1:]}
+	case strings.HasSuffix(s, "*"):
+		return StringMatch{Kind: MatchPrefix, Value: s[:len(s)-1]}
+	}
+	return StringMatch{Kind: MatchExact, Value: s}
+}
+
+// Matches compares a value. An absent value is the empty string, which only
+// an exact match of the empty string fits.
+func (m StringMatch) Matches(v string) bool {
+	switch m.Kind {
+	case MatchExact:
+		return v == m.Value
+	case MatchPrefix:
+		return v != "" && strings.HasPrefix(v, m.Value)
+	case MatchSuffix:
+		return v != "" && strings.HasSuffix(v, m.Value)
+	case MatchPresence:
+		return v != ""
+	}
+	return false
+}
+
+// String is Istio's notation.
+func (m StringMatch) String() string {
+	switch m.Kind {
+	case MatchPrefix:
+		return m.Value + "*"
+	case MatchSuffix:
+		return "*" + m.Value
+	case MatchPresence:
+		return "*"
+	}
+	return m.Value
+}
+
+// LabelMatch is one `source.labels[KEY]` condition.
+type LabelMatch struct {
+	Key    string
+	Values []StringMatch
+}
+
+// TimeWindow is a daily window in UTC, both ends as time since midnight,
+// the first included and the last not. First > Last crosses midnight; equal
+// ends are the whole day.
+type TimeWindow struct{ First, Last time.Duration }
+
+// Contains reports whether t lies in the window.
+func (w TimeWindow) Contains(t time.Time) bool {
+	d := sinceMidnight(t)
+	switch {
+	case w.First < w.Last:
+		return w.First <= d && d < w.Last
+	case w.First > w.Last:
+		return d >= w.First || d < w.Last
+	}
+	return true
+}
+
+// NextEdge is the first moment after t at which Contains may change.
+func (w TimeWindow) NextEdge(t time.Time) time.Time {
+	d := sinceMidnight(t)
+	midnight := t.UTC().Add(-d)
+	next := midnight.Add(48 * time.Hour)
+	for _, edge := range []time.Duration{w.First, w.Last, w.First + 24*time.Hour, w.Last + 24*time.Hour} {
+		if at := midnight.Add(edge); at.After(t) && at.Before(next) {
+			next = at
+		}
+	}
+	return next
+}
+
+func sinceMidnight(t time.Time) time.Duration {
+	t = t.UTC()
+	h, m, s := t.Clock()
+	return time.Duration(h)*time.Hour + time.Duration(m)*time.Minute + time.Duration(s)*time.Second + time.Duration(t.Nanosecond())
+}

@@ -1,0 +1,165 @@
+package model
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Protocol is how a workload is reached.
+type Protocol uint8
+
+// The two ways. A workload speaks HBONE once its node's agent has reported
+// that its traffic is captured.
+const (
+	ProtocolTCP Protocol = iota
+	ProtocolHBONE
+)
+
+// WorkloadType is the kind of controller behind a workload.
+type WorkloadType uint8
+
+// The types of WDS, by their numbers on the wire.
+const (
+	TypeDeployment WorkloadType = iota
+	TypeCronJob
+	TypePod
+	TypeJob
+)
+
+// Locality is where a workload runs.
+type Locality struct{ Region, Zone, Subzone string }
+
+// Workload is one pod (or other end of a connection).
+type Workload struct {
+	UID            string // primary key; Kubernetes: "CLUSTER//Pod/NAMESPACE/NAME"
+	PodUID         string // metadata.uid; distinguishes a pod from its successor of the same name
+	Name           string
+	Namespace      string
+	ServiceAccount string // never empty: "default" if the resource had none
+	TrustDomain    string // never empty: DefaultTrustDomain if the resource had none
+	Addresses      []netip.Addr
+	Hostname       string
+	Network        string
+	ClusterID      string
+	Node           string
+	Locality       Locality
+	Protocol       Protocol
+	HostNetwork    bool // shares its node's address, so not found by address
+	Unhealthy      bool // gets no new connections
+	Terminating    bool // still serving, chosen last
+	Capacity       uint32
+
+	CanonicalName     string
+	CanonicalRevision string
+	WorkloadType      WorkloadType
+	WorkloadName      string
+
+	// Services maps a service's key, "NAMESPACE/HOSTNAME", to this
+	// endpoint's own ports for it.
+	Services map[string][]Port
+	// Policies are the keys, "NAMESPACE/NAME", of the policies that select
+	// this workload by labels.
+	Policies []string
+	// Labels are those of the pod's labels that some policy names.
+	Labels map[string]string
+
+	SkipInbound       PortSet
+	SkipOutbound      PortSet
+	SkipOutboundCIDRs []netip.Prefix
+}
+
+// Identity is the workload's SPIFFE identity.
+func (w *Workload) Identity() Identity {
+	return Identity{TrustDomain: w.TrustDomain, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount}
+}
+
+// HasAddress reports whether a is one of the workload's addresses.
+func (w *Workload) HasAddress(a netip.Addr) bool {
+	for _, x := range w.Addresses {
+		if x == a {
+			return true
+		}
+	}
+	return false
+}
+
+// Port is a service's port and the port that its endpoints listen on.
+// Target 0 means a named port, which only the endpoint's own list resolves.
+type Port struct {
+	Service     uint16
+	Target      uint16
+	AppProtocol AppProtocol
+}
+
+// AppProtocol is the declared protocol of a service's port.
+type AppProtocol uint8
+
+// The protocols of WDS, by their numbers on the wire.
+const (
+	AppUnknown AppProtocol = iota
+	AppHTTP11
+	AppHTTP2
+	AppGRPC
+	AppTCP
+	AppTLS
+)
+
+// NetworkAddress is a prefix within a network; a single address has the
+// prefix of its full length.
+type NetworkAddress struct {
+	Network string
+	Prefix  netip.Prefix
+}
+
+// BalanceMode says what a failed locality match means.
+type BalanceMode uint8
+
+// The modes of WDS, by their numbers on the wire.
+const (
+	BalanceAny         BalanceMode = 0
+	BalanceStrict      BalanceMode = 1 // only endpoints that match every scope
+	BalanceFailover    BalanceMode = 2 // those that match the most scopes first
+	BalancePassthrough BalanceMode = 3 // the original destination
+)
+
+// Scope is one level of locality.
+type Scope uint8
+
+// The scopes of WDS, by their numbers on the wire.
+const (
+	ScopeRegion  Scope = 1
+	ScopeZone    Scope = 2
+	ScopeSubzone Scope = 3
+	ScopeNode    Scope = 4
+	ScopeCluster Scope = 5
+	ScopeNetwork Scope = 6
+)
+
+// Service is a name and virtual addresses in front of workloads.
+type Service struct {
+	Name      string
+	Namespace string
+	Hostname  string
+	Addresses []NetworkAddress
+	Ports     []Port
+	// SANs are identities that its endpoints may have besides their own.
+	SANs      []string
+	Canonical bool // preferred where several services share an address
+	Private   bool // visible to clients of its own namespace only
+
+	Balance   BalanceMode
+	Prefer    []Scope // the order in which scopes must match
+	Unhealthy bool    // unhealthy endpoints are used too (publishNotReadyAddresses)
+	// Affinity above zero sends a client address to the same endpoint for
+	// this long after its last connection (sessionAffinity: ClientIP).
+	Affinity time.Duration
+}
+
+// Key is "NAMESPACE/HOSTNAME", the service's primary key.
+func (s *Service) Key() string { return s.Namespace + "/" + s.Hostname }
+
+// Endpoint is a workload as a member of a service.
+type Endpoint struct {
+	Workload *Workload
+	Ports    []Port // the endpoint's own, ahead of the service's
+}
