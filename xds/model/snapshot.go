@@ -24,8 +24,8 @@ type Snapshot struct {
 	services  *immutable.Map[string, *Service]   // by key
 	hostnames *immutable.Map[string, []string]   // service keys, sorted
 	vips      *immutable.Map[addressKey, []string]
-	cidrs     map[NetworkAddress][]string                            // VIPs that are no single address; few
-	endpoints *immutable.Map[string, *immutable.Map[string, []Port]] // service key -> UID -> ports
+	cidrs     map[NetworkAddress][]string                              // VIPs that are no single address; few
+	endpoints *immutable.Map[string, *immutable.Map[string, Endpoint]] // service key -> UID
 
 	policies    map[string]*Policy // few and rarely changed: copied whole
 	global      []*Policy
@@ -55,7 +55,7 @@ func NewSnapshot() *Snapshot {
 		services:  newMap[string, *Service](),
 		hostnames: newMap[string, []string](),
 		vips:      newMap[addressKey, []string](),
-		endpoints: newMap[string, *immutable.Map[string, []Port]](),
+		endpoints: newMap[string, *immutable.Map[string, Endpoint]](),
 	}
 }
 
@@ -111,9 +111,9 @@ func (s *Snapshot) addWorkload(w *Workload) {
 	for key, ports := range w.Services {
 		members, ok := s.endpoints.Get(key)
 		if !ok {
-			members = newMap[string, []Port]()
+			members = newMap[string, Endpoint]()
 		}
-		s.endpoints = s.endpoints.Set(key, members.Set(w.UID, ports))
+		s.endpoints = s.endpoints.Set(key, members.Set(w.UID, Endpoint{Workload: w, Ports: ports}))
 	}
 }
 
@@ -294,8 +294,7 @@ func (s *Snapshot) Endpoints(serviceKey string) iter.Seq[Endpoint] {
 			return
 		}
 		for it := members.Iterator(); !it.Done(); {
-			uid, ports, _ := it.Next()
-			if !yield(Endpoint{Workload: get(s.workloads, uid), Ports: ports}) {
+			if _, e, _ := it.Next(); !yield(e) {
 				return
 			}
 		}
