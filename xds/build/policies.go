@@ -1,0 +1,148 @@
+package build
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	typev1beta1 "istio.io/api/type/v1beta1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// DefaultRootNamespace is the namespace whose policies without a selector
+// cover the whole mesh.
+const DefaultRootNamespace = "tacit-system"
+
+// PolicyInput is everything that the translation of policies depends on.
+type PolicyInput struct {
+	RootNamespace         string // "" means DefaultRootNamespace
+	AuthorizationPolicies []*securityv1.AuthorizationPolicy
+	PeerAuthentications   []*securityv1.PeerAuthentication
+	Workloads             []PolicyTarget
+}
+
+// PolicyTarget is a workload as far as policies care.
+type PolicyTarget struct {
+	UID       string
+	Namespace string
+	Labels    map[string]string // all labels of the pod
+	// SkipInbound are ports that bypass the proxy, so that no policy is
+	// enforced there; Uncaptured says the same of every port.
+	SkipInbound model.PortSet
+	Uncaptured  bool
+}
+
+// PolicyResult is what the policies amount to.
+type PolicyResult struct {
+	Policies []*model.Policy // by key
+	// Attached maps a workload's UID to the sorted keys of the policies that
+	// select it by labels (Workload.Policies).
+	Attached map[string][]string
+	// LabelKeys are the keys that conditions on source.labels[KEY] name, sorted.
+	LabelKeys []string
+	Statuses  []PolicyStatus // by kind, namespace and name
+}
+
+// Labels picks the labels of a pod that policies name, for Workload.Labels. A
+// key that the pod lacks is there with an empty value: to a proxy a missing
+// key means that it has not been told, which it takes for the worst.
+func (r *PolicyResult) Labels(pod map[string]string) map[string]string {
+	if len(r.LabelKeys) == 0 {
+		return nil
+	}
+	out := make(map[string]string, len(r.LabelKeys))
+	for _, key := range r.LabelKeys {
+		out[key] = pod[key]
+	}
+	return out
+}
+
+// PolicyStatus says whether one object is enforced.
+type PolicyStatus struct {
+	Kind, Namespace, Name string
+	Generation            int64 // of the object that this speaks of
+	// Enforced says that the object takes part in decisions.
+	Enforced bool
+	// Layer is where it does: "L4".
+	Layer string
+	// Messages say what is not enforced as written, where and why; none
+	// means that all of it is.
+	Messages []string
+}
+
+// layer4 is the only layer at which policies are enforced so far.
+const layer4 = "L4"
+
+func (s *PolicyStatus) say(format string, args ...any) {
+	s.Messages = append(s.Messages, fmt.Sprintf(format, args...))
+}
+
+// Policies translates Istio's AuthorizationPolicy and PeerAuthentication with
+// the semantics of Istio's ambient mode, and says of each object whether it is
+// enforced. A value that cannot be understood makes its match unknown, which a
+// DENY policy takes for a match and an ALLOW policy does not.
+func Policies(in PolicyInput) PolicyResult {
+	b := policyBuilder{
+		root:      cmp.Or(in.RootNamespace, DefaultRootNamespace),
+		workloads: in.Workloads,
+		attached:  map[string]map[string]struct{}{},
+		labelKeys: map[string]struct{}{},
+	}
+	for _, obj := range in.AuthorizationPolicies {
+		b.authorization(obj)
+	}
+	b.peerAuthentications(in.PeerAuthentications)
+	return b.result()
+}
+
+type policyBuilder struct {
+	root      string
+	workloads []PolicyTarget
+
+	policies  []*model.Policy
+	attached  map[string]map[string]struct{} // UID -> policy keys
+	labelKeys map[string]struct{}
+	statuses  []PolicyStatus
+}
+
+func (b *policyBuilder) attach(uid, key string) {
+	if b.attached[uid] == nil {
+		b.attached[uid] = map[string]struct{}{}
+	}
+	b.attached[uid][key] = struct{}{}
+}
+
+func (b *policyBuilder) result() PolicyResult {
+	r := PolicyResult{
+		Policies:  b.policies,
+		Attached:  make(map[string][]string, len(b.attached)),
+		LabelKeys: slices.Sorted(maps.Keys(b.labelKeys)),
+		Statuses:  b.statuses,
+	}
+	for uid, keys := range b.attached {
+		r.Attached[uid] = slices.Sorted(maps.Keys(keys))
+	}
+	slices.SortFunc(r.Policies, func(x, y *model.Policy) int { return strings.Compare(x.Key(), y.Key()) })
+	slices.SortFunc(r.Statuses, func(x, y PolicyStatus) int {
+		return cmp.Or(strings.Compare(x.Kind, y.Kind), strings.Compare(x.Namespace, y.Namespace), strings.Compare(x.Name, y.Name))
+	})
+	return r
+}
+
+// selects reports whether an object of namespace ns with this selector covers
+// the workload.
+func (b *policyBuilder) selects(ns string, selector *typev1beta1.WorkloadSelector, w *PolicyTarget) bool {
+	if ns != w.Namespace && ns != b.root {
+		return false
+	}
+	for key, value := range selector.GetMatchLabels() {
+		if have, ok := w.Labels[key]; !ok || have != value {
+			return false
+		}
+	}
+	return true
+}
