@@ -23,6 +23,9 @@ type Material struct {
 	Certificate *tls.Certificate
 	Leaf        *x509.Certificate
 	Roots       *x509.CertPool
+	// Authorities are the certificates in Roots, which a pool does not give
+	// back; [Store.Export] needs them.
+	Authorities []*x509.Certificate
 }
 
 // NotAfter is when the leaf ends.

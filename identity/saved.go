@@ -1,0 +1,150 @@
+package identity
+
+import (
+	"crypto"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// Imported material that no pod has asked for after this time is forgotten:
+// its pod has gone, and keys are kept for pods that are here.
+const importedLife = 10 * time.Minute
+
+const savedVersion = 1
+
+type savedMaterials struct {
+	Version   int             `json:"version"`
+	Materials []savedMaterial `json:"materials"`
+}
+
+type savedMaterial struct {
+	Key   []byte   `json:"key"`   // PKCS #8
+	Chain [][]byte `json:"chain"` // DER, leaf first
+	Roots [][]byte `json:"roots"`
+}
+
+// Export is everything that Import needs to serve at once, for this process's
+// successor. It CONTAINS PRIVATE KEYS: it may go to sealed memory, never to a
+// disk or a log.
+func (s *Store) Export() ([]byte, error) {
+	saved := savedMaterials{Version: savedVersion}
+	for _, m := range s.exported() {
+		key, err := x509.MarshalPKCS8PrivateKey(m.Certificate.PrivateKey)
+		if err != nil {
+			return nil, fmt.Errorf("export certificate of %s: %w", m.Identity(), err)
+		}
+		one := savedMaterial{Key: key, Chain: m.Certificate.Certificate}
+		for _, r := range m.Authorities {
+			one.Roots = append(one.Roots, r.Raw)
+		}
+		saved.Materials = append(saved.Materials, one)
+	}
+	return json.Marshal(saved)
+}
+
+func (s *Store) exported() []*Material {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forgetImported()
+	all := maps.Clone(s.imported)
+	for id, e := range *s.entries.Load() {
+		if m := e.material.Load(); m != nil {
+			all[id] = m
+		}
+	}
+	var materials []*Material
+	for _, m := range all {
+		if m.ValidAt(s.now()) {
+			materials = append(materials, m)
+		}
+	}
+	slices.SortFunc(materials, func(a, b *Material) int {
+		return a.Leaf.NotAfter.Compare(b.Leaf.NotAfter)
+	})
+	return materials
+}
+
+// Import takes over what Export gave, to serve it until the source has
+// something newer. What has expired meanwhile is left out. Either all of data
+// is understood or nothing is taken.
+func (s *Store) Import(data []byte) error {
+	var saved savedMaterials
+	// The parser's own error could quote the data, which holds keys.
+	if json.Unmarshal(data, &saved) != nil || saved.Version != savedVersion {
+		return fmt.Errorf("import certificates: not written by this version (%d bytes, format %d, want %d)",
+			len(data), saved.Version, savedVersion)
+	}
+	materials := map[model.Identity]*Material{}
+	for i, one := range saved.Materials {
+		m, err := one.material()
+		if err != nil {
+			return fmt.Errorf("import certificates: number %d: %w", i, err)
+		}
+		if m.ValidAt(s.now()) {
+			materials[m.Identity()] = m
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.until = s.now().Add(importedLife)
+	for id, m := range materials {
+		if e := (*s.entries.Load())[id]; e == nil {
+			s.imported[id] = m
+		} else if e.material.CompareAndSwap(nil, m) {
+			s.announce()
+		}
+	}
+	return nil
+}
+
+func (one savedMaterial) material() (*Material, error) {
+	key, err := x509.ParsePKCS8PrivateKey(one.Key)
+	if err != nil {
+		return nil, fmt.Errorf("private key: %w", err)
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("private key: a %T cannot sign", key)
+	}
+	chain, err := parseAll(one.Chain)
+	if err != nil {
+		return nil, fmt.Errorf("chain: %w", err)
+	}
+	roots, err := parseAll(one.Roots)
+	if err != nil {
+		return nil, fmt.Errorf("roots: %w", err)
+	}
+	return NewMaterial(chain, signer, roots)
+}
+
+func parseAll(ders [][]byte) ([]*x509.Certificate, error) {
+	var all []*x509.Certificate
+	for _, der := range ders {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, c)
+	}
+	return all, nil
+}
+
+// takeImported is called with mu held.
+func (s *Store) takeImported(id model.Identity) *Material {
+	s.forgetImported()
+	m := s.imported[id]
+	delete(s.imported, id)
+	return m
+}
+
+func (s *Store) forgetImported() {
+	if len(s.imported) > 0 && !s.now().Before(s.until) {
+		clear(s.imported)
+	}
+}
