@@ -18,11 +18,13 @@ type Request struct {
 	Source   netip.Addr     // address of the TCP peer
 	Identity model.Identity // verified by mTLS; zero on plaintext
 	// SourceWorkload is the workload at the source address. On mTLS it is
-	// set only if its identity is the verified one; nil if unknown.
+	// set only if its identity is the verified one; nil if unknown. Its
+	// labels count only with a verified identity, hence not on plaintext.
 	SourceWorkload *model.Workload
 	Destination    netip.AddrPort // the real target, never the tunnel's port
-	Workload       *model.Workload
-	Time           time.Time
+	// Workload is the destination, as it is in the snapshot.
+	Workload *model.Workload
+	Time     time.Time
 }
 
 // Reason is why a decision came out as it did.
@@ -40,6 +42,29 @@ const (
 	ReasonNoPolicy               // no ALLOW policy covers the workload
 )
 
+// String is the reason as a label of metrics: lower case, words joined by "_".
+func (r Reason) String() string {
+	switch r {
+	case ReasonUndecided:
+		return "undecided"
+	case ReasonNotReady:
+		return "not_ready"
+	case ReasonUnknownWorkload:
+		return "unknown_workload"
+	case ReasonMissingPolicy:
+		return "missing_policy"
+	case ReasonDenied:
+		return "denied"
+	case ReasonNotAllowed:
+		return "not_allowed"
+	case ReasonAllowed:
+		return "allowed"
+	case ReasonNoPolicy:
+		return "no_policy"
+	}
+	return "unknown"
+}
+
 // Decision is the outcome; its zero value denies.
 type Decision struct {
 	Allowed bool
@@ -48,9 +73,50 @@ type Decision struct {
 	// ReasonNotAllowed it is the candidate that came closest.
 	Policy string
 	// Attribute is what decided or failed in it, such as "principals" or
-	// "from.source.notPrincipals"; empty where the whole policy did.
+	// "notPrincipals", or the part that could not be understood; empty where
+	// the whole policy did.
 	Attribute string
-	// DryRun is the key of a dry-run policy that would have changed the
-	// outcome; empty if none would.
+	// DryRun is the key of a dry-run policy by which the outcome would have
+	// been the other one, had those on dry run been enforced; empty if it
+	// would not.
 	DryRun string
+}
+
+// String is the decision in one line for people.
+func (d Decision) String() string {
+	text := d.text()
+	if d.DryRun == "" {
+		return text
+	}
+	if d.Allowed {
+		return text + "; dry run: policy " + d.DryRun + " would deny"
+	}
+	return text + "; dry run: policy " + d.DryRun + " would allow"
+}
+
+func (d Decision) text() string {
+	switch d.Reason {
+	case ReasonNotReady:
+		return "denied: the control plane has not sent its policies yet"
+	case ReasonUnknownWorkload:
+		return "denied: the control plane has not sent the destination workload"
+	case ReasonMissingPolicy:
+		return "denied: policy " + d.Policy + " is named by the workload, and the control plane has not sent it"
+	case ReasonDenied:
+		if d.Attribute == "" {
+			return "denied by policy " + d.Policy
+		}
+		return "denied by policy " + d.Policy + ": " + d.Attribute + " matched"
+	case ReasonNotAllowed:
+		if d.Attribute == "" {
+			return "denied: no ALLOW policy matched; policy " + d.Policy + " has no rule that could"
+		}
+		return "denied: no ALLOW policy matched; closest was " + d.Policy + ": " + d.Attribute + " did not match"
+	case ReasonAllowed:
+		return "allowed by policy " + d.Policy
+	case ReasonNoPolicy:
+		return "allowed: no ALLOW policy covers the workload"
+	case ReasonUndecided:
+	}
+	return "denied: undecided"
 }

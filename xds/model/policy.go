@@ -134,7 +134,8 @@ func (m StringMatch) String() string {
 	return m.Value
 }
 
-// LabelMatch is one `source.labels[KEY]` condition.
+// LabelMatch is one `source.labels[KEY]` condition. A workload whose Labels
+// lack the key has an unknown label, not an empty one.
 type LabelMatch struct {
 	Key    string
 	Values []StringMatch

@@ -28,6 +28,7 @@ type Snapshot struct {
 	endpoints *immutable.Map[string, *immutable.Map[string, Endpoint]] // service key -> UID
 
 	policies    map[string]*Policy // few and rarely changed: copied whole
+	policyKeys  map[*Policy]string
 	global      []*Policy
 	byNamespace map[string][]*Policy
 	removed     map[string]struct{} // keys of policies that existed and were removed
@@ -191,14 +192,19 @@ func (s *Snapshot) applyPolicies(u Update) {
 		delete(removed, p.Key())
 	}
 	s.policies, s.removed = policies, removed
+	s.policyKeys = make(map[*Policy]string, len(policies))
 	s.global, s.byNamespace = nil, map[string][]*Policy{}
 	for _, key := range slices.Sorted(maps.Keys(policies)) {
-		switch p := policies[key]; p.Scope {
-		case ScopeGlobal:
-			s.global = append(s.global, p)
+		p := policies[key]
+		s.policyKeys[p] = key
+		switch p.Scope {
+		case ScopeSelector: // found by name
 		case ScopeNamespace:
 			s.byNamespace[p.Namespace] = append(s.byNamespace[p.Namespace], p)
-		case ScopeSelector: // found by name
+		case ScopeGlobal:
+			s.global = append(s.global, p)
+		default: // a scope of a later version: rather too wide than too narrow
+			s.global = append(s.global, p)
 		}
 	}
 }
@@ -310,6 +316,9 @@ func (s *Snapshot) Policy(key string) (p *Policy, removed bool) {
 	_, removed = s.removed[key]
 	return nil, removed
 }
+
+// PolicyKey is p.Key() for a policy of the snapshot, without building it.
+func (s *Snapshot) PolicyKey(p *Policy) string { return s.policyKeys[p] }
 
 // GlobalPolicies are those of the whole mesh, by key.
 func (s *Snapshot) GlobalPolicies() []*Policy { return s.global }

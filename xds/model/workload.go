@@ -60,7 +60,9 @@ type Workload struct {
 	// Policies are the keys, "NAMESPACE/NAME", of the policies that select
 	// this workload by labels.
 	Policies []string
-	// Labels are those of the pod's labels that some policy names.
+	// Labels are those of the pod's labels that some policy names; a label
+	// that the pod lacks is there with an empty value, so that a missing key
+	// means that the value is not known.
 	Labels map[string]string
 
 	SkipInbound       PortSet

@@ -1,0 +1,268 @@
+package policy
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// attribute is one list of a match; each is followed by its negation.
+type attribute uint8
+
+const (
+	noAttribute attribute = iota
+	principals
+	notPrincipals
+	namespaces
+	notNamespaces
+	serviceAccounts
+	notServiceAccounts
+	sourceIPs
+	notSourceIPs
+	sourceLabels
+	notSourceLabels
+	destinationPorts
+	notDestinationPorts
+	destinationIPs
+	notDestinationIPs
+	times
+	notTimes
+
+	firstAttribute = principals
+	lastAttribute  = notTimes
+)
+
+// String is the attribute's name in an AuthorizationPolicy.
+func (a attribute) String() string {
+	switch a {
+	case principals:
+		return "principals"
+	case notPrincipals:
+		return "notPrincipals"
+	case namespaces:
+		return "namespaces"
+	case notNamespaces:
+		return "notNamespaces"
+	case serviceAccounts:
+		return "serviceAccounts"
+	case notServiceAccounts:
+		return "notServiceAccounts"
+	case sourceIPs:
+		return "ipBlocks"
+	case notSourceIPs:
+		return "notIpBlocks"
+	case sourceLabels:
+		return "source.labels"
+	case notSourceLabels:
+		return "source.labels.notValues"
+	case destinationPorts:
+		return "ports"
+	case notDestinationPorts:
+		return "notPorts"
+	case destinationIPs:
+		return "destination.ip"
+	case notDestinationIPs:
+		return "destination.ip.notValues"
+	case times:
+		return "request.time"
+	case notTimes:
+		return "request.time.notValues"
+	case noAttribute:
+	}
+	return ""
+}
+
+// verdict is what one attribute says.
+type verdict uint8
+
+const (
+	absent verdict = iota // the match does not have it
+	fits
+	fails
+	unproven // the fact it is about is not known
+)
+
+func (e *evaluation) judge(m *model.Match, a attribute) verdict {
+	switch a {
+	case principals:
+		return list(m.Principals, e.hasPrincipal(m.Principals), true)
+	case notPrincipals:
+		return list(m.NotPrincipals, e.hasPrincipal(m.NotPrincipals), false)
+	case namespaces:
+		return list(m.Namespaces, e.hasNamespace(m.Namespaces), true)
+	case notNamespaces:
+		return list(m.NotNamespaces, e.hasNamespace(m.NotNamespaces), false)
+	case serviceAccounts:
+		return list(m.ServiceAccounts, e.hasAccount(m.ServiceAccounts), true)
+	case notServiceAccounts:
+		return list(m.NotServiceAccounts, e.hasAccount(m.NotServiceAccounts), false)
+	case sourceIPs:
+		return addresses(m.SourceIPs, e.source, true)
+	case notSourceIPs:
+		return addresses(m.NotSourceIPs, e.source, false)
+	case sourceLabels:
+		return e.labelled(m.SourceLabels, true)
+	case notSourceLabels:
+		return e.labelled(m.NotSourceLabels, false)
+	case destinationPorts:
+		return list(m.DestinationPorts, e.hasPort(m.DestinationPorts), true)
+	case notDestinationPorts:
+		return list(m.NotDestinationPorts, e.hasPort(m.NotDestinationPorts), false)
+	case destinationIPs:
+		return addresses(m.DestinationIPs, e.destination, true)
+	case notDestinationIPs:
+		return addresses(m.NotDestinationIPs, e.destination, false)
+	case times:
+		return list(m.Times, e.within(m.Times), true)
+	case notTimes:
+		return list(m.NotTimes, e.within(m.NotTimes), false)
+	case noAttribute:
+	}
+	return absent
+}
+
+// list: one hit is wanted, or for a negation none.
+func list[T any](values []T, hit, wanted bool) verdict {
+	switch {
+	case len(values) == 0:
+		return absent
+	case hit == wanted:
+		return fits
+	}
+	return fails
+}
+
+// Without an identity nothing about it fits, not even an empty value.
+func (e *evaluation) hasPrincipal(values []model.StringMatch) bool {
+	if e.request.Identity.IsZero() {
+		return false
+	}
+	for _, v := range values {
+		if principalMatches(&e.request.Identity, v) {
+			return true
+		}
+	}
+	return false
+}
+
+// principalMatches compares with [model.Identity.Principal] without building it.
+func principalMatches(id *model.Identity, m model.StringMatch) bool {
+	parts := [...]string{id.TrustDomain, "/ns/", id.Namespace, "/sa/", id.ServiceAccount}
+	want, ok := m.Value, true
+	switch m.Kind {
+	case model.MatchExact:
+		for _, part := range parts {
+			if want, ok = strings.CutPrefix(want, part); !ok {
+				return false
+			}
+		}
+		return want == ""
+	case model.MatchPrefix:
+		for _, part := range parts {
+			if len(want) <= len(part) {
+				return strings.HasPrefix(part, want)
+			}
+			if want, ok = strings.CutPrefix(want, part); !ok {
+				return false
+			}
+		}
+		return false
+	case model.MatchSuffix:
+		for i := len(parts) - 1; i >= 0; i-- {
+			if len(want) <= len(parts[i]) {
+				return strings.HasSuffix(parts[i], want)
+			}
+			if want, ok = strings.CutSuffix(want, parts[i]); !ok {
+				return false
+			}
+		}
+		return false
+	case model.MatchPresence:
+		return true
+	}
+	return false
+}
+
+func (e *evaluation) hasNamespace(values []model.StringMatch) bool {
+	if e.request.Identity.IsZero() {
+		return false
+	}
+	for _, v := range values {
+		if v.Matches(e.request.Identity.Namespace) {
+			return true
+		}
+	}
+	return false
+}
+
+func (e *evaluation) hasAccount(values []model.ServiceAccount) bool {
+	id := &e.request.Identity
+	for _, v := range values {
+		if !id.IsZero() && v.Namespace == id.Namespace && v.Name == id.ServiceAccount {
+			return true
+		}
+	}
+	return false
+}
+
+func addresses(prefixes []netip.Prefix, a netip.Addr, wanted bool) verdict {
+	if len(prefixes) > 0 && !a.IsValid() {
+		return unproven
+	}
+	hit := false
+	for _, p := range prefixes {
+		hit = hit || contains(p, a)
+	}
+	return list(prefixes, hit, wanted)
+}
+
+// contains also knows prefixes that are IPv4 written as IPv6.
+func contains(p netip.Prefix, a netip.Addr) bool {
+	return p.Contains(a) || p.Addr().Is4In6() && a.Is4() && p.Contains(netip.AddrFrom16(a.As16()))
+}
+
+// labelled wants every key to have one of its values, or for a negation none.
+func (e *evaluation) labelled(keys []model.LabelMatch, wanted bool) verdict {
+	if len(keys) == 0 {
+		return absent
+	}
+	result := fits
+	for _, k := range keys {
+		value, known := e.labels[k.Key]
+		switch {
+		case !e.labelsProven || !known:
+			result = unproven
+		case anyMatches(k.Values, value) != wanted:
+			return fails
+		}
+	}
+	return result
+}
+
+func anyMatches(values []model.StringMatch, s string) bool {
+	for _, v := range values {
+		if v.Matches(s) {
+			return true
+		}
+	}
+	return false
+}
+
+func (e *evaluation) hasPort(ports []uint16) bool {
+	for _, p := range ports {
+		if p == e.request.Destination.Port() {
+			return true
+		}
+	}
+	return false
+}
+
+func (e *evaluation) within(windows []model.TimeWindow) bool {
+	for _, w := range windows {
+		if w.Contains(e.request.Time) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,231 @@
+package policy
+
+import (
+	"cmp"
+	"net/netip"
+
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// Evaluate decides with the semantics of Istio's ambient mode, and denies what
+// is unknown: before the first full list of policies, towards a workload that
+// the snapshot does not have, and where the workload names a policy that was
+// never seen. A DENY policy that matches comes before all others; then, where
+// ALLOW policies cover the workload, one of them must match.
+//
+// The snapshot's version of the destination counts, not the request's, so
+// that a live connection can be evaluated again with the same request.
+func Evaluate(s *model.Snapshot, r *Request) Decision {
+	if !s.PoliciesReady() {
+		return Decision{Reason: ReasonNotReady}
+	}
+	e := newEvaluation(s, r)
+	if e.workload == nil {
+		return Decision{Reason: ReasonUnknownWorkload}
+	}
+	var t tally
+	for _, p := range s.GlobalPolicies() {
+		t.add(p, e.policy(p))
+	}
+	for _, p := range s.NamespacePolicies(e.workload.Namespace) {
+		t.add(p, e.policy(p))
+	}
+	for _, key := range e.workload.Policies {
+		switch p, removed := s.Policy(key); {
+		case p != nil:
+			t.add(p, e.policy(p))
+		case !removed:
+			t.missing = cmp.Or(t.missing, key)
+		}
+	}
+	return t.decision(s)
+}
+
+// tally counts twice: what is enforced, and what would be if the policies on
+// dry run were enforced too.
+type tally struct {
+	enforced, all votes
+	missing       string // key of a policy never seen
+}
+
+func (t *tally) add(p *model.Policy, o outcome) {
+	t.all.add(p, o)
+	if !p.DryRun {
+		t.enforced.add(p, o)
+	}
+}
+
+func (t *tally) decision(s *model.Snapshot) Decision {
+	d := t.enforced.decision(s, t.missing)
+	if all := t.all.decision(s, t.missing); all.Allowed != d.Allowed {
+		d.DryRun = all.Policy
+	}
+	return d
+}
+
+// votes are the policies that matter, the first of each kind.
+type votes struct {
+	denied, allowed, closest *model.Policy
+	deniedAt, closestAt      outcome
+}
+
+func (v *votes) add(p *model.Policy, o outcome) {
+	switch {
+	case denies(p):
+		if o.matched && v.denied == nil {
+			v.denied, v.deniedAt = p, o
+		}
+	case o.matched:
+		if v.allowed == nil {
+			v.allowed = p
+		}
+	case v.closest == nil || o.progress > v.closestAt.progress:
+		v.closest, v.closestAt = p, o
+	}
+}
+
+func (v *votes) decision(s *model.Snapshot, missing string) Decision {
+	switch {
+	case v.denied != nil:
+		return Decision{Reason: ReasonDenied, Policy: s.PolicyKey(v.denied), Attribute: v.deniedAt.name()}
+	case missing != "":
+		return Decision{Reason: ReasonMissingPolicy, Policy: missing}
+	case v.allowed != nil:
+		return Decision{Allowed: true, Reason: ReasonAllowed, Policy: s.PolicyKey(v.allowed)}
+	case v.closest != nil:
+		return Decision{Reason: ReasonNotAllowed, Policy: s.PolicyKey(v.closest), Attribute: v.closestAt.name()}
+	}
+	return Decision{Allowed: true, Reason: ReasonNoPolicy}
+}
+
+// denies takes an action that is none of the known ones for DENY.
+func denies(p *model.Policy) bool { return p.Action != model.ActionAllow }
+
+// evaluation holds the facts of one decision.
+type evaluation struct {
+	request      *Request
+	workload     *model.Workload
+	source       netip.Addr
+	destination  netip.Addr
+	labels       map[string]string
+	labelsProven bool
+}
+
+func newEvaluation(s *model.Snapshot, r *Request) evaluation {
+	e := evaluation{request: r, source: plain(r.Source), destination: plain(r.Destination.Addr())}
+	if r.Workload != nil {
+		e.workload = s.Workload(r.Workload.UID)
+	}
+	if w := r.SourceWorkload; w != nil && !r.Identity.IsZero() && w.Identity() == r.Identity {
+		e.labels, e.labelsProven = w.Labels, true
+	}
+	return e
+}
+
+// plain is the form in which prefixes contain an address: no IPv4 inside
+// IPv6, and no zone.
+func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+
+// outcome is whether a policy matched, and where that was decided.
+type outcome struct {
+	matched             bool
+	unknown             string // the part that was not understood, if that decided
+	attribute           attribute
+	rule, clause, match int
+	progress            int // how much of the best rule matched
+}
+
+func (o outcome) name() string {
+	if o.unknown != "" {
+		return o.unknown
+	}
+	return o.attribute.String()
+}
+
+// clauseWeight ranks one clause above all the attributes of a match.
+const clauseWeight = int(lastAttribute) + 1
+
+func (e *evaluation) policy(p *model.Policy) outcome {
+	deny := denies(p)
+	if p.Unknown != "" {
+		return outcome{matched: deny, unknown: p.Unknown}
+	}
+	if p.Action > model.ActionDeny {
+		return outcome{matched: true, unknown: "action"}
+	}
+	best := outcome{progress: -1}
+	for i := range p.Rules {
+		o := e.rule(&p.Rules[i], deny)
+		o.rule = i
+		if o.matched {
+			return o
+		}
+		if o.progress > best.progress {
+			best = o
+		}
+	}
+	return best
+}
+
+func (e *evaluation) rule(r *model.Rule, deny bool) outcome {
+	if r.Unknown != "" {
+		return outcome{matched: deny, unknown: r.Unknown}
+	}
+	first := outcome{matched: true}
+	for i := range r.Clauses {
+		o := e.clause(&r.Clauses[i], deny)
+		o.clause = i
+		if !o.matched {
+			o.progress += i * clauseWeight
+			return o
+		}
+		if first.name() == "" {
+			first = o
+		}
+	}
+	return first
+}
+
+func (e *evaluation) clause(c *model.Clause, deny bool) outcome {
+	if c.Unknown != "" {
+		return outcome{matched: deny, unknown: c.Unknown}
+	}
+	if len(c.Matches) == 0 {
+		return outcome{matched: true}
+	}
+	best := outcome{progress: -1}
+	for i := range c.Matches {
+		o := e.match(&c.Matches[i], deny)
+		o.match = i
+		if o.matched {
+			return o
+		}
+		if o.progress > best.progress {
+			best = o
+		}
+	}
+	return best
+}
+
+func (e *evaluation) match(m *model.Match, deny bool) outcome {
+	if m.Unknown != "" {
+		return outcome{matched: deny, unknown: m.Unknown}
+	}
+	var o outcome
+	for a := firstAttribute; a <= lastAttribute; a++ {
+		v := e.judge(m, a)
+		if v == absent {
+			continue
+		}
+		if v == fails || v == unproven && !deny {
+			o.attribute = a
+			return o
+		}
+		o.progress++
+		if o.attribute == noAttribute {
+			o.attribute = a
+		}
+	}
+	o.matched = o.attribute != noAttribute
+	return o
+}
