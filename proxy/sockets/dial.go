@@ -1,0 +1,113 @@
+package sockets
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
+)
+
+// connect uses up a dialing socket: it becomes a connection or is closed.
+func connect(ctx context.Context, fd int, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
+	f := os.NewFile(uintptr(fd), "dialing socket") // the descriptor is non-blocking, so f waits in the runtime's poller
+	defer f.Close()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("dial %v: %w", dst, err)
+	}
+	if controlErr := raw.Control(func(fd uintptr) { err = start(int(fd), src, dst) }); controlErr != nil {
+		err = controlErr
+	}
+	if errors.Is(err, unix.EINPROGRESS) {
+		err = finish(ctx, f)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("dial %v: %w", dst, err)
+	}
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("dial %v: %w", dst, err)
+	}
+	return c.(*net.TCPConn), nil
+}
+
+func start(fd int, src netip.Addr, dst netip.AddrPort) error {
+	if src.IsValid() {
+		if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(src, 0))); err != nil {
+			return os.NewSyscallError("bind "+src.String(), err)
+		}
+	}
+	return os.NewSyscallError("connect", unix.Connect(fd, sockaddr(dst)))
+}
+
+// finish waits until the connection is up, has failed, or the context ends.
+func finish(ctx context.Context, f *os.File) error {
+	stop := context.AfterFunc(ctx, func() { f.SetWriteDeadline(time.Unix(1, 0)) })
+	defer stop()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var result error
+	waited := false
+	err = raw.Write(func(fd uintptr) (done bool) {
+		if !waited {
+			waited = true
+			return false
+		}
+		result = connected(int(fd))
+		return !errors.Is(result, unix.EINPROGRESS)
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		return err
+	}
+	return result
+}
+
+func connected(fd int) error {
+	errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		return os.NewSyscallError("getsockopt SO_ERROR", err)
+	}
+	if errno != 0 {
+		return os.NewSyscallError("connect", unix.Errno(errno))
+	}
+	if _, err := unix.Getpeername(fd); err != nil {
+		return unix.EINPROGRESS // woken for nothing
+	}
+	return nil
+}
+
+func familyOf(a netip.Addr) protocol.Family {
+	if a.Is4() {
+		return protocol.Family_FAMILY_IPV4
+	}
+	return protocol.Family_FAMILY_IPV6
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+}
+
+// unmapped is dst and src in one family, where they have one.
+func unmapped(src netip.Addr, dst netip.AddrPort) (netip.Addr, netip.AddrPort, error) {
+	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
+	src = src.Unmap()
+	if !dst.IsValid() || src.IsValid() && src.Is4() != dst.Addr().Is4() {
+		return src, dst, fmt.Errorf("dial %v from %v: addresses of one family are needed", dst, src)
+	}
+	return src, dst, nil
+}

@@ -1,0 +1,116 @@
+// Package netns runs functions inside network namespaces.
+//
+// What does not belong here: anything that is done inside.
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// ID tells network namespaces of one boot apart while they exist.
+type ID struct{ Dev, Inode uint64 }
+
+// NS is an open network namespace. It keeps the namespace alive until Close.
+type NS struct {
+	file *os.File
+	id   ID
+}
+
+// Open opens the namespace at path, such as /run/netns/NAME or
+// /proc/PID/ns/net.
+func Open(path string) (*NS, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("network namespace: %w", err)
+	}
+	ns, err := adopt(f)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("network namespace %s: %w", path, err)
+	}
+	return ns, nil
+}
+
+func adopt(f *os.File) (*NS, error) {
+	kind, err := control(f, func(fd uintptr) (int, error) { return unix.IoctlRetInt(int(fd), unix.NS_GET_NSTYPE) })
+	if err != nil || kind != unix.CLONE_NEWNET {
+		return nil, errors.New("not a network namespace")
+	}
+	var st unix.Stat_t
+	if _, err := control(f, func(fd uintptr) (int, error) { return 0, unix.Fstat(int(fd), &st) }); err != nil {
+		return nil, os.NewSyscallError("fstat", err)
+	}
+	return &NS{file: f, id: ID{st.Dev, st.Ino}}, nil
+}
+
+// OfSocket is the identity of the namespace in which a socket was made. It
+// needs CAP_NET_ADMIN there.
+func OfSocket(socket int) (ID, error) {
+	fd, err := unix.IoctlRetInt(socket, unix.SIOCGSKNS)
+	if err != nil {
+		return ID{}, os.NewSyscallError("ioctl SIOCGSKNS", err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return ID{}, os.NewSyscallError("fstat", err)
+	}
+	return ID{st.Dev, st.Ino}, nil
+}
+
+// ID is the namespace's identity.
+func (n *NS) ID() ID { return n.id }
+
+// Close lets go of the namespace.
+func (n *NS) Close() error { return n.file.Close() }
+
+// Do runs fn inside the namespace, on a thread of its own that fn must not
+// leave: what fn starts by `go` runs outside, what it executes runs inside. A
+// thread that cannot be brought back ends with the call.
+func (n *NS) Do(fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		restored, err := n.run(fn)
+		if restored {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+func (n *NS) run(fn func() error) (restored bool, err error) {
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return true, fmt.Errorf("own network namespace: %w", err)
+	}
+	defer home.Close()
+	if err := enter(n.file); err != nil {
+		return true, fmt.Errorf("enter network namespace: %w", err)
+	}
+	err = fn()
+	return enter(home) == nil, err
+}
+
+func enter(f *os.File) error {
+	_, err := control(f, func(fd uintptr) (int, error) { return 0, unix.Setns(int(fd), unix.CLONE_NEWNET) })
+	return os.NewSyscallError("setns", err)
+}
+
+// control runs fn on the descriptor and keeps it open meanwhile.
+func control(f *os.File, fn func(fd uintptr) (int, error)) (n int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	if rawErr := raw.Control(func(fd uintptr) { n, err = fn(fd) }); rawErr != nil {
+		return 0, rawErr
+	}
+	return n, err
+}
