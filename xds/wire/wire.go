@@ -1,0 +1,69 @@
+// Package wire translates between the model and the resources that travel
+// over xDS: Istio's workload discovery service, and our own messages in its
+// extension fields. Both directions stand side by side.
+//
+// Decoding is strict. A workload or service with a number out of its range or
+// an address of a wrong length is an error; fields unknown to this version
+// are ignored there, but in a policy, at any level, they make that level
+// unknown, so that it errs on the closed side. What does not belong here:
+// connections, versions, and what a resource means.
+package wire
+
+import (
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/tacit-mesh/tacit/xds/api/workload"
+)
+
+// The types of resources, by their type URLs. An Address is a workload, named
+// by its UID, or a service, named by its key; an Authorization is a policy,
+// named by its key.
+const (
+	AddressType       = "type.googleapis.com/istio.workload.Address"
+	AuthorizationType = "type.googleapis.com/istio.security.Authorization"
+)
+
+// ExtensionsKey is the key in an xDS node's metadata under which a proxy says
+// which extensions it understands, in the form of [Extensions].
+const ExtensionsKey = "TACIT_EXTENSIONS"
+
+// The names of our extensions.
+const (
+	workloadExtension = "tacit.mesh/workload"
+	serviceExtension  = "tacit.mesh/service"
+	policyExtension   = "tacit.mesh/policy"
+	matchExtension    = "tacit.mesh/match"
+)
+
+// Extensions lists the extensions that this version understands, each as
+// NAME=VERSION, separated by commas and sorted. A version is raised when a
+// message gains a field that an older proxy must not miss.
+func Extensions() string {
+	return matchExtension + "=1," + policyExtension + "=1," + serviceExtension + "=1," + workloadExtension + "=1"
+}
+
+// findExtension reads the extension of that name, if there is one, into out.
+func findExtension(list []*workload.Extension, name string, out proto.Message) error {
+	for _, e := range list {
+		if e.GetName() != name {
+			continue
+		}
+		if err := e.GetConfig().UnmarshalTo(out); err != nil {
+			return fmt.Errorf("extension %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// pack marshals deterministically: equal resources have equal bytes, so that
+// a version can be a hash of them.
+func pack(m proto.Message) (*anypb.Any, error) {
+	out := new(anypb.Any)
+	if err := anypb.MarshalFrom(out, m, proto.MarshalOptions{Deterministic: true}); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
