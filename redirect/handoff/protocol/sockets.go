@@ -129,3 +129,18 @@ func CloseAll(fds []int) {
 		closeIfOpen(fd)
 	}
 }
+
+// Seals keep the memory behind a Save from ever changing.
+const Seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+
+// CheckSealed makes sure that a descriptor is memory that never changes.
+func CheckSealed(fd int) error {
+	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	if err != nil {
+		return fmt.Errorf("not a memfd: %w", os.NewSyscallError("fcntl F_GET_SEALS", err))
+	}
+	if seals&Seals != Seals {
+		return errors.New("a memfd that can still be changed")
+	}
+	return nil
+}
