@@ -1,0 +1,81 @@
+# make help lists what there is to do. Whatever a target needs is installed
+# first, and only if it is missing: see scripts/with-tools.sh.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.SILENT:
+MAKEFLAGS += --no-print-directory
+
+TOOLS := scripts/with-tools.sh
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tacit
+
+# The linter is a program of its own, so that its dependencies are not ours.
+LINT_VERSION := v2.15.0
+LINT := $(CACHE)/golangci-lint-$(LINT_VERSION)/golangci-lint
+
+# Packages under test at a time; most of the work is done by programs that
+# the tests start.
+PARALLEL := 2
+FUZZ_TIME := 5s
+
+# go build -v names each package that it compiles; on a fresh machine that is
+# a thousand, so only every fiftieth shows that it goes on.
+PROGRESS := awk '/^[a-zA-Z0-9._~\/-]+$$/ {if (++n % 50 == 0) print "  " n " packages compiled"; fflush(); next} {print; fflush()}' >&2
+
+.PHONY: help
+help: ## Show this list
+	awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build all programs into bin/
+	CGO_ENABLED=0 $(TOOLS) build go build -v -trimpath -o bin/ ./cmd/... 2>&1 | $(PROGRESS)
+
+.PHONY: demo
+demo: ## See it work on two nodes of this machine, as root (KEEP=1 leaves it up)
+	$(TOOLS) demo $(MAKE) build
+	bin/tacit demo $(if $(KEEP),--keep)
+
+.PHONY: test
+test: ## Run every test, as root: unit, namespaces and a little fuzzing
+	$(TOOLS) test $(MAKE) gotest fuzz
+
+.PHONY: gotest
+gotest:
+	go test -race -timeout 25m -p $(PARALLEL) ./...
+
+.PHONY: fuzz
+fuzz:
+	grep -rl --include='*_test.go' '^func Fuzz' . | sort | while read -r file; do
+		for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$file"); do
+			printf 'fuzz %s %s: ' "$$(dirname "$$file")" "$$target"
+			go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZ_TIME) -timeout 5m "$$(dirname "$$file")" | tail -n 1
+		done
+	done
+
+.PHONY: lint
+lint: ## Run go vet, gofmt and golangci-lint
+	$(TOOLS) build $(MAKE) lintall
+
+.PHONY: lintall
+lintall: $(LINT)
+	echo "go vet"
+	go vet ./...
+	echo "gofmt"
+	unformatted=$$(gofmt -l $$(git ls-files '*.go'))
+	[ -z "$$unformatted" ] || { echo "not formatted by gofmt:" $$unformatted; exit 1; }
+	echo "golangci-lint $(LINT_VERSION)"
+	$(LINT) run --timeout 20m ./...
+
+$(LINT):
+	echo "building golangci-lint $(LINT_VERSION), once"
+	GOBIN=$(dir $(LINT)) go install -v github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION) 2>&1 | $(PROGRESS)
+
+.PHONY: perf
+perf: ## Measure against direct connections and HAProxy, as root (OUT=file.json)
+	$(TOOLS) perf $(MAKE) build
+	$(TOOLS) perf go build -o bin/perf ./perf
+	bin/perf $(if $(OUT),-o $(OUT))
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin
