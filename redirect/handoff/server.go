@@ -1,0 +1,311 @@
+// Package handoff makes sockets inside pods and passes them to the node's
+// proxy, which has no privilege to make them itself.
+//
+// Server and proxy both keep a pod's listeners: while one of the two is
+// replaced, the kernel goes on queueing connections, and the one that stayed
+// gives the listeners back. What does not belong here: which pods there are,
+// and the rules that lead their traffic to the listeners.
+package handoff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
+	"github.com/tacit-mesh/tacit/redirect/netns"
+)
+
+// Config says where the proxy connects and who it must be.
+type Config struct {
+	// Socket is made in a directory that the proxy's user alone may enter.
+	Socket   string
+	ProxyUID int
+	// ProxyCgroup is the control group, such as "/kubepods.slice/...", in or
+	// below which the proxy must run; empty leaves that unchecked.
+	ProxyCgroup string
+	Log         *zap.Logger
+}
+
+// Pod is what the proxy is told about a pod.
+type Pod struct {
+	UID            string
+	Name           string
+	Namespace      string
+	ServiceAccount string
+	TrustDomain    string
+	Addresses      []netip.Addr
+}
+
+// Server is the agent's side.
+type Server struct {
+	cfg Config
+
+	mu      sync.Mutex
+	pods    map[string]*entry
+	offers  map[string][]int // from a proxy, for pods that have not been added yet
+	synced  bool
+	proxies map[*proxy]struct{}
+	state   int // the newest memfd of a proxy, -1 if none
+	wg      sync.WaitGroup
+}
+
+// entry is a pod that is to be served. It has no listeners while a port is
+// taken: by another process, or by a proxy that has not connected yet.
+type entry struct {
+	Pod
+	ns        *netns.NS
+	listeners []int
+}
+
+// New makes a server; pods may be added before Run.
+func New(cfg Config) *Server {
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	return &Server{cfg: cfg, pods: map[string]*entry{}, offers: map[string][]int{}, proxies: map[*proxy]struct{}{}, state: -1}
+}
+
+// Run serves proxies until the context ends. Then it closes every descriptor;
+// a proxy keeps its own.
+func (s *Server) Run(ctx context.Context) error {
+	l, err := s.listen(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer s.closeAll()
+	defer s.wg.Wait()
+	defer cancel()
+	defer stop()
+	defer l.Close()
+	for {
+		c, err := l.AcceptUnix()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil { // for lack of descriptors, for example
+			s.cfg.Log.Error("accept a proxy", zap.Error(err))
+			select {
+			case <-time.After(time.Second):
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		s.wg.Go(func() {
+			if err := s.serve(ctx, c); err != nil && ctx.Err() == nil {
+				s.cfg.Log.Warn("connection to a proxy ended", zap.Error(err))
+			}
+		})
+	}
+}
+
+// listen makes the socket anew. Who may connect is the directory's business,
+// so that its owner needs no write permission on a file of ours.
+func (s *Server) listen(ctx context.Context) (*net.UnixListener, error) {
+	if err := s.ensureDirectory(filepath.Dir(s.cfg.Socket)); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(s.cfg.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("the socket of an earlier agent: %w", err)
+	}
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		if controlErr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o666) }); controlErr != nil {
+			return controlErr
+		}
+		return err
+	}}
+	l, err := lc.Listen(ctx, "unixpacket", s.cfg.Socket)
+	if err != nil {
+		return nil, fmt.Errorf("listen for the proxy: %w", err)
+	}
+	ul := l.(*net.UnixListener)
+	ul.SetUnlinkOnClose(false) // a successor's socket may be there by then
+	return ul, nil
+}
+
+func (s *Server) ensureDirectory(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err == nil {
+		if err := os.Chown(dir, s.cfg.ProxyUID, -1); err != nil {
+			return fmt.Errorf("directory for the proxy's socket: %w", err)
+		}
+	} else if !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("directory for the proxy's socket: %w", err)
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return fmt.Errorf("directory for the proxy's socket: %w", err)
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || !info.IsDir() || info.Mode().Perm()&0o077 != 0 || int(st.Uid) != s.cfg.ProxyUID {
+		return fmt.Errorf("directory %s for the proxy's socket: must have mode 0700 and belong to the proxy's user %d", dir, s.cfg.ProxyUID)
+	}
+	return nil
+}
+
+func (s *Server) closeAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.pods {
+		protocol.CloseAll(e.listeners)
+	}
+	for _, fds := range s.offers {
+		protocol.CloseAll(fds)
+	}
+	protocol.CloseAll([]int{s.state})
+	s.pods, s.offers, s.state = map[string]*entry{}, map[string][]int{}, -1
+}
+
+// Add makes sure that the pod has listeners and that proxies know it. It may
+// be called again, to retry or with new facts. The namespace stays open, and
+// the caller's, until Remove.
+func (s *Server) Add(p Pod, ns *netns.NS) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, ok := s.pods[p.UID]
+	if !ok {
+		e = &entry{}
+		s.pods[p.UID] = e
+	} else if e.ns.ID() != ns.ID() {
+		protocol.CloseAll(e.listeners)
+		e.listeners = nil
+	}
+	e.Pod, e.ns = p, ns
+	if fds, ok := s.offers[p.UID]; ok {
+		delete(s.offers, p.UID)
+		s.adopt(e, fds)
+	}
+	if e.listeners == nil {
+		fds, err := listenAll(ns)
+		if err != nil {
+			return err
+		}
+		e.listeners = fds
+	}
+	s.changed(p.UID, false)
+	return nil
+}
+
+func listenAll(ns *netns.NS) (fds []int, err error) {
+	err = ns.Do(func() error {
+		for _, port := range ports() {
+			fd, err := protocol.Listen(port)
+			if err != nil {
+				return err
+			}
+			fds = append(fds, fd)
+		}
+		return nil
+	})
+	if err != nil {
+		protocol.CloseAll(fds)
+		return nil, err
+	}
+	return fds, nil
+}
+
+func ports() []int {
+	return []int{protocol.OutboundPort, protocol.PlaintextPort, protocol.HBONEPort}
+}
+
+// adopt takes listeners that a proxy offers for a pod that has none.
+func (s *Server) adopt(e *entry, fds []int) bool {
+	err := errors.New("it has listeners already")
+	if e.listeners == nil {
+		err = checkListeners(fds, e.ns)
+	}
+	if err != nil {
+		protocol.CloseAll(fds)
+		s.cfg.Log.Debug("listeners from the proxy not needed", zap.String("pod", e.Namespace+"/"+e.Name), zap.Error(err))
+		return false
+	}
+	e.listeners = fds
+	return true
+}
+
+// checkListeners makes sure that sockets from a proxy, whose word is not
+// taken for it, are the listeners of that namespace.
+func checkListeners(fds []int, ns *netns.NS) error {
+	for i, port := range ports() {
+		id, err := netns.OfSocket(fds[i])
+		if err != nil {
+			return err
+		}
+		if id != ns.ID() {
+			return errors.New("listener of another network namespace")
+		}
+		listening, err := unix.GetsockoptInt(fds[i], unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+		if err != nil || listening != 1 {
+			return errors.New("not a listener")
+		}
+		if got, err := localPort(fds[i]); err != nil || got != port {
+			return fmt.Errorf("listener on port %d, not %d", got, port)
+		}
+	}
+	return nil
+}
+
+func localPort(fd int) (int, error) {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return 0, os.NewSyscallError("getsockname", err)
+	}
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return sa.Port, nil
+	case *unix.SockaddrInet6:
+		return sa.Port, nil
+	}
+	return 0, errors.New("not an IP socket")
+}
+
+// Remove closes the pod's listeners, here and in proxies. Gone says that the
+// pod itself has ended, so that proxies end its connections too.
+func (s *Server) Remove(uid string, gone bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, ok := s.pods[uid]
+	if !ok {
+		return
+	}
+	protocol.CloseAll(e.listeners)
+	delete(s.pods, uid)
+	s.changed(uid, gone)
+}
+
+// Synced says that every pod there is has been added, or has failed to.
+func (s *Server) Synced() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.synced {
+		return
+	}
+	s.synced = true
+	for uid, fds := range s.offers {
+		protocol.CloseAll(fds)
+		delete(s.offers, uid)
+	}
+	for p := range s.proxies {
+		p.wakeWriter()
+	}
+}
+
+// changed says to every proxy that there is news of a pod.
+func (s *Server) changed(uid string, gone bool) {
+	for p := range s.proxies {
+		p.news[uid] = gone
+		p.wakeWriter()
+	}
+}
