@@ -1,0 +1,117 @@
+// Package client keeps a proxy's view of the mesh up to date: a delta xDS
+// client for workloads, services and policies, all of them (wildcard).
+//
+// It acknowledges each response once it has been applied, whole; resources
+// that are wrong are rejected by name while the others of the same response
+// apply. It holds what it was sent, so that after a reconnect, or after a
+// restart with [Client.Restore], the control plane sends only what changed.
+// What does not belong here: what resources mean (xds/wire) and what they
+// lead to (the [Sink]).
+package client
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// Sink takes updates, one at a time and in order. Apply must not call the
+// client's Export or Restore.
+type Sink interface {
+	Apply(model.Update)
+}
+
+// Config says where the control plane is, who asks, and who is told.
+type Config struct {
+	Server     string // HOST:PORT, always TLS
+	ServerName string // name in the server's certificate; empty: HOST
+	// RootsFile holds the PEM roots by which the server is judged, TokenFile
+	// the bearer token (empty: none). Both are read for each connection.
+	RootsFile string
+	TokenFile string
+	ClusterID string // sent as gRPC metadata "clusterid"; empty: not sent
+	Node      Node
+	Sink      Sink
+	// Saved, if set, gets the export soon after a change, at most once a
+	// second and one call at a time; it may block. An empty export means
+	// that there is nothing worth keeping: what was saved before is to be
+	// forgotten, as it no longer holds.
+	Saved func([]byte)
+	// MaxSaved bounds an export in bytes; 0: 64 MiB.
+	MaxSaved int
+	Log      *zap.Logger // nil: none
+}
+
+const (
+	defaultMaxSaved = 64 << 20
+	saveEvery       = time.Second
+)
+
+// Client is the delta xDS client. Make one with New.
+type Client struct {
+	config    Config
+	log       *zap.Logger
+	saveEvery time.Duration
+	dirty     chan struct{} // holds one value when there is something to save
+	ready     chan struct{}
+
+	mu     sync.Mutex // guards all below
+	kinds  []*kind    // in the order of subscription
+	status Status
+}
+
+// New makes a client. It does nothing before Run, or Restore and Run.
+func New(config Config) *Client {
+	if config.MaxSaved == 0 {
+		config.MaxSaved = defaultMaxSaved
+	}
+	if config.Log == nil {
+		config.Log = zap.NewNop()
+	}
+	return &Client{
+		config:    config,
+		log:       config.Log,
+		saveEvery: saveEvery,
+		dirty:     make(chan struct{}, 1),
+		ready:     make(chan struct{}),
+		kinds:     newKinds(),
+		status:    Status{Since: time.Now()},
+	}
+}
+
+// Ready is closed once the first full lists of addresses and of policies have
+// been applied, or restored.
+func (c *Client) Ready() <-chan struct{} { return c.ready }
+
+// Run connects, again and again, until the context ends, and returns the
+// context's error. A connection lost, whatever the reason, changes nothing in
+// what is known.
+func (c *Client) Run(ctx context.Context) error {
+	var saving sync.WaitGroup
+	ended := make(chan struct{})
+	saving.Go(func() { c.save(ended) })
+	defer saving.Wait()
+	defer close(ended)
+	var retry backoff
+	for {
+		began := time.Now()
+		responses, err := c.session(ctx)
+		if ctx.Err() != nil {
+			c.disconnected(ctx.Err())
+			return ctx.Err()
+		}
+		c.disconnected(err)
+		wait := retry.after(responses > 0 && time.Since(began) >= usefulSession)
+		c.log.Warn("xDS connection ended", zap.String("server", c.config.Server), zap.Error(err), zap.Duration("retry_in", wait))
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+		}
+	}
+}

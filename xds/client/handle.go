@@ -1,0 +1,126 @@
+package client
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"go.uber.org/zap"
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// subscriptions are the first requests of a connection, one for each type:
+// everything (no names), but not what is held.
+func (c *Client) subscriptions() []*discovery.DeltaDiscoveryRequest {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []*discovery.DeltaDiscoveryRequest
+	for _, k := range c.kinds {
+		out = append(out, &discovery.DeltaDiscoveryRequest{
+			Node:                    c.config.Node.proto(),
+			TypeUrl:                 k.typeURL,
+			InitialResourceVersions: k.versions(),
+		})
+	}
+	return out
+}
+
+// handle applies a response and returns the answer to it.
+func (c *Client) handle(response *discovery.DeltaDiscoveryResponse) *discovery.DeltaDiscoveryRequest {
+	update, rejected := c.accept(response)
+	if !isEmpty(update) {
+		c.config.Sink.Apply(update)
+	}
+	reason := rejection(rejected, len(response.GetResources()))
+	c.answered(response, reason)
+	answer := &discovery.DeltaDiscoveryRequest{TypeUrl: response.GetTypeUrl(), ResponseNonce: response.GetNonce()}
+	if reason != "" {
+		c.log.Error("xDS resources rejected", zap.String("type", response.GetTypeUrl()), zap.String("reason", reason))
+		answer.ErrorDetail = &statuspb.Status{Code: int32(codes.InvalidArgument), Message: reason}
+	}
+	return answer
+}
+
+func (c *Client) accept(response *discovery.DeltaDiscoveryResponse) (model.Update, []error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.connected()
+	k := c.kind(response.GetTypeUrl())
+	if k == nil {
+		return model.Update{}, []error{fmt.Errorf("type %q was not subscribed to", response.GetTypeUrl())}
+	}
+	update, rejected := k.accept(response)
+	select {
+	case c.dirty <- struct{}{}:
+	default: // already to be saved
+	}
+	return update, rejected
+}
+
+// answered notes how a response was answered; from then on the first full
+// list counts as in.
+func (c *Client) answered(response *discovery.DeltaDiscoveryResponse, reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if k := c.kind(response.GetTypeUrl()); k != nil {
+		k.status.note(response.GetNonce(), reason, time.Now())
+	}
+	c.announceReady()
+}
+
+func (c *Client) announceReady() {
+	for _, k := range c.kinds {
+		if !k.isComplete {
+			return
+		}
+	}
+	select {
+	case <-c.ready:
+	default:
+		close(c.ready)
+	}
+}
+
+func (c *Client) kind(typeURL string) *kind {
+	for _, k := range c.kinds {
+		if k.typeURL == typeURL {
+			return k
+		}
+	}
+	return nil
+}
+
+func isEmpty(u model.Update) bool {
+	return len(u.Workloads) == 0 && len(u.Services) == 0 && len(u.Policies) == 0 &&
+		len(u.RemovedAddresses) == 0 && len(u.RemovedPolicies) == 0 &&
+		!u.AddressesComplete && !u.PoliciesComplete
+}
+
+// maxRejection bounds a rejection's text, which goes to the server, into the
+// log and into the status.
+const maxRejection = 4 << 10
+
+// rejection names the resources rejected and why; empty if none is.
+func rejection(rejected []error, total int) string {
+	if len(rejected) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d of %d resources rejected", len(rejected), total)
+	for i, err := range rejected {
+		separator := "; "
+		if i == 0 {
+			separator = ": "
+		}
+		if b.Len()+len(separator)+len(err.Error()) > maxRejection {
+			fmt.Fprintf(&b, "; and %d more", len(rejected)-i)
+			break
+		}
+		b.WriteString(separator + err.Error())
+	}
+	return strings.ToValidUTF8(b.String(), "?")
+}

@@ -1,0 +1,106 @@
+package client
+
+import (
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/tacit-mesh/tacit/xds/api/tacit"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// Export returns everything that is held, for [Client.Restore] in a later
+// process. It fails if that is larger than Config.MaxSaved.
+func (c *Client) Export() ([]byte, error) {
+	state := &tacit.SavedState{}
+	c.mu.Lock()
+	for _, k := range c.kinds {
+		state.Types = append(state.Types, k.export())
+	}
+	c.mu.Unlock()
+	if size := proto.Size(state); size > c.config.MaxSaved {
+		return nil, fmt.Errorf("save xDS state: %d bytes are above the limit of %d", size, c.config.MaxSaved)
+	}
+	out, err := proto.MarshalOptions{Deterministic: true}.Marshal(state)
+	if err != nil {
+		return nil, fmt.Errorf("save xDS state: %w", err)
+	}
+	return out, nil
+}
+
+// Restore takes in what an earlier process exported and applies it, in one
+// update, before the control plane has been reached. It may be called once,
+// before Run; empty data is nothing to restore. On an error nothing has been
+// applied.
+func (c *Client) Restore(data []byte) error {
+	if len(data) == 0 {
+		return nil
+	}
+	if len(data) > c.config.MaxSaved {
+		return fmt.Errorf("restore xDS state: %d bytes are above the limit of %d", len(data), c.config.MaxSaved)
+	}
+	state := &tacit.SavedState{}
+	if err := proto.Unmarshal(data, state); err != nil {
+		return fmt.Errorf("restore xDS state: %w", err)
+	}
+	c.config.Sink.Apply(c.restore(state))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.announceReady()
+	return nil
+}
+
+func (c *Client) restore(state *tacit.SavedState) (u model.Update) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, saved := range state.GetTypes() {
+		k := c.kind(saved.GetTypeUrl())
+		if k == nil {
+			continue // of another version of this program
+		}
+		for _, err := range k.restore(saved, &u) {
+			c.log.Warn("saved xDS resource not restored", zap.Error(err))
+		}
+	}
+	return u
+}
+
+// save hands the export out after changes, spaced by saveEvery, and a last
+// time at the end.
+func (c *Client) save(ended <-chan struct{}) {
+	if c.config.Saved == nil {
+		return
+	}
+	for {
+		select {
+		case <-c.dirty:
+			c.handOut()
+		case <-ended:
+			select {
+			case <-c.dirty:
+				c.handOut()
+			default:
+			}
+			return
+		}
+		timer := time.NewTimer(c.saveEvery)
+		select {
+		case <-timer.C:
+		case <-ended:
+			timer.Stop()
+		}
+	}
+}
+
+func (c *Client) handOut() {
+	data, err := c.Export()
+	c.mu.Lock()
+	c.status.SaveError = errorText(err)
+	c.mu.Unlock()
+	if err != nil {
+		c.log.Error("xDS state not saved; a restarted proxy will wait for the control plane", zap.Error(err))
+	}
+	c.config.Saved(data)
+}
