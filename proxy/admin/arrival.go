@@ -1,0 +1,210 @@
+package admin
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/tacit-mesh/tacit/proxy/policy"
+	"github.com/tacit-mesh/tacit/proxy/route"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// arrival says what becomes of the connection at one candidate.
+func (e *explainer) arrival(src client, to route.Candidate, captured bool) verdict {
+	w := to.Workload
+	switch to.Means {
+	case route.Passthrough:
+		e.step("arrival", true, "%s is outside the mesh: no policy is asked.", to.Target)
+		return verdict{outcome: Unchecked, summary: fmt.Sprintf("%s is outside the mesh: nothing checks the connection.", to.Target)}
+	case route.Unmeshed:
+		e.step("arrival", true, "Pod %s is not captured: no policy is asked there.", podName(w))
+		return verdict{
+			outcome: Unchecked,
+			summary: fmt.Sprintf("Pod %s is not captured: nothing checks the connection.", podName(w)),
+			change:  fmt.Sprintf("Enrol pod %s (label tacit.mesh/dataplane: enabled), and its policies are enforced.", podName(w)),
+		}
+	case route.Skipped:
+		return e.skipped(src, to)
+	case route.HBONE:
+	}
+	request := policy.Request{Source: src.address(to.Target.Addr()), SourceWorkload: src.workload, Destination: to.Target, Workload: w, Time: e.now}
+	if captured {
+		request.Identity = src.workload.Identity()
+		e.step("arrival", true, "At pod %s it arrives by mutual TLS, proven to come from %s.", podName(w), request.Identity)
+	} else {
+		e.step("arrival", true, "At pod %s it arrives as plain TCP on captured port %d, without an identity.", podName(w), to.Target.Port())
+	}
+	return e.judge(request)
+}
+
+// skipped names the policies that a skipped port leaves without effect.
+func (e *explainer) skipped(src client, to route.Candidate) verdict {
+	w, port := to.Workload, to.Target.Port()
+	e.step("arrival", true, "Pod %s skips inbound capture of ports %s, which covers %d: its proxy never sees the connection.", podName(w), w.SkipInbound, port)
+	request := policy.Request{Source: src.address(to.Target.Addr()), Destination: to.Target, Workload: w, Time: e.now}
+	for _, s := range policy.Explain(e.snapshot, &request) {
+		if !s.Removed {
+			e.step("policy", true, "%s covers the pod, but is not enforced on port %d.", s.Policy, port)
+		}
+	}
+	return verdict{
+		outcome: Unchecked,
+		summary: fmt.Sprintf("Pod %s skips port %d: nothing checks the connection.", podName(w), port),
+		change:  fmt.Sprintf("Take port %d out of the inbound skip list of pod %s, and its policies are enforced.", port, podName(w)),
+	}
+}
+
+// judge asks every policy that covers the destination.
+func (e *explainer) judge(r policy.Request) verdict {
+	d := policy.Evaluate(e.snapshot, &r)
+	steps := policy.Explain(e.snapshot, &r)
+	if len(steps) == 0 && e.snapshot.PoliciesReady() {
+		e.step("policy", true, "No policy covers the pod.")
+	}
+	for _, s := range steps {
+		e.Steps = append(e.Steps, Step{Stage: "policy", OK: !stops(s, d), Text: s.String(), Policy: &s})
+	}
+	name := r.Destination.String()
+	if r.Workload != nil {
+		name = fmt.Sprintf("Pod %s, port %d", podName(r.Workload), r.Destination.Port())
+	}
+	v := verdict{outcome: Denied, summary: fmt.Sprintf("%s: %s.", name, d), change: policyChange(d, steps, r)}
+	if d.Allowed {
+		v.outcome = Allowed
+	}
+	return v
+}
+
+// stops reports whether this policy is among those that deny.
+func stops(s policy.Step, d policy.Decision) bool {
+	switch {
+	case s.DryRun || s.Removed:
+		return false
+	case s.Missing:
+		return true
+	case s.Action == "DENY":
+		return s.Matched
+	}
+	return !s.Matched && d.Reason == policy.ReasonNotAllowed
+}
+
+// policyChange is what would have to be different for the opposite decision.
+func policyChange(d policy.Decision, steps []policy.Step, r policy.Request) string {
+	step := deciding(steps, d)
+	switch d.Reason {
+	case policy.ReasonNotReady, policy.ReasonUnknownWorkload, policy.ReasonUndecided:
+		return "Wait for the control plane: `tacit status` shows whether the proxy reaches it."
+	case policy.ReasonMissingPolicy:
+		return fmt.Sprintf("The control plane must send policy %s, or stop naming it for the pod.", d.Policy)
+	case policy.ReasonDenied:
+		if r.Identity.IsZero() && aboutIdentity(step.Attribute) {
+			return fmt.Sprintf("The client must come with an identity: enrol it (label tacit.mesh/dataplane: enabled) and do not skip port %d on its side; or PeerAuthentication must be PERMISSIVE for that port.", r.Destination.Port())
+		}
+		return fmt.Sprintf("DENY policy %s must stop matching%s.", d.Policy, because(step))
+	case policy.ReasonNotAllowed:
+		return fmt.Sprintf("An ALLOW policy must match; the closest is %s%s.", d.Policy, because(step))
+	case policy.ReasonAllowed:
+		return fmt.Sprintf("It would be denied if no ALLOW policy matched any more (%s does now), or if a DENY policy did.", d.Policy)
+	case policy.ReasonNoPolicy:
+		return "It would be denied by a DENY policy that matches, or as soon as an ALLOW policy covers the pod and none matches."
+	}
+	return ""
+}
+
+func deciding(steps []policy.Step, d policy.Decision) policy.Step {
+	for _, s := range steps {
+		if s.Policy == d.Policy {
+			return s
+		}
+	}
+	return policy.Step{}
+}
+
+func aboutIdentity(attribute string) bool {
+	return strings.HasPrefix(attribute, "notPrincipals") || strings.HasPrefix(attribute, "notNamespaces") || strings.HasPrefix(attribute, "notServiceAccounts")
+}
+
+func because(s policy.Step) string {
+	if s.Wanted == "" {
+		if s.Attribute == "" {
+			return ""
+		}
+		return fmt.Sprintf(": it has a part that this version does not understand (%s)", s.Attribute)
+	}
+	return fmt.Sprintf(": its %s is %s, and this connection has %s", s.Attribute, s.Wanted, s.Actual)
+}
+
+// connection explains one that is or was, by its recorded sides, and what
+// would become of it now.
+func (e *explainer) connection(id string, sides []Connection) error {
+	if len(sides) == 0 {
+		return fmt.Errorf("connection %q: not known here: it ended long ago, or its pods are on other nodes; the log has the id of each connection", id)
+	}
+	e.Recorded = sides
+	judged := sides[0]
+	for _, c := range sides {
+		e.step("recorded", !c.Denied, "%s", c.sentence())
+		if c.Direction == Inbound {
+			judged = c
+		}
+	}
+	if judged.Direction == Inbound {
+		v := e.judgeRecorded(judged)
+		e.conclude(v.outcome, "As of now: "+v.summary, v.change)
+		return nil
+	}
+	dst := judged.Original
+	if !dst.IsValid() {
+		dst = judged.Destination.Address
+	}
+	e.journey(client{workload: e.pod(judged.Source.Workload), bare: judged.Source.Address.Addr()}, dst)
+	return nil
+}
+
+// judgeRecorded asks the policies of now about the facts of then.
+func (e *explainer) judgeRecorded(c Connection) verdict {
+	id, err := model.ParseIdentity(c.Source.Identity)
+	if err != nil {
+		id = model.Identity{} // none was proven
+	}
+	source := c.Source.Address.Addr()
+	r := policy.Request{Source: source, Identity: id, Destination: c.Destination.Address, Workload: e.pod(c.Destination.Workload), Time: e.now}
+	network := ""
+	if r.Workload != nil {
+		network = r.Workload.Network
+	}
+	if w := e.snapshot.WorkloadAt(network, source); w != nil && (id.IsZero() || w.Identity() == id) {
+		r.SourceWorkload = w
+	}
+	return e.judge(r)
+}
+
+func (c Connection) sentence() string {
+	text := fmt.Sprintf("%s: %s to %s, %s, since %s", c.Direction, c.Source.describe(), c.Destination.describe(), c.Security, c.Since.UTC().Format("2006-01-02 15:04:05Z"))
+	switch {
+	case c.Denied:
+		text += ": denied"
+	case c.Ended.IsZero():
+		return text + ": alive."
+	default:
+		text += ": ended"
+	}
+	if c.Reason != "" {
+		text += ": " + c.Reason
+	}
+	return text + "."
+}
+
+func (e End) describe() string {
+	parts := []string{}
+	for _, part := range []string{e.Workload, e.Service, e.Identity} {
+		if part != "" {
+			parts = append(parts, part)
+		}
+	}
+	if e.Address != (netip.AddrPort{}) {
+		parts = append(parts, e.Address.String())
+	}
+	return strings.Join(parts, " ")
+}

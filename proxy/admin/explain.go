@@ -1,0 +1,179 @@
+package admin
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/tacit-mesh/tacit/proxy/policy"
+	"github.com/tacit-mesh/tacit/proxy/route"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// Explanation is the answer to /explain: what would become of a connection,
+// or did, and why.
+type Explanation struct {
+	Outcome Outcome `json:"outcome"`
+	Summary string  `json:"summary"`
+	// Change is what would have to be different for the opposite outcome.
+	Change string `json:"change,omitempty"`
+	// Recorded are the sides of the connection that was asked for by id.
+	Recorded []Connection `json:"recorded,omitempty"`
+	Steps    []Step       `json:"steps"`
+}
+
+// Outcome is what becomes of a connection.
+type Outcome string
+
+// The outcomes.
+const (
+	Allowed   Outcome = "allowed"
+	Denied    Outcome = "denied"
+	Unchecked Outcome = "unchecked" // it passes, and no policy is asked
+	Depends   Outcome = "depends"   // on the endpoint that is chosen
+)
+
+// Step is one part of the way to the outcome.
+type Step struct {
+	// Stage is "recorded", "source", "destination", "capture", "route",
+	// "arrival", "policy" or "outcome".
+	Stage string `json:"stage"`
+	// OK is false where the connection is stopped, or would be by this alone.
+	OK   bool   `json:"ok"`
+	Text string `json:"text"`
+	// Policy is what one policy had to say, at stage "policy".
+	Policy *policy.Step `json:"policy,omitempty"`
+}
+
+// weighed bounds how many endpoints of a service are looked at.
+const weighed = 5
+
+func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	id, from, to := query.Get("id"), query.Get("from"), query.Get("to")
+	e := &explainer{snapshot: s.Snapshot(), now: time.Now()}
+	var err error
+	switch {
+	case id != "" && from == "" && to == "":
+		var sides []Connection
+		if s.Find != nil {
+			sides = s.Find(id)
+		}
+		err = e.connection(id, sides)
+	case id == "" && from != "" && to != "":
+		err = e.pair(from, to)
+	default:
+		answerWith(w, http.StatusBadRequest, problem{"want id=CONNECTION, or from=NAMESPACE/POD and to=NAMESPACE/POD:PORT, HOST:PORT or IP:PORT"})
+		return
+	}
+	if err != nil {
+		answerWith(w, http.StatusNotFound, problem{err.Error()})
+		return
+	}
+	answer(w, e.Explanation)
+}
+
+// explainer writes one Explanation, from one snapshot.
+type explainer struct {
+	Explanation
+	snapshot *model.Snapshot
+	now      time.Time
+}
+
+func (e *explainer) step(stage string, ok bool, format string, args ...any) {
+	e.Steps = append(e.Steps, Step{Stage: stage, OK: ok, Text: fmt.Sprintf(format, args...)})
+}
+
+func (e *explainer) conclude(o Outcome, summary, change string) {
+	e.Outcome, e.Summary, e.Change = o, summary, change
+	e.step("outcome", o == Allowed || o == Unchecked, "%s", summary)
+}
+
+// pair explains a connection that from would open to to.
+func (e *explainer) pair(from, to string) error {
+	src, err := e.source(from)
+	if err != nil {
+		return err
+	}
+	dst, err := e.destination(src, to)
+	if err != nil {
+		return err
+	}
+	e.journey(src, dst)
+	return nil
+}
+
+// journey follows a connection from the client's socket to the server's.
+func (e *explainer) journey(src client, dst netip.AddrPort) {
+	captured, inside := e.capture(src, dst)
+	if inside {
+		e.conclude(Unchecked, fmt.Sprintf("%s stays inside the pod: nothing checks it.", dst), "")
+		return
+	}
+	r := route.Resolve(e.snapshot, src.routeSource(dst), dst)
+	for _, text := range r.Explain() {
+		e.step("route", r.Refusal == route.NotRefused, "%s", text)
+	}
+	if !captured && r.Service != nil {
+		e.step("route", true, "The client's traffic is not captured: the cluster's own service routing chooses the endpoint, and in plain TCP.")
+	}
+	if r.Refusal != route.NotRefused {
+		e.conclude(Denied, fmt.Sprintf("Refused: %s.", r.Refusal), routeChange(r))
+		return
+	}
+	var verdicts []verdict
+	for c := range r.Candidates(0) {
+		if len(verdicts) == weighed {
+			e.step("arrival", true, "Further endpoints are not looked at.")
+			break
+		}
+		verdicts = append(verdicts, e.arrival(src, c, captured))
+	}
+	e.sum(verdicts)
+}
+
+func routeChange(r route.Route) string {
+	switch r.Refusal {
+	case route.NotReady:
+		return "Wait for the control plane: `tacit status` shows whether the proxy reaches it."
+	case route.UnknownPort:
+		return fmt.Sprintf("Add port %d to service %s, or connect to one that it has.", r.Destination.Port(), r.Service.Key())
+	case route.NoEndpoints:
+		return fmt.Sprintf("Service %s needs an endpoint that is ready and has the port; the steps say why each was left out.", r.Service.Key())
+	case route.Loop:
+		return "Connect to another port: this one belongs to the proxy."
+	case route.NotRefused:
+	}
+	return ""
+}
+
+// verdict is what one endpoint would make of the connection.
+type verdict struct {
+	outcome         Outcome
+	summary, change string
+}
+
+// sum joins the endpoints' verdicts into one.
+func (e *explainer) sum(all []verdict) {
+	first := all[0]
+	for _, v := range all[1:] {
+		if v.outcome != first.outcome {
+			e.conclude(Depends, "It depends on the endpoint that is chosen: the steps say which allows it.", firstChange(all))
+			return
+		}
+	}
+	e.conclude(first.outcome, first.summary, first.change)
+}
+
+// firstChange is what would help at the first endpoint that denies.
+func firstChange(all []verdict) string {
+	for _, v := range all {
+		if v.outcome == Denied {
+			return v.change
+		}
+	}
+	return ""
+}
+
+func podName(w *model.Workload) string { return w.Namespace + "/" + w.Name }
