@@ -115,6 +115,8 @@ func TestAnswers(t *testing.T) {
 		{"explain-unmeshed", pair("shop/frontend", "plain/legacy:80"), 200},
 		{"explain-never-seen", pair("shop/frontend", "shop/pending:80"), 200},
 		{"explain-unknown-port", pair("shop/frontend", "backend.shop.svc:81"), 200},
+		{"explain-no-identity", pair("plain/legacy", "shop/mixed-1:80"), 200},
+		{"explain-depends", pair("other/client", "mixed.shop:80"), 200},
 		{"explain-self", pair("shop/frontend", "198.18.1.1:80"), 200},
 		{"explain-id-inbound", "/explain?id=0af7651916cd43dd8448eb211c80319c", 200},
 		{"explain-id-outbound", "/explain?id=1bf7651916cd43dd8448eb211c80319c", 200},

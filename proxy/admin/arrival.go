@@ -69,7 +69,7 @@ func (e *explainer) judge(r policy.Request) verdict {
 	if r.Workload != nil {
 		name = fmt.Sprintf("Pod %s, port %d", podName(r.Workload), r.Destination.Port())
 	}
-	v := verdict{outcome: Denied, summary: fmt.Sprintf("%s: %s.", name, d), change: policyChange(d, steps, r)}
+	v := verdict{outcome: Denied, summary: fmt.Sprintf("%s: %s.", name, d), change: policyChange(d, deciding(steps, d), e.identify)}
 	if d.Allowed {
 		v.outcome = Allowed
 	}
@@ -90,19 +90,22 @@ func stops(s policy.Step, d policy.Decision) bool {
 }
 
 // policyChange is what would have to be different for the opposite decision.
-func policyChange(d policy.Decision, steps []policy.Step, r policy.Request) string {
-	step := deciding(steps, d)
+// A client without an identity can be given one by the words of identify.
+func policyChange(d policy.Decision, step policy.Step, identify string) string {
 	switch d.Reason {
 	case policy.ReasonNotReady, policy.ReasonUnknownWorkload, policy.ReasonUndecided:
 		return "Wait for the control plane: `tacit status` shows whether the proxy reaches it."
 	case policy.ReasonMissingPolicy:
 		return fmt.Sprintf("The control plane must send policy %s, or stop naming it for the pod.", d.Policy)
 	case policy.ReasonDenied:
-		if r.Identity.IsZero() && aboutIdentity(step.Attribute) {
-			return fmt.Sprintf("The client must come with an identity: enrol it (label tacit.mesh/dataplane: enabled) and do not skip port %d on its side; or PeerAuthentication must be PERMISSIVE for that port.", r.Destination.Port())
+		if identify != "" && aboutIdentity(step.Attribute) {
+			return fmt.Sprintf("The client must come with an identity: %s. Or the server must accept plain TCP: policy %s stands against it (of PeerAuthentication STRICT, if its name says so).", identify, d.Policy)
 		}
 		return fmt.Sprintf("DENY policy %s must stop matching%s.", d.Policy, because(step))
 	case policy.ReasonNotAllowed:
+		if identify != "" && aboutIdentity(step.Attribute) {
+			return fmt.Sprintf("The client must come with an identity that an ALLOW policy wants: %s. The closest policy is %s%s.", identify, d.Policy, because(step))
+		}
 		return fmt.Sprintf("An ALLOW policy must match; the closest is %s%s.", d.Policy, because(step))
 	case policy.ReasonAllowed:
 		return fmt.Sprintf("It would be denied if no ALLOW policy matched any more (%s does now), or if a DENY policy did.", d.Policy)
@@ -122,17 +125,21 @@ func deciding(steps []policy.Step, d policy.Decision) policy.Step {
 }
 
 func aboutIdentity(attribute string) bool {
-	return strings.HasPrefix(attribute, "notPrincipals") || strings.HasPrefix(attribute, "notNamespaces") || strings.HasPrefix(attribute, "notServiceAccounts")
+	switch attribute {
+	case "principals", "notPrincipals", "namespaces", "notNamespaces", "serviceAccounts", "notServiceAccounts":
+		return true
+	}
+	return false
 }
 
 func because(s policy.Step) string {
-	if s.Wanted == "" {
-		if s.Attribute == "" {
-			return ""
-		}
-		return fmt.Sprintf(": it has a part that this version does not understand (%s)", s.Attribute)
+	switch {
+	case s.Wanted != "":
+		return fmt.Sprintf(" (%s: wanted %s, got %s)", s.Attribute, s.Wanted, s.Actual)
+	case s.Attribute != "":
+		return fmt.Sprintf(" (it has a part that this version does not understand: %s)", s.Attribute)
 	}
-	return fmt.Sprintf(": its %s is %s, and this connection has %s", s.Attribute, s.Wanted, s.Actual)
+	return ""
 }
 
 // connection explains one that is or was, by its recorded sides, and what
@@ -176,6 +183,10 @@ func (e *explainer) judgeRecorded(c Connection) verdict {
 	}
 	if w := e.snapshot.WorkloadAt(network, source); w != nil && (id.IsZero() || w.Identity() == id) {
 		r.SourceWorkload = w
+		if why, remedy := uncaptured(w, c.Destination.Address); id.IsZero() && why != "" {
+			e.step("capture", true, "%s: its connection is plain TCP and has no identity.", why)
+			e.identify = remedy
+		}
 	}
 	return e.judge(r)
 }

@@ -160,24 +160,39 @@ func (e *explainer) capture(src client, dst netip.AddrPort) (captured, inside bo
 		e.step("capture", true, "%s is the client itself: such connections are not captured.", dst.Addr())
 		return false, true
 	}
+	why, remedy := uncaptured(w, dst)
+	if why != "" {
+		e.step("capture", true, "%s: its connection is plain TCP and has no identity.", why)
+		e.identify = remedy
+		return false, false
+	}
+	e.step("capture", true, "Pod %s is captured and skips neither port %d nor %s: its connection reaches the proxy.", podName(w), dst.Port(), dst.Addr())
+	return true, false
+}
+
+// uncaptured says why a client's connection does not reach its proxy, and
+// what would change that; both are empty if it does.
+func uncaptured(w *model.Workload, dst netip.AddrPort) (why, remedy string) {
 	switch {
 	case w == nil:
-		e.step("capture", true, "The client is outside the mesh: its connection is not captured and has no identity.")
+		return "The client is outside the mesh", "the client must be a captured pod"
 	case w.HostNetwork:
-		e.step("capture", true, "Pod %s shares its node's network, which is never captured.", podName(w))
+		return fmt.Sprintf("Pod %s shares its node's network, which is never captured", podName(w)),
+			fmt.Sprintf("pod %s must have a network of its own", podName(w))
 	case w.Protocol != model.ProtocolHBONE:
-		e.step("capture", true, "Pod %s is not captured: it is not enrolled (label tacit.mesh/dataplane: enabled), or its node's agent has not reported it.", podName(w))
+		return fmt.Sprintf("Pod %s is not captured, for it is not enrolled, or its node's agent has not reported it", podName(w)),
+			fmt.Sprintf("enrol pod %s (label tacit.mesh/dataplane: enabled)", podName(w))
 	case w.SkipOutbound.Contains(dst.Port()):
-		e.step("capture", true, "Pod %s skips outbound capture of ports %s, which covers %d: its connection leaves as plain TCP.", podName(w), w.SkipOutbound, dst.Port())
-	default:
-		if i := slices.IndexFunc(w.SkipOutboundCIDRs, func(p netip.Prefix) bool { return p.Contains(dst.Addr()) }); i >= 0 {
-			e.step("capture", true, "Pod %s skips outbound capture of %s, which covers %s: its connection leaves as plain TCP.", podName(w), w.SkipOutboundCIDRs[i], dst.Addr())
-			return false, false
-		}
-		e.step("capture", true, "Pod %s is captured and skips neither port %d nor %s: its connection reaches the proxy.", podName(w), dst.Port(), dst.Addr())
-		return true, false
+		return fmt.Sprintf("Pod %s skips outbound capture of ports %s, which covers %d", podName(w), w.SkipOutbound, dst.Port()),
+			fmt.Sprintf("take port %d out of the outbound skip list of pod %s", dst.Port(), podName(w))
 	}
-	return false, false
+	for _, p := range w.SkipOutboundCIDRs {
+		if p.Contains(dst.Addr()) {
+			return fmt.Sprintf("Pod %s skips outbound capture of %s, which covers %s", podName(w), p, dst.Addr()),
+				fmt.Sprintf("take %s out of the outbound skip list of pod %s", p, podName(w))
+		}
+	}
+	return "", ""
 }
 
 func list[T fmt.Stringer](items []T) string {

@@ -79,6 +79,8 @@ type explainer struct {
 	Explanation
 	snapshot *model.Snapshot
 	now      time.Time
+	// identify is what would give the client an identity, while it has none.
+	identify string
 }
 
 func (e *explainer) step(stage string, ok bool, format string, args ...any) {
@@ -112,11 +114,13 @@ func (e *explainer) journey(src client, dst netip.AddrPort) {
 		return
 	}
 	r := route.Resolve(e.snapshot, src.routeSource(dst), dst)
-	for _, text := range r.Explain() {
-		e.step("route", r.Refusal == route.NotRefused, "%s", text)
-	}
-	if !captured && r.Service != nil {
-		e.step("route", true, "The client's traffic is not captured: the cluster's own service routing chooses the endpoint, and in plain TCP.")
+	switch {
+	case captured || r.Refusal != route.NotRefused:
+		for _, text := range r.Explain() {
+			e.step("route", r.Refusal == route.NotRefused, "%s", text)
+		}
+	case r.Service != nil:
+		e.step("route", true, "%s is a virtual address of service %s: the cluster's own service routing chooses the endpoint.", dst.Addr(), r.Service.Key())
 	}
 	if r.Refusal != route.NotRefused {
 		e.conclude(Denied, fmt.Sprintf("Refused: %s.", r.Refusal), routeChange(r))

@@ -33,12 +33,22 @@ func shop() *model.Snapshot {
 			pod("shop", "pending", "198.18.2.4", func(w *model.Workload) { w.Policies = []string{"shop/never-seen"} }),
 			pod("other", "client", "198.18.3.1"),
 			pod("plain", "legacy", "198.18.4.1", func(w *model.Workload) { w.Protocol = model.ProtocolTCP }),
+			pod("shop", "mixed-1", "198.18.5.1", func(w *model.Workload) {
+				w.Services, w.Policies = map[string][]model.Port{"shop/mixed.shop.svc.cluster.local": nil}, []string{"shop/orders"}
+			}),
+			pod("shop", "mixed-2", "198.18.5.2", func(w *model.Workload) {
+				w.Services = map[string][]model.Port{"shop/mixed.shop.svc.cluster.local": nil}
+			}),
 		},
 		Services: []*model.Service{
 			{
 				Name: "backend", Namespace: "shop", Hostname: "backend.shop.svc.cluster.local", Ports: []model.Port{{Service: 80, Target: 8080}},
 				Addresses: []model.NetworkAddress{{Prefix: netip.MustParsePrefix("198.19.0.1/32")}}, Affinity: time.Hour,
 				Balance: model.BalanceFailover, Prefer: []model.Scope{model.ScopeZone, model.ScopeNode},
+			},
+			{
+				Name: "mixed", Namespace: "shop", Hostname: "mixed.shop.svc.cluster.local", Ports: []model.Port{{Service: 80, Target: 80}},
+				Addresses: []model.NetworkAddress{{Prefix: netip.MustParsePrefix("198.19.0.2/32")}}, Affinity: time.Hour,
 			},
 			{Name: "headless", Namespace: "shop", Hostname: "headless.shop.svc.cluster.local", Private: true},
 		},
