@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/tacit-mesh/tacit/redirect/netns"
 )
 
 // StartApps starts the programs of every pod that has none running yet, as
@@ -163,13 +165,10 @@ func (p *Pod) listens(port int) error {
 func (w *World) leftovers() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	ours := map[uint64]string{}
+	ours := map[netns.ID]string{}
 	note := func(name string, n *namespace) {
-		if n == nil {
-			return
-		}
-		if inode, err := n.inode(); err == nil {
-			ours[inode] = name
+		if n != nil {
+			ours[n.ID()] = name
 		}
 	}
 	note("the backbone", w.backbone)
@@ -188,8 +187,8 @@ func (w *World) leftovers() error {
 }
 
 // processesIn fails with the processes whose network namespace is one of
-// these inodes. A process that is only a zombie has none.
-func processesIn(namespaces map[uint64]string) error {
+// these. A process that is only a zombie has none.
+func processesIn(namespaces map[netns.ID]string) error {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return err
@@ -204,7 +203,7 @@ func processesIn(namespaces map[uint64]string) error {
 		if unix.Stat(filepath.Join("/proc", e.Name(), "ns/net"), &st) != nil {
 			continue // it has ended
 		}
-		if where, ok := namespaces[st.Ino]; ok {
+		if where, ok := namespaces[netns.ID{Dev: st.Dev, Inode: st.Ino}]; ok {
 			name, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "comm"))
 			found = errors.Join(found, fmt.Errorf("process %d (%s) in %s", pid, strings.TrimSpace(string(name)), where))
 		}

@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -38,6 +40,25 @@ func (s execSpec) command(ctx context.Context, name string, args []string) *exec
 	cmd := exec.CommandContext(ctx, template.Path)
 	cmd.Args, cmd.Env = template.Args, template.Env
 	return cmd
+}
+
+// Attach is a program to run in a pod ("NAMESPACE/NAME") or on a node ("NAME")
+// of the first world of another process: pid is its process 1, as the caller
+// sees it.
+func Attach(ctx context.Context, pid int, where, name string, args ...string) *exec.Cmd {
+	dir := filepath.Join(runDir, "w1")
+	spec := execSpec{Netns: filepath.Join(dir, "nodes", where, "netns"), Hostname: where}
+	if namespace, pod, ok := strings.Cut(where, "/"); ok {
+		files := filepath.Join(dir, "pods", namespace+"_"+pod)
+		spec.Netns, spec.Hostname = filepath.Join(dir, "netns", namespace+"_"+pod), pod
+		spec.Mounts = podMounts(files)
+	}
+	own, err := os.Executable()
+	enter := exec.CommandContext(ctx, "nsenter", append([]string{"--target", strconv.Itoa(pid),
+		"--mount", "--pid", "--uts", "--ipc", "--net", "--", own}, os.Args[1:]...)...)
+	enter.Env = spec.command(ctx, name, args).Env
+	enter.Err = errors.Join(enter.Err, err)
+	return enter
 }
 
 // becomeProgram plays the exec part: it returns only on failure. What it sets

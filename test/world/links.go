@@ -89,7 +89,7 @@ func linkNode(link string, node *Node) error {
 	if err := setUp(link); err != nil {
 		return err
 	}
-	return node.netns.do(func() error {
+	return node.netns.Do(func() error {
 		if err := setUp("eth0"); err != nil {
 			return err
 		}
@@ -116,7 +116,7 @@ func linkPod(link string, pod *Pod) error {
 	if err := addAddresses(link, gateway6); err != nil {
 		return err
 	}
-	err := pod.netns.do(func() error {
+	err := pod.netns.Do(func() error {
 		if err := setUp("eth0"); err != nil {
 			return err
 		}

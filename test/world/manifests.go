@@ -15,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
 )
@@ -187,10 +188,24 @@ func nodeNames(pods map[string]*corev1.Pod) []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
-func clusterIPs(s *corev1.Service) []string {
+// addressesOf are a service's addresses: its own or, if it is headless, those
+// of the pods that it selects.
+func addressesOf(s *corev1.Service, pods []*Pod) []string {
 	ips := s.Spec.ClusterIPs
 	if len(ips) == 0 {
 		ips = []string{s.Spec.ClusterIP}
 	}
-	return slices.DeleteFunc(slices.Clone(ips), func(ip string) bool { return ip == "" || ip == corev1.ClusterIPNone })
+	if ips[0] != corev1.ClusterIPNone {
+		return slices.DeleteFunc(slices.Clone(ips), func(ip string) bool { return ip == "" })
+	}
+	var out []string
+	selector := labels.SelectorFromSet(s.Spec.Selector)
+	for _, p := range pods {
+		if p.object.Namespace == s.Namespace && len(s.Spec.Selector) > 0 && selector.Matches(labels.Set(p.object.Labels)) {
+			for _, a := range p.Addresses {
+				out = append(out, a.String())
+			}
+		}
+	}
+	return out
 }

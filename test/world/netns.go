@@ -7,10 +7,15 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tacit-mesh/tacit/redirect/netns"
 )
 
-// namespace is a network namespace, kept alive by a file.
-type namespace struct{ path string }
+// namespace is a network namespace with a file that keeps it alive.
+type namespace struct {
+	*netns.NS
+	path string
+}
 
 // newNamespace makes a network namespace with its loopback up.
 func newNamespace(path string) (*namespace, error) {
@@ -19,51 +24,33 @@ func newNamespace(path string) (*namespace, error) {
 		return nil, err
 	}
 	_ = f.Close() // empty, a mount point only
-	n := &namespace{path: path}
 	err = onThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("new network namespace: %w", err)
 		}
-		return unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, "")
-	})
-	if err == nil {
-		err = n.do(prepareNamespace)
-	}
-	if err != nil {
-		return nil, errors.Join(err, n.close())
-	}
-	return n, nil
-}
-
-// do runs fn on a thread inside the namespace. Sockets that fn makes belong
-// to it for good; goroutines that fn starts do not run in it.
-func (n *namespace) do(fn func() error) error {
-	f, err := os.Open(n.path)
-	if err != nil {
-		return fmt.Errorf("namespace: %w", err)
-	}
-	defer func() { _ = f.Close() }()
-	return onThread(func() error {
-		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter namespace %s: %w", n.path, err)
+		if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("keep network namespace: %w", err)
 		}
-		return fn()
+		return prepareNamespace()
 	})
-}
-
-// inode identifies the namespace.
-func (n *namespace) inode() (uint64, error) {
-	var st unix.Stat_t
-	err := unix.Stat(n.path, &st)
-	return st.Ino, err
+	if err != nil {
+		return nil, errors.Join(err, letGo(path))
+	}
+	ns, err := netns.Open(path)
+	if err != nil {
+		return nil, errors.Join(err, letGo(path))
+	}
+	return &namespace{ns, path}, nil
 }
 
 // close lets go of the namespace: it ends when its last process and socket do.
-func (n *namespace) close() error {
-	if err := unix.Unmount(n.path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("unmount %s: %w", n.path, err)
+func (n *namespace) close() error { return errors.Join(n.Close(), letGo(n.path)) }
+
+func letGo(path string) error {
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("unmount %s: %w", path, err)
 	}
-	return os.Remove(n.path)
+	return os.Remove(path)
 }
 
 // onThread runs fn on a thread of its own, which ends with it: whatever fn

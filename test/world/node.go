@@ -58,12 +58,12 @@ func (w *World) addNode(name string) error {
 	}
 	w.links++
 	link := fmt.Sprintf("node%d", w.links)
-	if err := w.backbone.do(func() error { return linkNode(link, node) }); err != nil {
+	if err := w.backbone.Do(func() error { return linkNode(link, node) }); err != nil {
 		return errors.Join(err, node.netns.close())
 	}
 	w.nodes[name] = node
 	for _, pod := range w.pods { // earlier pods, on other nodes
-		if err := node.netns.do(func() error { return routeToPod(pod, "eth0") }); err != nil {
+		if err := node.netns.Do(func() error { return routeToPod(pod, "eth0") }); err != nil {
 			return err
 		}
 	}
@@ -111,7 +111,7 @@ func (n *Node) url(above int, path string) string {
 }
 
 // Do runs fn on a thread inside the node's network namespace.
-func (n *Node) Do(fn func() error) error { return n.netns.do(fn) }
+func (n *Node) Do(fn func() error) error { return n.netns.Do(fn) }
 
 // Command is a program to run on the node, as root.
 func (n *Node) Command(ctx context.Context, name string, args ...string) *exec.Cmd {

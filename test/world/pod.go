@@ -50,7 +50,7 @@ func (w *World) addPod(key string, object *corev1.Pod) (*Pod, error) {
 	}
 	w.links++
 	pod.link = fmt.Sprintf("pod%d", w.links)
-	if err := pod.Node.netns.do(func() error { return linkPod(pod.link, pod) }); err != nil {
+	if err := pod.Node.netns.Do(func() error { return linkPod(pod.link, pod) }); err != nil {
 		return nil, errors.Join(err, pod.close())
 	}
 	if err := w.routeEverywhere(pod); err != nil {
@@ -98,12 +98,12 @@ func routeToPod(pod *Pod, dev string) error {
 func (w *World) routeEverywhere(pod *Pod) error {
 	for _, node := range w.nodes {
 		if node != pod.Node {
-			if err := node.netns.do(func() error { return routeToPod(pod, "eth0") }); err != nil {
+			if err := node.netns.Do(func() error { return routeToPod(pod, "eth0") }); err != nil {
 				return err
 			}
 		}
 	}
-	return w.backbone.do(func() error { return routeToPod(pod, bridgeName) })
+	return w.backbone.Do(func() error { return routeToPod(pod, bridgeName) })
 }
 
 // removePod ends the pod's programs and lets its namespace go.
@@ -120,9 +120,9 @@ func (w *World) removePod(pod *Pod) error {
 			}
 			return nil
 		}
-		err = w.backbone.do(drop)
+		err = w.backbone.Do(drop)
 		for _, node := range w.nodes {
-			err = errors.Join(err, node.netns.do(drop))
+			err = errors.Join(err, node.netns.Do(drop))
 		}
 	}
 	return errors.Join(err, pod.close())
@@ -134,7 +134,7 @@ func (p *Pod) close() error {
 	if p.netns == nil || p.netns == p.Node.netns {
 		return nil
 	}
-	err := p.Node.netns.do(func() error {
+	err := p.Node.netns.Do(func() error {
 		link, err := netlink.LinkByName(p.link)
 		if errors.As(err, &netlink.LinkNotFoundError{}) {
 			return nil
@@ -163,7 +163,7 @@ func (p *Pod) NetnsPath() string { return p.netns.path }
 
 // Do runs fn on a thread inside the pod's network namespace. Sockets that fn
 // itself makes stay in it; goroutines that fn starts do not run in it.
-func (p *Pod) Do(fn func() error) error { return p.netns.do(fn) }
+func (p *Pod) Do(fn func() error) error { return p.netns.Do(fn) }
 
 // Dial connects from inside the pod. The address must be numeric.
 func (p *Pod) Dial(ctx context.Context, address string) (*net.TCPConn, error) {
@@ -173,7 +173,7 @@ func (p *Pod) Dial(ctx context.Context, address string) (*net.TCPConn, error) {
 // Listen listens inside the pod. The address must be numeric or ":PORT".
 func (p *Pod) Listen(address string) (net.Listener, error) {
 	var l net.Listener
-	err := p.netns.do(func() (err error) {
+	err := p.netns.Do(func() (err error) {
 		l, err = net.Listen("tcp", address)
 		return err
 	})
@@ -186,7 +186,7 @@ func dialIn(ctx context.Context, n *namespace, address string) (*net.TCPConn, er
 		return nil, fmt.Errorf("dial: %w", err)
 	}
 	var c net.Conn
-	err := n.do(func() (err error) {
+	err := n.Do(func() (err error) {
 		c, err = new(net.Dialer).DialContext(ctx, "tcp", address)
 		return err
 	})
@@ -204,19 +204,17 @@ func (p *Pod) Command(ctx context.Context, name string, args ...string) *exec.Cm
 }
 
 func (p *Pod) spec() execSpec {
-	return execSpec{
-		Netns:    p.netns.path,
-		Hostname: p.object.Name,
-		Mounts:   []mount{{p.hostsPath(), "/etc/hosts"}, {p.resolvPath(), "/etc/resolv.conf"}},
-	}
+	return execSpec{Netns: p.netns.path, Hostname: p.object.Name, Mounts: podMounts(p.dir)}
 }
 
-func (p *Pod) hostsPath() string  { return filepath.Join(p.dir, "hosts") }
-func (p *Pod) resolvPath() string { return filepath.Join(p.dir, "resolv.conf") }
+// podMounts are the files that every program of a pod sees as its own.
+func podMounts(dir string) []mount {
+	return []mount{{filepath.Join(dir, "hosts"), "/etc/hosts"}, {filepath.Join(dir, "resolv.conf"), "/etc/resolv.conf"}}
+}
 
 // writeHosts gives the services' names to the pod's programs. The file is
 // written in place: running programs have it mounted.
-func (p *Pod) writeHosts(services []*corev1.Service) error {
+func (p *Pod) writeHosts(services []*corev1.Service, pods []*Pod) error {
 	var b bytes.Buffer
 	b.WriteString("127.0.0.1 localhost\n::1 localhost\n")
 	for _, a := range p.Addresses {
@@ -228,9 +226,10 @@ func (p *Pod) writeHosts(services []*corev1.Service) error {
 		if s.Namespace == p.object.Namespace {
 			names = append(names, s.Name)
 		}
-		for _, ip := range clusterIPs(s) {
+		for _, ip := range addressesOf(s, pods) {
 			fmt.Fprintf(&b, "%s %s\n", ip, strings.Join(names, " "))
 		}
 	}
-	return errors.Join(os.WriteFile(p.hostsPath(), b.Bytes(), 0o644), os.WriteFile(p.resolvPath(), nil, 0o644))
+	files := podMounts(p.dir)
+	return errors.Join(os.WriteFile(files[0].From, b.Bytes(), 0o644), os.WriteFile(files[1].From, nil, 0o644))
 }

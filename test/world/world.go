@@ -90,7 +90,7 @@ func (w *World) build(ctx context.Context) error {
 	if w.backbone, err = newNamespace(filepath.Join(w.dir, "backbone")); err != nil {
 		return err
 	}
-	if err := w.backbone.do(makeBackbone); err != nil {
+	if err := w.backbone.Do(makeBackbone); err != nil {
 		return fmt.Errorf("backbone: %w", err)
 	}
 	if err := ctx.Err(); err != nil {
@@ -204,8 +204,9 @@ func (w *World) reconcile() error {
 		}
 		w.pods[key] = pod
 	}
-	for _, pod := range w.pods {
-		if err := pod.writeHosts(services); err != nil {
+	pods := sortedValues(w.pods)
+	for _, pod := range pods {
+		if err := pod.writeHosts(services, pods); err != nil {
 			return fmt.Errorf("pod %s: hosts: %w", pod.Key, err)
 		}
 	}

@@ -290,3 +290,30 @@ func TestWaitLogSeesLinesAsTheyCome(t *testing.T) {
 		t.Errorf("found %q behind the mark", line)
 	}
 }
+
+// The demo's manifests are ordinary ones, and their programs come up.
+func TestDemoManifests(t *testing.T) {
+	w, err := New(t.Context(), Config{Manifests: "../../deploy/demo"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := w.StartApps(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ name, pod, command, want string }{
+		{"nginx", "shop/frontend", "curl -sS http://198.18.2.10:8080/", "Hello from the web pod on node b.\n"},
+		{"nginx over IPv6", "shop/frontend", "curl -sS 'http://[fd00:7ac1:2::10]:8080/'", "Hello from the web pod on node b.\n"},
+		{"redis", "shop/worker", "redis-cli -h 198.18.2.20 ping", "PONG\n"},
+		{"postgres by its headless name", "shop/reports", "psql -h postgres -U postgres -Atc 'SELECT 6*7'", "42\n"},
+	} {
+		out, err := w.Pod(c.pod).Command(t.Context(), "sh", "-c", c.command).CombinedOutput()
+		if err != nil || string(out) != c.want {
+			t.Errorf("%s: %v: got %q, want %q", c.name, err, out, c.want)
+		}
+	}
+}
