@@ -235,7 +235,7 @@ func (b *policyBuilder) finish(p *peerAuth) {
 	} else if p.status.Enforced && len(p.covered) == 0 && len(p.obj.Spec.GetSelector().GetMatchLabels()) > 0 {
 		p.status.say("spec.selector: no workload has these labels")
 	}
-	if p.mode() == securityv1beta1.PeerAuthentication_MutualTLS_STRICT || p.converted != nil {
+	if strictOr(false, p.mode()) || p.converted != nil {
 		p.status.sayGaps(p.covered, p.converted)
 	}
 	b.statuses = append(b.statuses, p.status)
