@@ -1,0 +1,171 @@
+// Package caclient gets workloads' certificates from a certificate authority
+// that speaks Istio's certificate service (istio.v1.auth), and renews them.
+//
+// Keys are made here and never leave the process; the authority sees requests
+// only. What does not belong here: who holds which identity (identity.Store)
+// and the authority itself (identity/ca).
+package caclient
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/tacit-mesh/tacit/identity"
+	"github.com/tacit-mesh/tacit/xds/api/ca"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+const (
+	requestTimeout = 10 * time.Second
+	firstBackoff   = 250 * time.Millisecond
+	// A workload without a certificate cannot talk at all, so it asks again
+	// sooner than one whose certificate merely grows old.
+	maxBackoffUrgent = 15 * time.Second
+	maxBackoff       = 150 * time.Second
+	// wallStep bounds how long a machine that was suspended, or whose clock
+	// was set, goes on by the old time: timers do not run in suspend.
+	wallStep           = 15 * time.Second
+	defaultConcurrency = 8
+)
+
+// Config says which authority to ask and how.
+type Config struct {
+	Address    string // HOST:PORT
+	ServerName string // DNS name in the authority's certificate
+	RootsFile  string // PEM; read again at each connection to the authority
+	TokenFile  string // bearer token; read again at each request
+	ClusterID  string // sent as "clusterid", which istiod asks for; may be empty
+
+	Lifetime    time.Duration // asked for; 0 is 24 h. The authority decides.
+	Concurrency int           // requests under way at once; 0 is 8
+	Clock       Clock         // nil is the system's
+}
+
+// Clock is the passing of time, replaced in tests.
+type Clock interface {
+	// Now is wall time: it moves when the clock is set and in suspend.
+	Now() time.Time
+	// After is time.After.
+	After(time.Duration) <-chan time.Time
+}
+
+type systemClock struct{}
+
+// Round strips the monotonic reading, which stands still in suspend.
+func (systemClock) Now() time.Time                         { return time.Now().Round(0) }
+func (systemClock) After(d time.Duration) <-chan time.Time { return time.After(d) }
+
+// Client is an identity.Source. All subscriptions share one connection.
+type Client struct {
+	config Config
+	conn   *grpc.ClientConn
+	ca     ca.IstioCertificateServiceClient
+	gate   *gate
+	clock  Clock
+}
+
+// New prepares a client. It connects when there is something to ask.
+func New(config Config) (*Client, error) {
+	if config.Lifetime == 0 {
+		config.Lifetime = 24 * time.Hour
+	}
+	if config.Concurrency == 0 {
+		config.Concurrency = defaultConcurrency
+	}
+	if config.Clock == nil {
+		config.Clock = systemClock{}
+	}
+	conn, err := dial(config)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{
+		config: config,
+		conn:   conn,
+		ca:     ca.NewIstioCertificateServiceClient(conn),
+		gate:   newGate(config.Concurrency),
+		clock:  config.Clock,
+	}, nil
+}
+
+// Close ends the connection; requests under way fail.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Subscribe implements identity.Source: it renews at half of what is left of
+// a certificate's life when it is received, by the wall clock, and after a
+// failure asks again with exponential backoff.
+func (c *Client) Subscribe(ctx context.Context, id model.Identity, update func(*identity.Material), failed func(error)) error {
+	var current *identity.Material
+	backoff := firstBackoff
+	for {
+		urgent := current == nil || !current.ValidAt(c.clock.Now())
+		m, err := c.request(ctx, id, urgent)
+		switch {
+		case err == nil:
+			current, backoff = m, firstBackoff
+			update(m)
+			c.waitForRenewal(ctx, m)
+		case ctx.Err() == nil:
+			failed(err)
+			backoff = min(backoff, limit(urgent))
+			c.waitAfterFailure(ctx, backoff)
+			backoff *= 2
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+}
+
+func limit(urgent bool) time.Duration {
+	if urgent {
+		return maxBackoffUrgent
+	}
+	return maxBackoff
+}
+
+// request takes its turn, the urgent before others, and asks once.
+func (c *Client) request(ctx context.Context, id model.Identity, urgent bool) (*identity.Material, error) {
+	if err := c.gate.enter(ctx, urgent); err != nil {
+		return nil, err
+	}
+	defer c.gate.leave()
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	return c.ask(ctx, id)
+}
+
+// waitForRenewal returns when m should be replaced: between 45 and 50 % of the
+// life it has left, so that what was issued together is not renewed together,
+// or as soon as the clock says that it is not valid.
+func (c *Client) waitForRenewal(ctx context.Context, m *identity.Material) {
+	received := c.clock.Now()
+	half := m.NotAfter().Sub(received) / 2
+	renewal := received.Add(half - time.Duration(rand.Float64()*float64(half)/10))
+	for now := received; now.Before(renewal) && m.ValidAt(now); now = c.clock.Now() {
+		select {
+		case <-c.clock.After(min(wallStep, renewal.Sub(now))):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// waitAfterFailure waits for d, or less by up to a fifth. It is over early if
+// the wall clock says so; a clock that was set back does not prolong it.
+func (c *Client) waitAfterFailure(ctx context.Context, d time.Duration) {
+	d -= time.Duration(rand.Float64() * float64(d) / 5)
+	end := c.clock.Now().Add(d)
+	for d > 0 && c.clock.Now().Before(end) {
+		step := min(wallStep, d)
+		d -= step
+		select {
+		case <-c.clock.After(step):
+		case <-ctx.Done():
+			return
+		}
+	}
+}

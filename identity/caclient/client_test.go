@@ -1,0 +1,397 @@
+package caclient_test
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/tacit-mesh/tacit/identity"
+	"github.com/tacit-mesh/tacit/identity/caclient"
+	"github.com/tacit-mesh/tacit/identity/identitytest"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var alice = model.Identity{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "alice"}
+
+// subscriber is one running subscription to alice's certificate.
+type subscriber struct {
+	t       *testing.T
+	updates chan *identity.Material
+	fails   chan error
+}
+
+func subscribe(t *testing.T, config caclient.Config) subscriber {
+	t.Helper()
+	client, err := caclient.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := subscriber{t, make(chan *identity.Material, 100), make(chan error, 100)}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		err := client.Subscribe(ctx, alice, func(m *identity.Material) { s.updates <- m }, func(err error) {
+			select {
+			case s.fails <- err:
+			default: // more than any test looks at
+			}
+		})
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("Subscribe = %v, want the context's error", err)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+		if err := client.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func (s subscriber) update() *identity.Material {
+	s.t.Helper()
+	return receive(s.t, s.updates, "certificate")
+}
+
+func (s subscriber) failure() error {
+	s.t.Helper()
+	return receive(s.t, s.fails, "failure")
+}
+
+func receive[T any](t *testing.T, from <-chan T, what string) T {
+	t.Helper()
+	select {
+	case v := <-from:
+		return v
+	case <-time.After(20 * time.Second):
+		t.Fatalf("no %s", what)
+		panic("unreachable")
+	}
+}
+
+// drive lets time pass, wait by wait, until the client has something to say,
+// and returns how much passed.
+func drive[T any](t *testing.T, c *clock, from <-chan T) (T, time.Duration) {
+	t.Helper()
+	start := c.Now()
+	for {
+		select {
+		case v := <-from:
+			return v, c.Now().Sub(start)
+		case step := <-c.waiting:
+			if len(from) > 0 { // said before it began to wait
+				c.waiting <- step
+				continue
+			}
+			c.pass(step)
+		case <-time.After(20 * time.Second):
+			t.Fatal("the client neither waits nor says anything")
+		}
+	}
+}
+
+func TestRequest(t *testing.T) {
+	a := newAuthority(t)
+	m := subscribe(t, a.config).update()
+	if m.Identity() != alice || !m.Roots.Equal(poolOf(a.Root)) || m.Certificate.PrivateKey == nil {
+		t.Errorf("got %+v", m)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r, md := a.requests[0], a.metadata[0]
+	block, _ := pem.Decode([]byte(r.GetCsr()))
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(csr.Subject.Names) != 0 || len(csr.URIs) != 1 || csr.URIs[0].String() != alice.String() || len(csr.DNSNames) != 0 {
+		t.Errorf("the CSR names %v %v %v", csr.Subject, csr.URIs, csr.DNSNames)
+	}
+	if got := r.GetMetadata().GetFields()["ImpersonatedIdentity"].GetStringValue(); got != alice.String() {
+		t.Errorf("ImpersonatedIdentity %q", got)
+	}
+	if r.GetValidityDuration() != 3600 {
+		t.Errorf("validity_duration %d", r.GetValidityDuration())
+	}
+	if got := md.Get("clusterid"); len(got) != 1 || got[0] != "Kubernetes" {
+		t.Errorf("clusterid %q", got)
+	}
+}
+
+func TestRenewalAtHalfLife(t *testing.T) {
+	a := newAuthority(t)
+	s := subscribe(t, a.config)
+	before := s.update()
+	for range 5 {
+		after, waited := drive(t, a.clock, s.updates)
+		// Certificates count in whole seconds, so the life is 19 to 20 s.
+		if waited < 8550*time.Millisecond || waited > 10*time.Second {
+			t.Errorf("renewed after %s of 20 s", waited)
+		}
+		if after.Certificate.PrivateKey.(*ecdsa.PrivateKey).Equal(before.Certificate.PrivateKey) {
+			t.Error("the key was used again")
+		}
+		before = after
+	}
+	if len(s.fails) != 0 {
+		t.Error(<-s.fails)
+	}
+}
+
+// A machine that was suspended has timers that stood still, and a certificate
+// that did not.
+func TestRenewalAfterSuspend(t *testing.T) {
+	a := newAuthority(t)
+	a.life = 24 * time.Hour
+	s := subscribe(t, a.config)
+	s.update()
+	for range 3 { // nothing happens while time passes as usual
+		step := receive(t, a.clock.waiting, "wait")
+		if step > 15*time.Second {
+			t.Fatalf("it will not look at the clock for %s", step)
+		}
+		a.clock.pass(step)
+	}
+	step := receive(t, a.clock.waiting, "wait")
+	a.clock.set(13 * time.Hour)
+	if len(s.updates) != 0 {
+		t.Fatal("renewed too early")
+	}
+	a.clock.pass(step)
+	s.update()
+}
+
+func TestRenewalWhenTheClockIsSetBack(t *testing.T) {
+	a := newAuthority(t)
+	s := subscribe(t, a.config)
+	s.update()
+	step := receive(t, a.clock.waiting, "wait")
+	a.clock.set(-24 * time.Hour) // before the certificate's life
+	a.clock.pass(step)
+	if m := s.update(); !m.ValidAt(a.clock.Now()) {
+		t.Error("not valid by the new time")
+	}
+}
+
+func TestOutage(t *testing.T) {
+	a := newAuthority(t)
+	a.life = 24 * time.Hour
+	s := subscribe(t, a.config)
+	away := func(limit time.Duration) {
+		t.Helper()
+		var waited time.Duration
+		for range 12 {
+			var err error
+			err, waited = drive(t, a.clock, s.fails)
+			if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), alice.String()) {
+				t.Fatalf("failure %v", err)
+			}
+			if waited > limit {
+				t.Fatalf("waited %s, limit %s", waited, limit)
+			}
+		}
+		if waited < limit*8/10 {
+			t.Errorf("after so many failures it waits for %s, want about %s", waited, limit)
+		}
+	}
+	s.update()
+	a.change(func() { a.failure = status.Error(codes.Unavailable, "away") })
+	step := receive(t, a.clock.waiting, "wait")
+	a.clock.set(13 * time.Hour) // past half of its life
+	a.clock.pass(step)
+	away(150 * time.Second)
+	a.clock.set(13 * time.Hour) // past its end
+	away(15 * time.Second)
+	a.change(func() { a.failure = nil })
+	if m, _ := drive(t, a.clock, s.updates); !m.ValidAt(a.clock.Now()) {
+		t.Error("not valid")
+	}
+}
+
+func TestRefusedAnswers(t *testing.T) {
+	other := identitytest.NewCA(t)
+	cases := map[string]struct {
+		want  string
+		spoil func(a *authority) func(*x509.Certificate, crypto.PublicKey) []string
+	}{}
+	template := func(name, want string, change func(*x509.Certificate)) {
+		cases[name] = struct {
+			want  string
+			spoil func(a *authority) func(*x509.Certificate, crypto.PublicKey) []string
+		}{want, func(a *authority) func(*x509.Certificate, crypto.PublicKey) []string {
+			return func(c *x509.Certificate, public crypto.PublicKey) []string {
+				change(c)
+				return []string{pemOf(a.Sign(a.t, c, public)), pemOf(a.Root)}
+			}
+		}}
+	}
+	answer := func(name, want string, make func(a *authority, c *x509.Certificate, public crypto.PublicKey) []string) {
+		cases[name] = struct {
+			want  string
+			spoil func(a *authority) func(*x509.Certificate, crypto.PublicKey) []string
+		}{want, func(a *authority) func(*x509.Certificate, crypto.PublicKey) []string {
+			return func(c *x509.Certificate, public crypto.PublicKey) []string { return make(a, c, public) }
+		}}
+	}
+	bob := strings.Replace(alice.String(), "alice", "bob", 1)
+	template("another identity", "bob", func(c *x509.Certificate) { c.URIs = identitytest.Template(t, bob).URIs })
+	template("two identities", "URI SANs", func(c *x509.Certificate) { c.URIs = identitytest.Template(t, alice.String(), bob).URIs })
+	template("no identity", "no URI SAN", func(c *x509.Certificate) { c.URIs = nil })
+	template("expired", "check both clocks", func(c *x509.Certificate) { c.NotAfter = c.NotBefore.Add(time.Second) })
+	template("not yet valid", "check both clocks", func(c *x509.Certificate) {
+		c.NotBefore, c.NotAfter = c.NotAfter, c.NotAfter.Add(time.Hour)
+	})
+	template("too short", "it ends in", func(c *x509.Certificate) { c.NotAfter = c.NotAfter.Add(-15 * time.Second) })
+	template("client only", "roots that came with it", func(c *x509.Certificate) {
+		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	})
+	template("an authority's", "certificate authority", func(c *x509.Certificate) {
+		c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, x509.KeyUsageCertSign
+	})
+	answer("another key", "another key", func(a *authority, c *x509.Certificate, _ crypto.PublicKey) []string {
+		return []string{pemOf(a.Sign(a.t, c, identitytest.NewKey(a.t).Public())), pemOf(a.Root)}
+	})
+	answer("other roots", "roots that came with it", func(a *authority, c *x509.Certificate, public crypto.PublicKey) []string {
+		return []string{pemOf(a.Sign(a.t, c, public)), pemOf(other.Root)}
+	})
+	answer("no roots", "1 elements", func(a *authority, c *x509.Certificate, public crypto.PublicKey) []string {
+		return []string{pemOf(a.Sign(a.t, c, public))}
+	})
+	answer("nothing", "0 elements", func(*authority, *x509.Certificate, crypto.PublicKey) []string { return nil })
+	answer("noise", "no PEM", func(*authority, *x509.Certificate, crypto.PublicKey) []string { return []string{"x", "y"} })
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			a := newAuthority(t)
+			a.spoil = c.spoil(a)
+			s := subscribe(t, a.config)
+			if err := s.failure(); !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), alice.String()) {
+				t.Errorf("refused with %q, want a word of %q", err, c.want)
+			}
+			if len(s.updates) != 0 {
+				t.Error("accepted")
+			}
+		})
+	}
+}
+
+func TestIntermediates(t *testing.T) {
+	a := newAuthority(t)
+	key := identitytest.NewKey(t)
+	template := identitytest.Template(t)
+	template.IsCA, template.BasicConstraintsValid, template.KeyUsage, template.ExtKeyUsage = true, true, x509.KeyUsageCertSign, nil
+	intermediate := &identitytest.CA{Root: a.Sign(t, template, key.Public()), Key: key}
+	older := identitytest.NewCA(t)
+	a.spoil = func(c *x509.Certificate, public crypto.PublicKey) []string {
+		return []string{pemOf(intermediate.Sign(t, c, public)), pemOf(intermediate.Root), pemOf(older.Root, a.Root)}
+	}
+	m := subscribe(t, a.config).update()
+	if len(m.Certificate.Certificate) != 2 || len(m.Authorities) != 2 {
+		t.Errorf("%d certificates in the chain, %d roots; want 2 and 2", len(m.Certificate.Certificate), len(m.Authorities))
+	}
+}
+
+func TestTokenIsReadAgain(t *testing.T) {
+	a := newAuthority(t)
+	a.token = "new"
+	s := subscribe(t, a.config)
+	if err := s.failure(); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "token") {
+		t.Fatalf("failure %v", err)
+	}
+	writeFile(t, a.config.TokenFile, "new")
+	drive(t, a.clock, s.updates)
+}
+
+func TestRootsAreReadAgain(t *testing.T) {
+	a := newAuthority(t)
+	writeFile(t, a.config.RootsFile, pemOf(identitytest.NewCA(t).Root))
+	s := subscribe(t, a.config)
+	if err := s.failure(); !strings.Contains(err.Error(), "unknown authority") {
+		t.Fatalf("failure %v", err)
+	}
+	writeFile(t, a.config.RootsFile, pemOf(a.Root))
+	drive(t, a.clock, s.updates) // gRPC's own pause between connections is real time
+}
+
+func TestWrongServerName(t *testing.T) {
+	a := newAuthority(t)
+	a.config.ServerName = "other.test"
+	if err := subscribe(t, a.config).failure(); !strings.Contains(err.Error(), serverName) {
+		t.Errorf("failure %v", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.requests) != 0 {
+		t.Error("the token was sent to an impostor")
+	}
+}
+
+func TestMissingFiles(t *testing.T) {
+	a := newAuthority(t)
+	missing := filepath.Join(t.TempDir(), "missing")
+	for _, config := range []func(c *caclient.Config){
+		func(c *caclient.Config) { c.RootsFile = missing },
+		func(c *caclient.Config) { c.TokenFile = missing },
+	} {
+		c := a.config
+		config(&c)
+		if err := subscribe(t, c).failure(); !strings.Contains(err.Error(), missing) {
+			t.Errorf("failure %v does not name %s", err, missing)
+		}
+	}
+	if _, err := os.Stat(missing); err == nil {
+		t.Error("made by the client")
+	}
+}
+
+// The whole way: a certificate from the authority through the store into a
+// handshake.
+func TestWithStore(t *testing.T) {
+	a := newAuthority(t)
+	client, err := caclient.New(a.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	store := identity.NewStore(client, identity.WithClock(a.clock.Now))
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = store.Run(ctx) })
+	defer running.Wait()
+	defer cancel()
+	defer store.Acquire(alice)()
+	m, err := store.Get(t.Context(), alice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := identity.ServerConfig(func() (*identity.Material, error) { return store.Get(t.Context(), alice) }, identity.WithClock(a.clock.Now))
+	shown, err := config.GetCertificate(&tls.ClientHelloInfo{})
+	if err != nil || shown != m.Certificate {
+		t.Errorf("the server shows %v, %v", shown, err)
+	}
+}
+
+func poolOf(certs ...*x509.Certificate) *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, c := range certs {
+		pool.AddCert(c)
+	}
+	return pool
+}

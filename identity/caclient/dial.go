@@ -1,0 +1,96 @@
+package caclient
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+)
+
+func dial(config Config) (*grpc.ClientConn, error) {
+	reconnect := backoff.DefaultConfig
+	reconnect.MaxDelay = maxBackoffUrgent
+	conn, err := grpc.NewClient(config.Address,
+		grpc.WithTransportCredentials(rootsFile{config.RootsFile, config.ServerName}),
+		grpc.WithPerRPCCredentials(tokenFile(config.TokenFile)),
+		grpc.WithContextDialer(dialTCP),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: requestTimeout}),
+		grpc.WithDisableServiceConfig())
+	if err != nil {
+		return nil, fmt.Errorf("CA address %q: %w", config.Address, err)
+	}
+	return conn, nil
+}
+
+// dialTCP makes a connection that notices within seconds that the authority's
+// machine is gone. HTTP/2 pings would do the same, but gRPC servers refuse
+// clients that send them every few seconds.
+func dialTCP(ctx context.Context, address string) (net.Conn, error) {
+	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		var err error
+		controlErr := raw.Control(func(fd uintptr) {
+			unanswered := int(2 * requestTimeout / time.Millisecond)
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, unanswered)
+		})
+		return errors.Join(controlErr, err)
+	}}
+	return dialer.DialContext(ctx, "tcp", address)
+}
+
+// rootsFile is TLS to a server of that name, by roots that are read at each
+// connection: a rotated root needs no restart.
+type rootsFile struct{ path, serverName string }
+
+func (r rootsFile) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	text, err := os.ReadFile(r.path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("roots of the CA: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(text) {
+		return nil, nil, fmt.Errorf("roots of the CA: no PEM certificate in %s", r.path)
+	}
+	return credentials.NewTLS(&tls.Config{
+		MinVersion: tls.VersionTLS12,
+		RootCAs:    roots,
+		ServerName: r.serverName,
+	}).ClientHandshake(ctx, authority, raw)
+}
+
+func (r rootsFile) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("credentials of a client used by a server")
+}
+
+func (r rootsFile) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "tls", ServerName: r.serverName}
+}
+
+func (r rootsFile) Clone() credentials.TransportCredentials { return r }
+
+// OverrideServerName is deprecated and unused: the name is fixed above.
+func (r rootsFile) OverrideServerName(string) error { return nil }
+
+// tokenFile sends the token in a file, which Kubernetes replaces from time to
+// time, with each request.
+type tokenFile string
+
+func (f tokenFile) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	token, err := os.ReadFile(string(f))
+	if err != nil {
+		return nil, fmt.Errorf("token for the CA: %w", err)
+	}
+	return map[string]string{"authorization": "Bearer " + strings.TrimSpace(string(token))}, nil
+}
+
+func (tokenFile) RequireTransportSecurity() bool { return true }
