@@ -35,12 +35,12 @@ func (c *Client) Status() Status {
 	defer c.mu.Unlock()
 	out := c.status
 	out.Server = c.config.Server
-	out.Policies = c.kind(wire.AuthorizationType).snapshot()
-	out.Addresses = c.kind(wire.AddressType).snapshot()
+	out.Policies = c.kind(wire.AuthorizationType).describe()
+	out.Addresses = c.kind(wire.AddressType).describe()
 	return out
 }
 
-func (k *kind) snapshot() TypeStatus {
+func (k *kind) describe() TypeStatus {
 	out := k.status
 	out.Resources, out.Complete = len(k.resources), k.isComplete
 	return out
