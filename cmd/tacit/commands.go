@@ -1,0 +1,172 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tacit-mesh/tacit/proxy/admin"
+)
+
+func statusCommand() *cobra.Command {
+	var c client
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what the proxy serves and how it is",
+		Long: `Show the proxy's pods and certificates, its link to the control plane, and the
+generation of the mesh that it applies: how many updates it has taken in.`,
+		Example: `  tacit status
+  tacit status -o json`,
+		Args: cobra.NoArgs,
+	}
+	c.flags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var s admin.Status
+		p, err := c.get(cmd, "/status", nil, &s)
+		if err != nil {
+			return err
+		}
+		return p.Status(s)
+	}
+	return cmd
+}
+
+func connectionsCommand() *cobra.Command {
+	var (
+		c             client
+		from, to      string
+		denied, ended bool
+	)
+	cmd := &cobra.Command{
+		Use:   "connections",
+		Short: "List connections, live ones or those just ended or denied",
+		Long: `List the connections of this node's pods, oldest first. The proxy remembers the
+last few thousand that ended. The id of a connection is the same on both
+nodes, in both logs, and in tacit explain ID.`,
+		Example: `  tacit connections
+  tacit connections --to shop/backend        # towards one pod
+  tacit connections --from shop/             # from a namespace
+  tacit connections --from 198.18.1.7        # from an address
+  tacit connections --denied                 # what was denied of late, and why`,
+		Args: cobra.NoArgs,
+	}
+	c.flags(cmd)
+	cmd.Flags().StringVar(&from, "from", "", "only those from this `client`: NAMESPACE/POD, NAMESPACE/ or an address")
+	cmd.Flags().StringVar(&to, "to", "", "only those to this `server`: NAMESPACE/POD, NAMESPACE/ or an address")
+	cmd.Flags().BoolVar(&denied, "denied", false, "instead of live ones, those that were denied")
+	cmd.Flags().BoolVar(&ended, "ended", false, "instead of live ones, those that ended or were denied")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		query := url.Values{}
+		set(query, "from", from)
+		set(query, "to", to)
+		if denied {
+			query.Set("denied", "")
+		}
+		if ended {
+			query.Set("ended", "")
+		}
+		var answer struct {
+			Connections []admin.Connection `json:"connections"`
+		}
+		p, err := c.get(cmd, "/connections", query, &answer)
+		if err != nil {
+			return err
+		}
+		return p.Connections(answer.Connections)
+	}
+	return cmd
+}
+
+func explainCommand() *cobra.Command {
+	var (
+		c        client
+		from, to string
+	)
+	cmd := &cobra.Command{
+		Use:   "explain [ID | --from NAMESPACE/POD --to TARGET]",
+		Short: "Say step by step why a connection is or would be allowed or denied",
+		Long: `Follow a connection from the client's socket to the server's: is it captured,
+or does a skip list cover it; where does its destination lead; which identity
+arrives; what does each policy say; and what would have to change for the
+opposite outcome.
+
+With --from and --to nothing is connected: the proxy reasons about the mesh as
+it knows it, and any node's proxy gives the same answer. TARGET is
+NAMESPACE/POD:PORT, HOST:PORT (as the client's DNS would read it) or IP:PORT.
+
+With ID it is a connection that this node's proxy carries or remembers: what
+was recorded, and what would become of it now. Ids are in the log ("id") and
+in tacit connections.
+
+Exit status: 0 it is allowed or nothing checks it, 3 it is or may be denied,
+1 there is no answer.`,
+		Example: `  tacit explain --from shop/frontend --to shop/backend-7d4b9:8080
+  tacit explain --from shop/frontend --to backend.shop:80
+  tacit explain --from 203.0.113.9 --to shop/backend-7d4b9:8080   # a client outside the mesh
+  tacit explain 4bf92f3577b34da6a3ce929d0e0e4736`,
+		Args: cobra.MaximumNArgs(1),
+	}
+	c.flags(cmd)
+	cmd.Flags().StringVar(&from, "from", "", "`client`: NAMESPACE/POD, or an address")
+	cmd.Flags().StringVar(&to, "to", "", "`target`: NAMESPACE/POD:PORT, HOST:PORT or IP:PORT")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		query := url.Values{}
+		switch {
+		case len(args) == 1 && from == "" && to == "":
+			set(query, "id", args[0])
+		case len(args) == 0 && from != "" && to != "":
+			set(query, "from", from)
+			set(query, "to", to)
+		default:
+			return errors.New("explain: name either the id of a connection or both --from and --to; see tacit explain --help")
+		}
+		var e admin.Explanation
+		p, err := c.get(cmd, "/explain", query, &e)
+		if err != nil {
+			return err
+		}
+		if err := p.Explanation(e); err != nil {
+			return err
+		}
+		if e.Outcome != admin.Allowed && e.Outcome != admin.Unchecked {
+			return exitError(exitDenied)
+		}
+		return nil
+	}
+	return cmd
+}
+
+func dumpCommand() *cobra.Command {
+	var c client
+	cmd := &cobra.Command{
+		Use:   "dump",
+		Short: "Print the whole mesh as the proxy knows it, as JSON",
+		Long: `Print every workload, service and policy that the proxy has from the control
+plane, as one JSON document.`,
+		Example: `  tacit dump
+  tacit dump | jq '.workloads[] | select(.namespace == "shop")'`,
+		Args: cobra.NoArgs,
+	}
+	c.flags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		body, err := c.ask(cmd.Context(), "/dump", nil)
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		if _, err := io.Copy(cmd.OutOrStdout(), body); err != nil {
+			return fmt.Errorf("answer of the proxy at %s: %w", c.socket, err)
+		}
+		return nil
+	}
+	return cmd
+}
+
+func set(query url.Values, name, value string) {
+	if value != "" {
+		query.Set(name, value)
+	}
+}

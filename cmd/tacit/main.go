@@ -1,0 +1,71 @@
+// Command tacit looks into a running mesh from the proxy of one node: what it
+// serves, which connections there are, and why one is or is not allowed.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tacit-mesh/tacit/internal/version"
+)
+
+// exitDenied is what explain exits with when the connection is, or may be,
+// denied.
+const exitDenied = 3
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// exitError ends the program with a code and without a message.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+func run(ctx context.Context, args []string, out, errOut io.Writer) int {
+	root := command()
+	root.SetArgs(args)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	err := root.ExecuteContext(ctx)
+	var code exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &code):
+		return int(code)
+	}
+	fmt.Fprintln(errOut, "tacit:", err)
+	return 1
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "tacit",
+		Short: "Look into a running Tacit mesh",
+		Long: `tacit asks the proxy of one node what it knows and does, over the proxy's admin
+socket, and changes nothing.
+
+In a cluster it runs inside the proxy's container:
+  kubectl -n tacit-system exec ds/tacit-proxy -- tacit status`,
+		Example: `  tacit status
+  tacit explain --from shop/frontend --to shop/backend:8080
+  tacit explain 4bf92f3577b34da6a3ce929d0e0e4736
+  tacit connections --denied`,
+		Version:       version.String(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
+	root.AddCommand(statusCommand(), connectionsCommand(), explainCommand(), dumpCommand())
+	return root
+}

@@ -1,0 +1,137 @@
+package show
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tacit-mesh/tacit/proxy/admin"
+)
+
+// Status writes the proxy's own state, then each further section.
+func (p Printer) Status(s admin.Status) error {
+	rows := [][]string{
+		{"node", s.Node},
+		{"version", s.Version},
+		{"started", fmt.Sprintf("%s (%s ago)", s.Started.UTC().Format(time.DateTime), age(p.Now.Sub(s.Started)))},
+		{"mesh", fmt.Sprintf("generation %d: %d workloads, %d services, %d policies%s", s.Generation, s.Workloads, s.Services, s.Policies, missing(s))},
+		{"connections", fmt.Sprintf("%d inbound, %d outbound", s.Inbound, s.Outbound)},
+		{"denials", fmt.Sprintf("%d among the last connections (tacit connections --denied)", s.RecentDenials)},
+	}
+	if err := p.table(rows); err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Sections)) {
+		if _, err := fmt.Fprintf(p.Out, "\n%s\n", p.bold(strings.ToUpper(clean(name)))); err != nil {
+			return err
+		}
+		if err := p.table(section(s.Sections[name])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func missing(s admin.Status) string {
+	switch {
+	case !s.AddressesReady && !s.PoliciesReady:
+		return " (nothing received from the control plane yet)"
+	case !s.AddressesReady:
+		return " (no full list of workloads and services yet)"
+	case !s.PoliciesReady:
+		return " (no full list of policies yet)"
+	}
+	return ""
+}
+
+// section makes rows of an object, one for each member, or of an array of
+// objects, one for each object under a heading of their members' names.
+// Members stay in the order in which the proxy wrote them.
+func section(text json.RawMessage) [][]string {
+	if object, ok := members(text); ok {
+		rows := [][]string{}
+		for _, m := range object {
+			rows = append(rows, []string{m.name, plain(m.value)})
+		}
+		return rows
+	}
+	var list []json.RawMessage
+	if json.Unmarshal(text, &list) != nil {
+		return [][]string{{plain(text)}}
+	}
+	if len(list) == 0 {
+		return [][]string{{"none"}}
+	}
+	heading := []string{}
+	objects := make([][]member, len(list))
+	for i, item := range list {
+		object, ok := members(item)
+		if !ok {
+			object = []member{{"value", item}}
+		}
+		objects[i] = object
+		for _, m := range object {
+			if !slices.Contains(heading, m.name) {
+				heading = append(heading, m.name)
+			}
+		}
+	}
+	return columns(heading, objects)
+}
+
+func columns(heading []string, objects [][]member) [][]string {
+	rows := [][]string{make([]string, len(heading))}
+	for i, name := range heading {
+		rows[0][i] = strings.ToUpper(name)
+	}
+	for _, object := range objects {
+		row := make([]string, len(heading))
+		for _, m := range object {
+			row[slices.Index(heading, m.name)] = plain(m.value)
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+type member struct {
+	name  string
+	value json.RawMessage
+}
+
+// members reads an object in the order of its text.
+func members(text json.RawMessage) ([]member, bool) {
+	in := json.NewDecoder(bytes.NewReader(text))
+	if start, err := in.Token(); err != nil || start != json.Delim('{') {
+		return nil, false
+	}
+	var out []member
+	for in.More() {
+		var m member
+		name, err := in.Token()
+		if err != nil || in.Decode(&m.value) != nil {
+			return nil, false
+		}
+		m.name, _ = name.(string)
+		out = append(out, m)
+	}
+	return out, true
+}
+
+// plain is a string without its quotes, a list of such strings with commas,
+// and any other value as JSON.
+func plain(value json.RawMessage) string {
+	var s string
+	if json.Unmarshal(value, &s) == nil {
+		return s
+	}
+	var all []string
+	if json.Unmarshal(value, &all) == nil {
+		return strings.Join(all, ", ")
+	}
+	return string(value)
+}
