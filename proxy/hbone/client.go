@@ -1,0 +1,184 @@
+package hbone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/tacit-mesh/tacit/proxy/relay"
+)
+
+// Request is what a CONNECT asks for.
+type Request struct {
+	Authority string   // "IP:port" of the workload, as the server is to dial it
+	Headers   []Header // such as baggage, forwarded, traceparent
+}
+
+// Answer is the server's response.
+type Answer struct {
+	Status  int
+	Headers []Header
+}
+
+// Header is the first value of a header, or "".
+func (a Answer) Header(name string) string { return value(a.Headers, name) }
+
+// Stream is a client's stream. It ends by Relay returning, by End, or by Reset.
+type Stream struct {
+	stream
+}
+
+// answer is what a client's stream waits for. Guarded by the stream's mu.
+type answer struct {
+	client  bool
+	ready   chan struct{} // closed when there is one, or never will be
+	settled bool
+	Answer
+	wanted bool // the pump waits for it
+	timer  *time.Timer
+}
+
+func (a *answer) settle() {
+	if a.client && !a.settled {
+		a.settled = true
+		a.timer.Stop()
+		close(a.ready)
+	}
+}
+
+// keepsApp reports whether an application's connection survives this end of
+// its stream, to be offered to another endpoint.
+func (a *answer) keepsApp(end relay.End) bool {
+	return a.client && a.Status != 200 && (end == relay.Lost || end == relay.ResetByPeer)
+}
+
+// openStream sends the request, if this connection takes another stream. It
+// leaves the request to be written with the first bytes of the stream.
+func (c *conn) openStream(r Request, timeout time.Duration) *Stream {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.takesStream(time.Now()) {
+		return nil
+	}
+	if c.lastID == 0 {
+		c.lastID = 1
+	} else {
+		c.lastID += 2
+	}
+	s := new(Stream)
+	s.stream.init(c, c.lastID)
+	s.answer = answer{client: true, ready: make(chan struct{})}
+	s.answer.timer = time.AfterFunc(timeout, func() {
+		s.fail(failure{end: relay.Lost, err: fmt.Errorf("no answer in %v", timeout), code: http2.ErrCodeCancel, tell: true})
+	})
+	fields := make([]Header, 0, len(r.Headers)+2)
+	fields = append(fields, Header{":method", "CONNECT"}, Header{":authority", r.Authority})
+	c.writeHeaders(s.id, append(fields, r.Headers...), false)
+	return s
+}
+
+func (c *conn) takesStream(now time.Time) bool {
+	return c.cause == "" && c.drain == serving && c.lastID < 1<<31-3 &&
+		uint32(len(c.streams)) < min(clientStreams, c.peer.streams) &&
+		(c.notAfter.IsZero() || now.Before(c.notAfter))
+}
+
+// onAnswer handles the response of a stream that has none.
+func (s *stream) onAnswer(m message) error {
+	if m.malformed != "" || m.tooLarge {
+		s.violated(http2.ErrCodeProtocol)
+		return nil
+	}
+	status, err := strconv.Atoi(value(m.fields, ":status"))
+	if err != nil || status < 100 || status > 999 {
+		s.violated(http2.ErrCodeProtocol)
+		return nil
+	}
+	if status < 200 && !m.end {
+		return nil // informational
+	}
+	s.mu.Lock()
+	s.answer.Answer = Answer{Status: status, Headers: m.fields[1:]}
+	if status == 200 && !s.over {
+		s.answered.Store(true)
+		s.answer.settle()
+		if s.answer.wanted && s.app != nil {
+			s.app.Interrupt()
+		}
+	}
+	unfinished := !s.localEnd || !m.end
+	s.mu.Unlock()
+	switch {
+	case status != 200:
+		s.fail(failure{end: relay.ResetByPeer, err: errStatus, code: http2.ErrCodeCancel, tell: unfinished})
+	case m.end:
+		s.remoteFIN()
+	}
+	return nil
+}
+
+var errStatus = errors.New("peer refused the stream")
+
+// Answer waits for the response without reading the application: for streams
+// that may be joined outside of the tunnel. A status other than 200, or none,
+// is a *RefusedError.
+func (s *Stream) Answer(ctx context.Context) (Answer, error) {
+	s.c.flush()
+	select {
+	case <-s.answer.ready:
+	case <-ctx.Done():
+		s.abort(context.Cause(ctx))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.answered.Load() {
+		return s.answer.Answer, nil
+	}
+	return Answer{}, s.refusal(&Replay{})
+}
+
+// Relay moves bytes between the application and the stream until both
+// directions have ended, either side resets, or ctx ends. It does not wait for
+// the answer before it sends; replay, which may be nil, goes first.
+//
+// It owns app and closes it, except when it returns a *RefusedError: then app
+// is open, and the error holds what it had sent.
+func (s *Stream) Relay(ctx context.Context, app *net.TCPConn, replay *Replay) (relay.Result, error) {
+	var kept *Replay
+	if replay == nil {
+		replay = new(Replay)
+	}
+	if !s.answered.Load() || len(replay.Data) > 0 || replay.FIN {
+		kept = &Replay{Data: replay.Data, FIN: replay.FIN}
+	}
+	result, refused := s.relay(ctx, app, kept)
+	if !refused {
+		return result, nil
+	}
+	if kept == nil {
+		kept = new(Replay)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return result, s.refusal(kept)
+}
+
+// refusal is called with mu held.
+func (s *Stream) refusal(kept *Replay) *RefusedError {
+	e := &RefusedError{Status: s.answer.Status, Headers: s.answer.Headers, Replay: kept}
+	if e.Status == 0 {
+		e.Err = s.failure.err
+	}
+	unprocessed := (*unprocessedError)(nil)
+	e.safe = errors.As(s.failure.err, &unprocessed) || e.Status == 0 && s.counts.Sent.Load() == 0
+	return e
+}
+
+func (s *stream) abort(cause error) {
+	s.fail(failure{end: relay.Aborted, err: cause, code: http2.ErrCodeCancel, tell: true})
+}

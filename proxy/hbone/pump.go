@@ -1,0 +1,247 @@
+package hbone
+
+import (
+	"context"
+	"io"
+	"net"
+
+	"github.com/tacit-mesh/tacit/proxy/relay"
+)
+
+// bulkRead makes a frame of the largest buffer, once encrypted, still fit one.
+const bulkRead = relay.LargeSize - 4*(5+1+16) - 2*frameHeader
+
+// relay moves bytes between the application and the tunnel until the stream is
+// over. kept is not nil where the stream has not been answered; it receives
+// what the application sends until then. The application's connection stays
+// open only if refused is true.
+func (s *stream) relay(ctx context.Context, tcp *net.TCPConn, kept *Replay) (result relay.Result, refused bool) {
+	app, err := relay.NewSocket(tcp)
+	if err != nil {
+		s.brokenApp(err)
+		tcp.Close()
+		return s.result(), false
+	}
+	stop := context.AfterFunc(ctx, func() { s.abort(context.Cause(ctx)) })
+	defer stop()
+	s.attach(app)
+	p := pump{stream: s, app: app, kept: kept}
+	p.run()
+
+	s.mu.Lock()
+	s.app = nil
+	refused = s.answer.keepsApp(s.failure.end)
+	end := s.failure.end
+	s.mu.Unlock()
+	switch {
+	case refused:
+		app.Resume()
+	case end == relay.Finished:
+		app.Close()
+	default:
+		app.Reset()
+	}
+	return s.result(), refused
+}
+
+// attach makes the application known to the reading goroutine and gives it
+// what came before.
+func (s *stream) attach(app *relay.Socket) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over {
+		return
+	}
+	s.app = app
+	s.startFlush()
+	if s.remoteEnd && s.inbox.empty() {
+		app.CloseWrite()
+	}
+}
+
+// pump carries the application's bytes into the tunnel. All of its waits are
+// on the application's socket, so that a reset of it is noticed in each; news
+// from the tunnel interrupt them.
+type pump struct {
+	*stream
+	app      *relay.Socket
+	kept     *Replay
+	appetite relay.Appetite
+}
+
+// run returns when the stream is over.
+func (p *pump) run() {
+	if !p.replay() {
+		return
+	}
+	wait := false // at first, what is there goes out together with the headers
+	for {
+		if p.isOver() {
+			return
+		}
+		room := p.room()
+		if room == 0 {
+			p.c.flush()
+			if !p.await() {
+				return
+			}
+			continue
+		}
+		buf, n, err := p.app.Read(p.appetite.Class(), frameHeader, min(room, bulkRead), wait)
+		switch {
+		case err == nil:
+			p.appetite.Fed(n, min(len(buf.B)-frameHeader, bulkRead))
+			p.keep(buf.B[frameHeader : frameHeader+n])
+			err := p.forward(buf, n)
+			buf.Free()
+			if err != nil {
+				return
+			}
+		case err == relay.ErrWouldBlock: //nolint:errorlint // returned as it is
+			wait = true
+			p.c.flush()
+		case err == relay.ErrInterrupted: //nolint:errorlint // returned as it is
+			p.app.Resume()
+		case err == io.EOF: //nolint:errorlint // returned as it is
+			p.fin()
+			return
+		default:
+			p.brokenApp(err)
+			return
+		}
+	}
+}
+
+func (p *pump) isOver() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.over
+}
+
+// room is how much may be read now: what the windows allow and, before the
+// answer, what can be kept. When it is 0, whatever changes it interrupts.
+func (p *pump) room() int {
+	limit := largestWindow
+	if p.kept != nil {
+		limit = p.keepable()
+	}
+	if limit == 0 {
+		return 0
+	}
+	p.c.mu.Lock()
+	defer p.c.mu.Unlock()
+	n := p.c.grant(p.stream)
+	if n == 0 {
+		p.hungry = p.app
+		p.c.starve(p.stream)
+	}
+	return min(n, limit)
+}
+
+func (p *pump) keepable() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.answered.Load() {
+		p.kept = nil
+		return largestWindow
+	}
+	left := max(0, keptBytes-len(p.kept.Data))
+	p.answer.wanted = left == 0
+	return left
+}
+
+// keep remembers what is about to be sent, as long as it may have to be sent
+// again to another endpoint.
+func (p *pump) keep(data []byte) {
+	if p.kept != nil {
+		p.kept.Data = append(p.kept.Data, data...)
+	}
+}
+
+// await waits for an interruption; it is false when the stream is over.
+func (p *pump) await() bool {
+	if err := p.app.WaitReset(); err != nil && err != relay.ErrInterrupted { //nolint:errorlint // returned as it is
+		p.brokenApp(err)
+		return false
+	}
+	p.app.Resume()
+	return !p.isOver()
+}
+
+// forward sends n bytes behind the room for a frame header.
+func (p *pump) forward(buf *relay.Buffer, n int) error {
+	for from := frameHeader; n > 0; {
+		took, err := p.c.send(p.stream, buf.B, from, n)
+		if err != nil {
+			return err
+		}
+		p.counts.Sent.Add(int64(took))
+		from += took
+		n -= took
+		if n > 0 && took == 0 && p.room() == 0 && !p.await() {
+			return errSealed
+		}
+	}
+	return nil
+}
+
+// replay sends what an earlier stream could not deliver.
+func (p *pump) replay() bool {
+	if p.kept == nil {
+		return true
+	}
+	data := p.kept.Data
+	for len(data) > 0 {
+		buf := relay.Get(relay.Large)
+		n := copy(buf.B[frameHeader:frameHeader+bulkRead], data)
+		data = data[n:]
+		err := p.forward(buf, n)
+		buf.Free()
+		if err != nil {
+			return false
+		}
+	}
+	if p.kept.FIN {
+		p.fin()
+		return false
+	}
+	return true
+}
+
+// fin relays FIN and watches the application until the stream is over.
+func (p *pump) fin() {
+	if p.kept != nil {
+		p.kept.FIN = true
+	}
+	p.mu.Lock()
+	p.endLocal()
+	p.finish()
+	p.mu.Unlock()
+	for !p.isOver() {
+		if !p.await() {
+			return
+		}
+	}
+}
+
+// grant is what both windows allow. Called with mu held.
+func (c *conn) grant(s *stream) int {
+	return int(max(0, min(s.window, c.window, int64(c.peer.frame))))
+}
+
+// starve notes that a stream waits for the connection's window. Called with mu
+// held.
+func (c *conn) starve(s *stream) {
+	if c.window <= 0 && !s.starved {
+		s.starved = true
+		c.starved = append(c.starved, s)
+	}
+}
+
+// feed wakes a stream that waits for window. Called with mu held.
+func (c *conn) feed(s *stream) {
+	if s.hungry != nil && c.grant(s) > 0 {
+		s.hungry.Interrupt()
+		s.hungry = nil
+	}
+}

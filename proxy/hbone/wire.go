@@ -1,0 +1,133 @@
+package hbone
+
+import (
+	"errors"
+	"io"
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tacit-mesh/tacit/proxy/relay"
+)
+
+// Wire is the TCP connection under a TLS connection. Made with NewWire and
+// given to tls.Server, it lets Serve wait for a peer without a buffer and send
+// several TLS records with one system call.
+type Wire struct {
+	net.Conn
+	raw syscall.RawConn
+
+	// Of the reader, once it polls: the descriptor while inside poll.
+	polling bool
+	fd      int
+
+	// Of whoever holds the connection's writer.
+	corked bool
+	held   *relay.Buffer
+	n      int
+}
+
+// NewWire wraps a TCP connection that is to carry TLS.
+func NewWire(c *net.TCPConn) (*Wire, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	return &Wire{Conn: c, raw: raw}, nil
+}
+
+// wouldBlock is what crypto/tls gets from a read that would wait: a temporary
+// error leaves its state as it is, so that the read can be repeated.
+type wouldBlock struct{}
+
+func (wouldBlock) Error() string   { return "nothing to read yet" }
+func (wouldBlock) Timeout() bool   { return true }
+func (wouldBlock) Temporary() bool { return true }
+
+// errWouldBlock is boxed once.
+var errWouldBlock error = wouldBlock{}
+
+// poll calls readable now and each time that there may be something to read,
+// until it returns true. Reads inside it return errWouldBlock when there is
+// nothing more.
+func (w *Wire) poll(readable func() bool) error {
+	w.polling = true
+	defer func() { w.polling = false }()
+	return w.raw.Read(func(fd uintptr) bool {
+		w.fd = int(fd)
+		return readable()
+	})
+}
+
+// Read is the next bytes of the TLS connection.
+func (w *Wire) Read(p []byte) (int, error) {
+	if !w.polling {
+		return w.Conn.Read(p)
+	}
+	for {
+		n, err := unix.Read(w.fd, p)
+		switch {
+		case n > 0:
+			return n, nil
+		case err == unix.EINTR:
+		case err == unix.EAGAIN:
+			return 0, errWouldBlock
+		case err != nil:
+			return 0, &net.OpError{Op: "read", Net: "tcp", Source: w.LocalAddr(), Addr: w.RemoteAddr(), Err: err}
+		default:
+			return 0, io.EOF
+		}
+	}
+}
+
+// Write sends a TLS record, or keeps it until uncork.
+func (w *Wire) Write(p []byte) (int, error) {
+	if !w.corked {
+		return w.Conn.Write(p)
+	}
+	if w.held == nil {
+		w.held = relay.Get(relay.Large)
+	}
+	if w.n+len(p) > len(w.held.B) {
+		if err := w.send(); err != nil {
+			return 0, err
+		}
+	}
+	w.n += copy(w.held.B[w.n:], p)
+	return len(p), nil
+}
+
+func (w *Wire) cork() { w.corked = true }
+
+// uncork sends what was held and gives the memory back.
+func (w *Wire) uncork() error {
+	w.corked = false
+	if w.held == nil {
+		return nil
+	}
+	err := w.send()
+	w.held.Free()
+	w.held = nil
+	return err
+}
+
+func (w *Wire) send() error {
+	_, err := w.Conn.Write(w.held.B[:w.n])
+	w.n = 0
+	return err
+}
+
+// shut ends both directions without waiting for goroutines that use the
+// connection, as Close does.
+func (w *Wire) shut() {
+	err := w.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+	if err != nil && !errors.Is(err, net.ErrClosed) {
+		w.Conn.Close()
+	}
+}
+
+// closeWrite sends FIN.
+func (w *Wire) closeWrite() {
+	w.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_WR) })
+}

@@ -1,0 +1,59 @@
+package relay
+
+import (
+	"errors"
+	"io"
+	"sync/atomic"
+)
+
+// flow carries one direction. Messages pass through a buffer; once reads fill
+// the largest buffer, bytes move inside the kernel until the source is empty.
+type flow struct {
+	src, dst *Socket
+	count    *atomic.Int64
+	appetite Appetite
+}
+
+// run returns nil once FIN has come from src and was given to dst.
+func (f *flow) run() error {
+	for {
+		buf, n, err := f.src.Read(f.appetite.Class(), 0, sizes[Large], true)
+		if err == io.EOF {
+			f.dst.CloseWrite() // fails only where dst is gone, which its own direction tells
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		room := len(buf.B)
+		f.appetite.Fed(n, room)
+		err = f.forward(buf.B[:n])
+		buf.Free()
+		if err != nil {
+			return err
+		}
+		if n == sizes[Large] {
+			if err := f.splice(); err != nil && !errors.Is(err, errNoPipe) {
+				return err
+			}
+		}
+	}
+}
+
+// forward writes without waiting, and only what is left over with it: setting
+// a deadline costs more than most writes.
+func (f *flow) forward(p []byte) error {
+	n, err := f.dst.Write(p)
+	if err != nil {
+		return &writeError{socket: f.dst, err: err}
+	}
+	f.count.Add(int64(n))
+	if n == len(p) {
+		return nil
+	}
+	if err := f.dst.WriteAll(p[n:], f.src.Err); err != nil {
+		return err
+	}
+	f.count.Add(int64(len(p) - n))
+	return nil
+}
