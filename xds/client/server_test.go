@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"net"
 	"os"
@@ -230,7 +231,7 @@ func run(t *testing.T, c *Client) *running {
 		}
 		stopped = true
 		cancel()
-		if err := next(t, "the end of Run", ended); err != context.Canceled {
+		if err := next(t, "the end of Run", ended); !errors.Is(err, context.Canceled) {
 			t.Errorf("Run returned %v, want the context's error", err)
 		}
 	}
