@@ -19,8 +19,8 @@ import (
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-// Sink takes updates, one at a time and in order. Apply must not call the
-// client's Export or Restore.
+// Sink takes updates, one at a time and in order. The response is acknowledged
+// once Apply has returned.
 type Sink interface {
 	Apply(model.Update)
 }
