@@ -133,18 +133,21 @@ rules:
 - from: [{source: {remoteIpBlocks: [10.0.0.0/8], notRemoteIpBlocks: [10.1.0.0/16], notIpBlocks: [10.2.0.0/16]}}]
 - from: [{source: {remoteIpBlocks: [10.0.0.0/8, 10.9.0.0/16], ipBlocks: [10.1.0.0/16, 192.0.2.0/24]}}]
 - from: [{source: {remoteIpBlocks: [10.0.0.0/8], ipBlocks: [192.0.2.0/24]}}]
-- when: [{key: remote.ip, values: [10.0.0.1]}]`,
+- when: [{key: remote.ip, values: [10.0.0.1]}]
+- from: [{source: {remoteIpBlocks: [10.0.0.0/8], ipBlocks: [192.0.2.0/24], namespaces: [a]}}]`,
 			want: []string{
 				"SourceIPs[10.0.0.0/8] NotSourceIPs[10.2.0.0/16 10.1.0.0/16]",
 				"SourceIPs[10.1.0.0/16]",
 				"never",
 				"SourceIPs[10.0.0.1/32]",
+				"never",
 			},
 			messages: []string{
 				"spec.rules[0].from[0].source: compared with the connection's source address; X-Forwarded-For and the PROXY protocol are not read",
 				"spec.rules[1].from[0].source: compared with the connection's source address; X-Forwarded-For and the PROXY protocol are not read",
 				"spec.rules[2].from[0].source: compared with the connection's source address; X-Forwarded-For and the PROXY protocol are not read",
 				"spec.rules[3].when[0]: compared with the connection's source address; X-Forwarded-For and the PROXY protocol are not read",
+				"spec.rules[4].from[0].source: compared with the connection's source address; X-Forwarded-For and the PROXY protocol are not read",
 			},
 		},
 		{
