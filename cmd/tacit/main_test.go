@@ -54,7 +54,7 @@ func tacit(args ...string) (code int, out, errOut string) {
 
 func TestCommands(t *testing.T) {
 	explain := func(o admin.Outcome) admin.Explanation {
-		return admin.Explanation{Outcome: o, Summary: "Because.", Steps: []admin.Step{{Stage: "source", OK: true, Text: "Here."}}}
+		return admin.Explanation{Outcome: o, Summary: "Because.", Steps: []admin.Step{{Stage: "source", Mark: "ok", Text: "Here."}}}
 	}
 	socket := serve(t, map[string]any{
 		"/status":      admin.Status{Node: "node-a", Generation: 7},

@@ -15,12 +15,12 @@ func (e *explainer) arrival(src client, to route.Candidate, captured bool) verdi
 	w := to.Workload
 	switch to.Means {
 	case route.Passthrough:
-		e.step("arrival", true, "%s is outside the mesh: no policy is asked.", to.Target)
-		return verdict{outcome: Unchecked, summary: fmt.Sprintf("%s is outside the mesh: nothing checks the connection.", to.Target)}
+		e.step("arrival", note, "%s is outside the mesh: no policy is asked.", to.Target)
+		return verdict{endpoint: to.Target.String(), outcome: Unchecked, summary: fmt.Sprintf("%s is outside the mesh: nothing checks the connection.", to.Target)}
 	case route.Unmeshed:
-		e.step("arrival", true, "Pod %s is not captured: no policy is asked there.", podName(w))
+		e.step("arrival", note, "Pod %s is not captured: no policy is asked there.", podName(w))
 		return verdict{
-			outcome: Unchecked,
+			endpoint: podName(w), outcome: Unchecked,
 			summary: fmt.Sprintf("Pod %s is not captured: nothing checks the connection.", podName(w)),
 			change:  fmt.Sprintf("Enrol pod %s (label tacit.mesh/dataplane: enabled), and its policies are enforced.", podName(w)),
 		}
@@ -31,9 +31,9 @@ func (e *explainer) arrival(src client, to route.Candidate, captured bool) verdi
 	request := policy.Request{Source: src.address(to.Target.Addr()), SourceWorkload: src.workload, Destination: to.Target, Workload: w, Time: e.now}
 	if captured {
 		request.Identity = src.workload.Identity()
-		e.step("arrival", true, "At pod %s it arrives by mutual TLS, proven to come from %s.", podName(w), request.Identity)
+		e.step("arrival", ok, "At pod %s it arrives by mutual TLS, proven to come from %s.", podName(w), request.Identity)
 	} else {
-		e.step("arrival", true, "At pod %s it arrives as plain TCP on captured port %d, without an identity.", podName(w), to.Target.Port())
+		e.step("arrival", note, "At pod %s it arrives as plain TCP on captured port %d, without an identity.", podName(w), to.Target.Port())
 	}
 	return e.judge(request)
 }
@@ -41,15 +41,15 @@ func (e *explainer) arrival(src client, to route.Candidate, captured bool) verdi
 // skipped names the policies that a skipped port leaves without effect.
 func (e *explainer) skipped(src client, to route.Candidate) verdict {
 	w, port := to.Workload, to.Target.Port()
-	e.step("arrival", true, "Pod %s skips inbound capture of ports %s, which covers %d: its proxy never sees the connection.", podName(w), w.SkipInbound, port)
+	e.step("arrival", note, "Pod %s skips inbound capture of ports %s, which covers %d: its proxy never sees the connection.", podName(w), w.SkipInbound, port)
 	request := policy.Request{Source: src.address(to.Target.Addr()), Destination: to.Target, Workload: w, Time: e.now}
 	for _, s := range policy.Explain(e.snapshot, &request) {
 		if !s.Removed {
-			e.step("policy", true, "%s covers the pod, but is not enforced on port %d.", s.Policy, port)
+			e.step("policy", note, "%s covers the pod, but is not enforced on port %d.", s.Policy, port)
 		}
 	}
 	return verdict{
-		outcome: Unchecked,
+		endpoint: podName(w), outcome: Unchecked,
 		summary: fmt.Sprintf("Pod %s skips port %d: nothing checks the connection.", podName(w), port),
 		change:  fmt.Sprintf("Take port %d out of the inbound skip list of pod %s, and its policies are enforced.", port, podName(w)),
 	}
@@ -60,33 +60,31 @@ func (e *explainer) judge(r policy.Request) verdict {
 	d := policy.Evaluate(e.snapshot, &r)
 	steps := policy.Explain(e.snapshot, &r)
 	if len(steps) == 0 && e.snapshot.PoliciesReady() {
-		e.step("policy", true, "No policy covers the pod.")
+		e.step("policy", note, "No policy covers the pod.")
 	}
 	for _, s := range steps {
-		e.Steps = append(e.Steps, Step{Stage: "policy", OK: !stops(s, d), Text: s.String(), Policy: &s})
+		e.Steps = append(e.Steps, Step{Stage: "policy", Mark: mark(s, d), Text: s.String(), Policy: &s})
 	}
-	name := r.Destination.String()
+	name, summary := r.Destination.String(), fmt.Sprintf("%s: %s.", r.Destination, d)
 	if r.Workload != nil {
-		name = fmt.Sprintf("Pod %s, port %d", podName(r.Workload), r.Destination.Port())
+		name, summary = podName(r.Workload), fmt.Sprintf("Pod %s, port %d: %s.", podName(r.Workload), r.Destination.Port(), d)
 	}
-	v := verdict{outcome: Denied, summary: fmt.Sprintf("%s: %s.", name, d), change: policyChange(d, deciding(steps, d), e.identify)}
+	v := verdict{endpoint: name, outcome: Denied, summary: summary, change: policyChange(d, deciding(steps, d), e.identify)}
 	if d.Allowed {
 		v.outcome = Allowed
 	}
 	return v
 }
 
-// stops reports whether this policy is among those that deny.
-func stops(s policy.Step, d policy.Decision) bool {
+// mark is that of one policy's step on the way to the decision.
+func mark(s policy.Step, d policy.Decision) string {
 	switch {
 	case s.DryRun || s.Removed:
-		return false
-	case s.Missing:
-		return true
-	case s.Action == "DENY":
-		return s.Matched
+		return note
+	case s.Missing, s.Action == "DENY" && s.Matched, s.Action == "ALLOW" && d.Reason == policy.ReasonNotAllowed:
+		return stop
 	}
-	return !s.Matched && d.Reason == policy.ReasonNotAllowed
+	return ok
 }
 
 // policyChange is what would have to be different for the opposite decision.
@@ -151,7 +149,11 @@ func (e *explainer) connection(id string, sides []Connection) error {
 	e.Recorded = sides
 	judged := sides[0]
 	for _, c := range sides {
-		e.step("recorded", !c.Denied, "%s", c.sentence())
+		mark := ok
+		if c.Denied {
+			mark = stop
+		}
+		e.step("recorded", mark, "%s", c.sentence())
 		if c.Direction == Inbound {
 			judged = c
 		}
@@ -184,7 +186,7 @@ func (e *explainer) judgeRecorded(c Connection) verdict {
 	if w := e.snapshot.WorkloadAt(network, source); w != nil && (id.IsZero() || w.Identity() == id) {
 		r.SourceWorkload = w
 		if why, remedy := uncaptured(w, c.Destination.Address); id.IsZero() && why != "" {
-			e.step("capture", true, "%s: its connection is plain TCP and has no identity.", why)
+			e.step("capture", note, "%s: its connection is plain TCP and has no identity.", why)
 			e.identify = remedy
 		}
 	}
@@ -192,19 +194,18 @@ func (e *explainer) judgeRecorded(c Connection) verdict {
 }
 
 func (c Connection) sentence() string {
-	text := fmt.Sprintf("%s: %s to %s, %s, since %s", c.Direction, c.Source.describe(), c.Destination.describe(), c.Security, c.Since.UTC().Format("2006-01-02 15:04:05Z"))
+	text := fmt.Sprintf("%s: %s to %s, security %s, since %s", c.Direction, c.Source.describe(), c.Destination.describe(), c.Security, c.Since.UTC().Format("2006-01-02 15:04:05Z"))
 	switch {
+	case c.Denied && c.Reason != "":
+		return text + ": " + c.Reason + "." // says itself that it is a denial
 	case c.Denied:
-		text += ": denied"
+		return text + ": denied."
 	case c.Ended.IsZero():
 		return text + ": alive."
-	default:
-		text += ": ended"
+	case c.Reason != "":
+		return text + ": ended: " + c.Reason + "."
 	}
-	if c.Reason != "" {
-		text += ": " + c.Reason
-	}
-	return text + "."
+	return text + ": ended."
 }
 
 func (e End) describe() string {

@@ -58,7 +58,7 @@ func (e *explainer) source(from string) (client, error) {
 	if a, err := netip.ParseAddr(from); err == nil {
 		c := client{workload: e.snapshot.WorkloadAt("", a.Unmap()), bare: a.Unmap()}
 		if c.workload == nil {
-			e.step("source", true, "%s is the address of no pod that the proxy knows.", a)
+			e.step("source", note, "%s is the address of no pod that the proxy knows.", a)
 			return c, nil
 		}
 		from = podName(c.workload)
@@ -67,7 +67,7 @@ func (e *explainer) source(from string) (client, error) {
 	if w == nil {
 		return client{}, e.absent("client", from)
 	}
-	e.step("source", true, "Pod %s on node %s has identity %s and addresses %s.", from, w.Node, w.Identity(), list(w.Addresses))
+	e.step("source", ok, "Pod %s on node %s has identity %s and addresses %s.", from, w.Node, w.Identity(), list(w.Addresses))
 	return client{workload: w}, nil
 }
 
@@ -100,7 +100,7 @@ func (e *explainer) destination(src client, to string) (netip.AddrPort, error) {
 	var addr netip.Addr
 	if w := e.pod(host); w != nil {
 		addr = addressLike(w, src.address(netip.Addr{}))
-		e.step("destination", true, "Pod %s has addresses %s.", host, list(w.Addresses))
+		e.step("destination", ok, "Pod %s has addresses %s.", host, list(w.Addresses))
 	} else if v := e.service(src, host); v != nil {
 		addr = e.serviceAddress(src, v, uint16(port))
 	} else {
@@ -139,12 +139,12 @@ func (e *explainer) serviceAddress(src client, v *model.Service, port uint16) ne
 		}
 	}
 	if found.IsValid() {
-		e.step("destination", true, "Service %s has virtual address %s.", v.Key(), found)
+		e.step("destination", ok, "Service %s has virtual address %s.", v.Key(), found)
 		return found
 	}
 	for endpoint := range e.snapshot.Endpoints(v.Key()) {
 		if a := addressLike(endpoint.Workload, like); a.IsValid() && (v.Unhealthy || !endpoint.Workload.Unhealthy) {
-			e.step("destination", true, "Service %s has no virtual address: clients get its endpoints' own, such as that of pod %s, and reach port %d there.",
+			e.step("destination", ok, "Service %s has no virtual address: clients get its endpoints' own, such as that of pod %s, and reach port %d there.",
 				v.Key(), podName(endpoint.Workload), port)
 			return a
 		}
@@ -157,16 +157,16 @@ func (e *explainer) serviceAddress(src client, v *model.Service, port uint16) ne
 func (e *explainer) capture(src client, dst netip.AddrPort) (captured, inside bool) {
 	w := src.workload
 	if dst.Addr().IsLoopback() || w != nil && !w.HostNetwork && w.HasAddress(dst.Addr()) {
-		e.step("capture", true, "%s is the client itself: such connections are not captured.", dst.Addr())
+		e.step("capture", note, "%s is the client itself: such connections are not captured.", dst.Addr())
 		return false, true
 	}
 	why, remedy := uncaptured(w, dst)
 	if why != "" {
-		e.step("capture", true, "%s: its connection is plain TCP and has no identity.", why)
+		e.step("capture", note, "%s: its connection is plain TCP and has no identity.", why)
 		e.identify = remedy
 		return false, false
 	}
-	e.step("capture", true, "Pod %s is captured and skips neither port %d nor %s: its connection reaches the proxy.", podName(w), dst.Port(), dst.Addr())
+	e.step("capture", ok, "Pod %s is captured and skips neither port %d nor %s: its connection reaches the proxy.", podName(w), dst.Port(), dst.Addr())
 	return true, false
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/tacit-mesh/tacit/proxy/policy"
@@ -39,12 +40,19 @@ type Step struct {
 	// Stage is "recorded", "source", "destination", "capture", "route",
 	// "arrival", "policy" or "outcome".
 	Stage string `json:"stage"`
-	// OK is false where the connection is stopped, or would be by this alone.
-	OK   bool   `json:"ok"`
+	// Mark is "ok"; or "stop" where the connection is stopped, or would be by
+	// this alone; or "note" where the mesh has no say or something is missing.
+	Mark string `json:"mark"`
 	Text string `json:"text"`
 	// Policy is what one policy had to say, at stage "policy".
 	Policy *policy.Step `json:"policy,omitempty"`
 }
+
+const (
+	ok   = "ok"
+	stop = "stop"
+	note = "note"
+)
 
 // weighed bounds how many endpoints of a service are looked at.
 const weighed = 5
@@ -83,13 +91,21 @@ type explainer struct {
 	identify string
 }
 
-func (e *explainer) step(stage string, ok bool, format string, args ...any) {
-	e.Steps = append(e.Steps, Step{Stage: stage, OK: ok, Text: fmt.Sprintf(format, args...)})
+func (e *explainer) step(stage, mark, format string, args ...any) {
+	e.Steps = append(e.Steps, Step{Stage: stage, Mark: mark, Text: fmt.Sprintf(format, args...)})
 }
 
 func (e *explainer) conclude(o Outcome, summary, change string) {
 	e.Outcome, e.Summary, e.Change = o, summary, change
-	e.step("outcome", o == Allowed || o == Unchecked, "%s", summary)
+	mark := note
+	switch o {
+	case Allowed:
+		mark = ok
+	case Denied:
+		mark = stop
+	case Unchecked, Depends:
+	}
+	e.step("outcome", mark, "%s", summary)
 }
 
 // pair explains a connection that from would open to to.
@@ -114,27 +130,35 @@ func (e *explainer) journey(src client, dst netip.AddrPort) {
 		return
 	}
 	r := route.Resolve(e.snapshot, src.routeSource(dst), dst)
-	switch {
-	case captured || r.Refusal != route.NotRefused:
-		for _, text := range r.Explain() {
-			e.step("route", r.Refusal == route.NotRefused, "%s", text)
-		}
-	case r.Service != nil:
-		e.step("route", true, "%s is a virtual address of service %s: the cluster's own service routing chooses the endpoint.", dst.Addr(), r.Service.Key())
-	}
 	if r.Refusal != route.NotRefused {
+		e.route(r, stop)
 		e.conclude(Denied, fmt.Sprintf("Refused: %s.", r.Refusal), routeChange(r))
 		return
+	}
+	switch {
+	case captured:
+		e.route(r, ok)
+	case r.Service != nil:
+		e.step("route", note, "%s is a virtual address of service %s: the cluster's own service routing chooses the endpoint.", dst.Addr(), r.Service.Key())
 	}
 	var verdicts []verdict
 	for c := range r.Candidates(0) {
 		if len(verdicts) == weighed {
-			e.step("arrival", true, "Further endpoints are not looked at.")
+			e.step("arrival", note, "Further endpoints are not looked at.")
 			break
 		}
 		verdicts = append(verdicts, e.arrival(src, c, captured))
 	}
 	e.sum(verdicts)
+}
+
+// route shows how the route came about; last is the mark of its last step.
+func (e *explainer) route(r route.Route, last string) {
+	steps := r.Explain()
+	for _, text := range steps[:len(steps)-1] {
+		e.step("route", ok, "%s", text)
+	}
+	e.step("route", last, "%s", steps[len(steps)-1])
 }
 
 func routeChange(r route.Route) string {
@@ -154,18 +178,21 @@ func routeChange(r route.Route) string {
 
 // verdict is what one endpoint would make of the connection.
 type verdict struct {
+	endpoint        string
 	outcome         Outcome
 	summary, change string
 }
 
 // sum joins the endpoints' verdicts into one.
 func (e *explainer) sum(all []verdict) {
-	first := all[0]
-	for _, v := range all[1:] {
-		if v.outcome != first.outcome {
-			e.conclude(Depends, "It depends on the endpoint that is chosen: the steps say which allows it.", firstChange(all))
-			return
-		}
+	first, differ, each := all[0], false, []string{}
+	for _, v := range all {
+		differ = differ || v.outcome != first.outcome
+		each = append(each, fmt.Sprintf("%s %s", v.endpoint, v.outcome))
+	}
+	if differ {
+		e.conclude(Depends, fmt.Sprintf("It depends on the endpoint that is chosen: %s.", strings.Join(each, ", ")), firstChange(all))
+		return
 	}
 	e.conclude(first.outcome, first.summary, first.change)
 }

@@ -50,7 +50,8 @@ type Connection struct {
 	// Policy is the key of the policy that decided, if one did.
 	Policy string `json:"policy,omitempty"`
 	Denied bool   `json:"denied,omitempty"`
-	// Reason is why it was denied or ended otherwise than by its ends.
+	// Reason is why it was denied, in the words of the decision ("denied by
+	// policy ..."), or why it ended otherwise than by its two ends.
 	Reason   string    `json:"reason,omitempty"`
 	Since    time.Time `json:"since"`
 	Ended    time.Time `json:"ended,omitzero"` // zero while it lives

@@ -35,16 +35,12 @@ func (p Printer) Explanation(e admin.Explanation) error {
 		if s.Stage == "outcome" {
 			continue // said below
 		}
-		mark := p.paint(green, "✓")
-		if !s.OK {
-			mark = p.paint(red, "✗")
-		}
 		name := s.Stage
 		if name == stage {
 			name = ""
 		}
 		stage = s.Stage
-		fmt.Fprintf(&out, "%s %-11s  %s\n", mark, clean(name), clean(s.Text))
+		fmt.Fprintf(&out, "%s %-11s  %s\n", p.mark(s.Mark), clean(name), clean(s.Text))
 	}
 	fmt.Fprintf(&out, "\n%s  %s\n", p.outcome(e.Outcome), clean(e.Summary))
 	if e.Change != "" {
@@ -52,6 +48,16 @@ func (p Printer) Explanation(e admin.Explanation) error {
 	}
 	_, err := p.Out.Write(out.Bytes())
 	return err
+}
+
+func (p Printer) mark(m string) string {
+	switch m {
+	case "ok":
+		return p.paint(green, "✓")
+	case "stop":
+		return p.paint(red, "✗")
+	}
+	return p.paint(amber, "•")
 }
 
 func (p Printer) outcome(o admin.Outcome) string {

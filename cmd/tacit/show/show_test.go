@@ -74,7 +74,7 @@ func TestExplanation(t *testing.T) {
 		})
 	}
 	t.Run("colors", func(t *testing.T) {
-		e := admin.Explanation{Outcome: admin.Denied, Summary: "no\x1b[0m.", Steps: []admin.Step{{Stage: "route", OK: true, Text: "yes"}, {Stage: "policy", Text: "no"}}}
+		e := admin.Explanation{Outcome: admin.Denied, Summary: "no\x1b[0m.", Steps: []admin.Step{{Stage: "route", Mark: "ok", Text: "yes"}, {Stage: "arrival", Mark: "note", Text: "hm"}, {Stage: "policy", Mark: "stop", Text: "no"}}}
 		golden(t, "explain-colors", func(p Printer) error { p.Color = true; return p.Explanation(e) })
 	})
 }
