@@ -98,15 +98,17 @@ func (f *TokenFile) refresh() {
 		return
 	}
 	before := f.err
-	f.info, f.nodes, f.err = info, nil, err
+	f.info, f.nodes = info, nil
 	if err == nil {
-		f.nodes, f.err = f.read(info)
+		f.nodes, err = f.read(info)
 	}
-	switch {
-	case f.err == nil:
+	if err == nil {
+		f.err = nil
 		f.log.Info("tokens read", zap.String("file", f.path), zap.Int("tokens", len(f.nodes)))
-	case before == nil || before.Error() != f.err.Error():
-		f.err = fmt.Errorf("read tokens from %s: %w", f.path, f.err)
+		return
+	}
+	f.err = fmt.Errorf("read tokens from %s: %w", f.path, err)
+	if before == nil || before.Error() != f.err.Error() {
 		f.log.Error("nobody is let in", zap.Error(f.err))
 	}
 }

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/tacit-mesh/tacit/identity/ca"
+	"github.com/tacit-mesh/tacit/xds/server"
+)
+
+// registry reads the parts' own counters whenever it is asked.
+func registry(m *mesh, ads *server.Server, certificates *ca.Service) http.Handler {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	gauge := func(name, help string, read func() float64) {
+		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read))
+	}
+	counter := func(name, help string, read func() float64) {
+		r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, read))
+	}
+	gauge("tacitd_proxies_connected", "Proxies that are sent the mesh now.",
+		func() float64 { return float64(ads.Stats().Streams) })
+	gauge("tacitd_snapshot_generation", "Generation of the mesh that is sent.",
+		func() float64 { return float64(ads.Stats().Generation) })
+	counter("tacitd_xds_responses_total", "Responses sent to proxies.",
+		func() float64 { return float64(ads.Stats().Responses) })
+	counter("tacitd_xds_rejections_total", "Responses that a proxy refused in part.",
+		func() float64 { return float64(ads.Stats().Rejections) })
+	counter("tacitd_certificates_issued_total", "Certificates signed for proxies.",
+		func() float64 { return float64(certificates.Stats().Issued) })
+	counter("tacitd_certificates_refused_total", "Certificate requests refused.",
+		func() float64 { return float64(certificates.Stats().Refused) })
+	gauge("tacitd_ca_not_after_timestamp_seconds", "When the CA's own certificate ends.",
+		func() float64 { return float64(certificates.Authority.NotAfter().Unix()) })
+	gauge("tacitd_manifest_errors", "Errors in the manifests as they are now.",
+		func() float64 { errs, _ := m.counts(); return float64(errs) })
+	gauge("tacitd_policies_not_enforced", "Policies that are not enforced as written, in whole or in part.",
+		func() float64 { _, policies := m.counts(); return float64(policies) })
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
+}
+
+// counts are the errors in manifests, and the policies that are not enforced
+// as written.
+func (m *mesh) counts() (errs, policies int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.result != nil {
+		for _, p := range m.result.Statuses {
+			if !p.Enforced || len(p.Messages) > 0 {
+				policies++
+			}
+		}
+	}
+	return len(m.errs), policies
+}

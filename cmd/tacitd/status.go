@@ -1,0 +1,124 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/tacit-mesh/tacit/internal/manifests"
+	"github.com/tacit-mesh/tacit/xds/build"
+)
+
+// status is what --status-file holds.
+type status struct {
+	// Serving says that proxies are sent the mesh.
+	Serving   bool            `json:"serving"`
+	Policies  []policyStatus  `json:"policies"`
+	Manifests []manifestError `json:"manifestErrors"`
+	Problems  []problem       `json:"problems"`
+}
+
+type policyStatus struct {
+	Kind       string   `json:"kind"`
+	Namespace  string   `json:"namespace"`
+	Name       string   `json:"name"`
+	Generation int64    `json:"observedGeneration"`
+	Enforced   bool     `json:"enforced"`
+	Layer      string   `json:"layer,omitempty"`
+	Messages   []string `json:"messages,omitempty"`
+}
+
+type manifestError struct {
+	File    string `json:"file,omitempty"`
+	Line    int    `json:"line,omitempty"`
+	Field   string `json:"field,omitempty"`
+	Message string `json:"message"`
+}
+
+type problem struct {
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	Message   string `json:"message"`
+}
+
+func newStatus(r *build.Result, errs []error) *status {
+	s := &status{Serving: r != nil, Policies: []policyStatus{}, Manifests: []manifestError{}, Problems: []problem{}}
+	for _, err := range errs {
+		var e *manifests.Error
+		if errors.As(err, &e) {
+			s.Manifests = append(s.Manifests, manifestError{e.File, e.Line, e.Field, e.Err.Error()})
+		} else {
+			s.Manifests = append(s.Manifests, manifestError{Message: err.Error()})
+		}
+	}
+	if r == nil {
+		return s
+	}
+	for _, p := range r.Statuses {
+		s.Policies = append(s.Policies, policyStatus(p))
+	}
+	for _, p := range r.Problems {
+		s.Problems = append(s.Problems, problem{p.Kind, p.Namespace, p.Name, p.Err.Error()})
+	}
+	return s
+}
+
+// write replaces the file at once; readers see the old one or the new one.
+func (s *status) write(path string) error {
+	if path == "" {
+		return nil
+	}
+	data, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode status: %w", err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if err != nil {
+		return fmt.Errorf("write status: %w", err)
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(append(data, '\n'))
+	if err = errors.Join(err, f.Chmod(0o644), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write status: %w", err)
+	}
+	return nil
+}
+
+// line is what the log says of one object.
+type line struct {
+	key, text string
+	good      bool
+}
+
+func (s *status) lines() (out []line) {
+	for _, e := range s.Manifests {
+		text := (&manifests.Error{File: e.File, Line: e.Line, Field: e.Field, Err: errors.New(e.Message)}).Error()
+		out = append(out, line{key: text, text: text})
+	}
+	for _, p := range s.Policies {
+		key := p.Kind + " " + p.Namespace + "/" + p.Name
+		text := key + ": enforced"
+		switch {
+		case !p.Enforced:
+			text = key + ": not enforced"
+		case len(p.Messages) > 0:
+			text = key + ": enforced in part"
+		}
+		if len(p.Messages) > 0 {
+			text += ": " + strings.Join(p.Messages, "; ")
+		}
+		out = append(out, line{key, text, p.Enforced && len(p.Messages) == 0})
+	}
+	for _, p := range s.Problems {
+		text := p.Kind + " " + p.Namespace + "/" + p.Name + ": " + p.Message
+		out = append(out, line{key: text, text: text})
+	}
+	return out
+}
