@@ -106,12 +106,12 @@ func (d Decision) text() string {
 		if d.Attribute == "" {
 			return "denied by policy " + d.Policy
 		}
-		return "denied by policy " + d.Policy + ": " + d.Attribute + " matched"
+		return "denied by policy " + d.Policy + " (matched: " + d.Attribute + ")"
 	case ReasonNotAllowed:
 		if d.Attribute == "" {
 			return "denied: no ALLOW policy matched; policy " + d.Policy + " has no rule that could"
 		}
-		return "denied: no ALLOW policy matched; closest was " + d.Policy + ": " + d.Attribute + " did not match"
+		return "denied: no ALLOW policy matched; closest was " + d.Policy + " (not matched: " + d.Attribute + ")"
 	case ReasonAllowed:
 		return "allowed by policy " + d.Policy
 	case ReasonNoPolicy:
