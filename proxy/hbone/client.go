@@ -17,6 +17,9 @@ import (
 type Request struct {
 	Authority string   // "IP:port" of the workload, as the server is to dial it
 	Headers   []Header // such as baggage, forwarded, traceparent
+	// Answered, if set, is called once if the answer is 200, by the
+	// goroutine that reads the connection: it must not wait.
+	Answered func()
 }
 
 // Answer is the server's response.
@@ -41,6 +44,7 @@ type answer struct {
 	Answer
 	wanted bool // the pump waits for it
 	timer  *time.Timer
+	told   func() // of 200; nil: nobody is
 }
 
 func (a *answer) settle() {
@@ -72,7 +76,7 @@ func (c *conn) openStream(r Request, timeout time.Duration) *Stream {
 	}
 	s := new(Stream)
 	s.stream.init(c, c.lastID)
-	s.answer = answer{client: true, ready: make(chan struct{})}
+	s.answer = answer{client: true, ready: make(chan struct{}), told: r.Answered}
 	s.answer.timer = time.AfterFunc(timeout, func() {
 		s.fail(failure{end: relay.Lost, err: fmt.Errorf("no answer in %v", timeout), code: http2.ErrCodeCancel, tell: true})
 	})
@@ -104,7 +108,8 @@ func (s *stream) onAnswer(m message) error {
 	}
 	s.mu.Lock()
 	s.answer.Answer = Answer{Status: status, Headers: m.fields[1:]}
-	if status == 200 && !s.over {
+	established := status == 200 && !s.over
+	if established {
 		s.answered.Store(true)
 		s.answer.settle()
 		if s.answer.wanted && s.app != nil {
@@ -113,6 +118,9 @@ func (s *stream) onAnswer(m message) error {
 	}
 	unfinished := !s.localEnd || !m.end
 	s.mu.Unlock()
+	if established && s.answer.told != nil {
+		s.answer.told()
+	}
 	switch {
 	case status != 200:
 		s.fail(failure{end: relay.ResetByPeer, err: errStatus, code: http2.ErrCodeCancel, tell: unfinished})

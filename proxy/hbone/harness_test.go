@@ -72,7 +72,7 @@ func (a *authority) config(cert tls.Certificate) *tls.Config {
 	return &tls.Config{
 		Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
 		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: a.pool,
-		InsecureSkipVerify: true, // the SPIFFE ids are not what is tested here
+		InsecureSkipVerify:     true, // the SPIFFE ids are not what is tested here
 		SessionTicketsDisabled: true, DynamicRecordSizingDisabled: true,
 	}
 }

@@ -30,6 +30,7 @@ type Socket struct {
 	conn   *net.TCPConn
 	raw    syscall.RawConn
 	closed atomic.Bool
+	ended  atomic.Bool // FIN was sent
 
 	read  reading
 	write writing
@@ -105,6 +106,9 @@ func (s *Socket) tryRead(fd uintptr) bool {
 		r.err = ErrWouldBlock
 	case err != nil:
 		r.err = os.NewSyscallError("read", err)
+	case !s.ended.Load() && closed(int(fd)):
+		// The reset's error went to a write; this is not the peer's FIN.
+		r.err = os.NewSyscallError("read", unix.ECONNRESET)
 	default:
 		r.err = io.EOF
 	}
@@ -236,7 +240,10 @@ func (s *Socket) Err() error {
 func (s *Socket) WaitWrite(ready func(fd uintptr) bool) error { return s.raw.Write(ready) }
 
 // CloseWrite sends FIN behind what was written.
-func (s *Socket) CloseWrite() error { return s.conn.CloseWrite() }
+func (s *Socket) CloseWrite() error {
+	s.ended.Store(true)
+	return s.conn.CloseWrite()
+}
 
 // Interrupt makes the current or next Read or WaitReset return
 // ErrInterrupted, and those after it, until Resume.
