@@ -189,6 +189,9 @@ func (s *Server) Add(p Pod, ns *netns.NS) error {
 	}
 	if e.listeners == nil {
 		fds, err := listenAll(ns)
+		if errors.Is(err, unix.EADDRINUSE) {
+			err = fmt.Errorf("%w: by a process in the pod, or by a proxy that has not connected yet", err)
+		}
 		if err != nil {
 			return err
 		}

@@ -63,6 +63,15 @@ func OfSocket(socket int) (ID, error) {
 	return ID{st.Dev, st.Ino}, nil
 }
 
+// At is the identity of the namespace at path, which it does not keep.
+func At(path string) (ID, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return ID{}, fmt.Errorf("network namespace: %w", &os.PathError{Op: "stat", Path: path, Err: err})
+	}
+	return ID{st.Dev, st.Ino}, nil
+}
+
 // ID is the namespace's identity.
 func (n *NS) ID() ID { return n.id }
 

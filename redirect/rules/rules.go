@@ -196,10 +196,17 @@ func (t SavedTable) hook(b *strings.Builder, want Table) {
 			fmt.Fprintf(b, "-I %s 1 -j %s\n", c.Hook, c.Name)
 		}
 	}
-	for _, name := range t.ours() {
-		if name != made && !want.has(name) {
-			fmt.Fprintf(b, "-F %s\n-X %s\n", name, name)
-		}
+	old := slices.DeleteFunc(t.ours(), func(n string) bool { return n == made || want.has(n) })
+	deleteChains(b, old)
+}
+
+// deleteChains empties all before it deletes one: they may lead to each other.
+func deleteChains(b *strings.Builder, names []string) {
+	for _, n := range names {
+		fmt.Fprintf(b, "-F %s\n", n)
+	}
+	for _, n := range names {
+		fmt.Fprintf(b, "-X %s\n", n)
 	}
 }
 
@@ -235,12 +242,7 @@ func Remove(have Saved) string {
 				}
 			}
 		}
-		for _, chain := range ours {
-			fmt.Fprintf(&b, "-F %s\n", chain)
-		}
-		for _, chain := range ours {
-			fmt.Fprintf(&b, "-X %s\n", chain)
-		}
+		deleteChains(&b, ours)
 		b.WriteString("COMMIT\n")
 	}
 	return b.String()

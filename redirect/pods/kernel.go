@@ -1,0 +1,229 @@
+package pods
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
+	"github.com/tacit-mesh/tacit/redirect/netns"
+	"github.com/tacit-mesh/tacit/redirect/rules"
+)
+
+// Functions here act on the calling thread's network namespace, unless they
+// are given one.
+
+// origin marks routes and routing rules as ours: a number of the kernel's
+// "protocol" field that nobody else has registered.
+const origin = 0x7a
+
+func netlinkFamily(f rules.Family) int {
+	if f == rules.IPv6 {
+		return netlink.FAMILY_V6
+	}
+	return netlink.FAMILY_V4
+}
+
+func returnRule(f rules.Family) *netlink.Rule {
+	mask := uint32(markMask)
+	r := netlink.NewRule()
+	r.Family, r.Priority, r.Mark, r.Mask, r.Table, r.Protocol = netlinkFamily(f), routeRule, connMark, &mask, table, origin
+	return r
+}
+
+// returnRoute delivers everything locally.
+func returnRoute(f rules.Family) (*netlink.Route, error) {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return nil, fmt.Errorf("loopback device: %w", err)
+	}
+	all := &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
+	if f == rules.IPv6 {
+		all = &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
+	}
+	return &netlink.Route{LinkIndex: lo.Attrs().Index, Dst: all, Table: table, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST, Protocol: origin, Family: netlinkFamily(f)}, nil
+}
+
+// ensureReturn makes sure that what applications answer to the proxy comes
+// back to its sockets in the pod, whatever address these use.
+func ensureReturn(f rules.Family) (changed bool, err error) {
+	route, err := returnRoute(f)
+	if err != nil {
+		return false, err
+	}
+	for _, add := range []func() error{
+		func() error { return netlink.RouteAdd(route) },
+		func() error { return netlink.RuleAdd(returnRule(f)) },
+	} {
+		switch err := add(); {
+		case err == nil:
+			changed = true
+		case !errors.Is(err, unix.EEXIST):
+			return changed, err
+		}
+	}
+	return changed, nil
+}
+
+func hasReturn(f rules.Family) (bool, error) {
+	found, err := ourRules(f)
+	return len(found) > 0, err
+}
+
+func ourRules(f rules.Family) ([]netlink.Rule, error) {
+	all, err := netlink.RuleList(netlinkFamily(f))
+	if err != nil {
+		return nil, fmt.Errorf("list routing rules: %w", err)
+	}
+	return slices.DeleteFunc(all, func(r netlink.Rule) bool { return r.Protocol != origin }), nil
+}
+
+func removeReturn(f rules.Family) error {
+	found, err := ourRules(f)
+	if err != nil {
+		return err
+	}
+	for _, r := range found {
+		r.Family = netlinkFamily(f)
+		if err := netlink.RuleDel(&r); err != nil {
+			return fmt.Errorf("delete routing rule: %w", err)
+		}
+	}
+	filter := &netlink.Route{Table: table, Protocol: origin, Type: unix.RTN_LOCAL}
+	routes, err := netlink.RouteListFiltered(netlinkFamily(f), filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		if err := netlink.RouteDel(&r); err != nil {
+			return fmt.Errorf("delete route: %w", err)
+		}
+	}
+	return nil
+}
+
+// checkAddresses makes sure that a namespace holds the addresses of the pod
+// that it is said to be. The gap names others, by which the pod can be reached
+// but is not known.
+func checkAddresses(ns *netns.NS, want []netip.Addr) (gap string, err error) {
+	var have []netip.Addr
+	err = ns.Do(func() error {
+		list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+		for _, a := range list {
+			if addr, ok := netip.AddrFromSlice(a.IP); ok {
+				have = append(have, addr.Unmap())
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("addresses in the pod's namespace: %w", err)
+	}
+	if len(want) == 0 {
+		return "", errors.New("the pod has no address yet")
+	}
+	for _, a := range want {
+		if a.IsLoopback() || !slices.Contains(have, a) {
+			return "", fmt.Errorf("its network namespace does not hold the pod's address %v (it holds %v)", a, have)
+		}
+	}
+	var others []string
+	for _, a := range have {
+		if a.IsGlobalUnicast() && !slices.Contains(want, a) {
+			others = append(others, a.String())
+		}
+	}
+	if others != nil {
+		gap = "further addresses: " + strings.Join(others, ", ")
+	}
+	return gap, nil
+}
+
+// Connection tracking forgets half-closed connections so soon that a silent
+// one would break. The value says by itself that it is ours.
+const halfClosedTimeout = "43267" // s, 12 h
+
+func halfClosedTimeouts() map[string]string {
+	const base = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_"
+	return map[string]string{base + "close_wait": "60", base + "fin_wait": "120"} // the kernel's own values
+}
+
+// keepHalfClosed changes the kernel's own values alone: what an administrator
+// has set stays. Where they cannot be written, keepalive has to do.
+func keepHalfClosed() error {
+	return replaceSettings(func(own string) (from, to string) { return own, halfClosedTimeout })
+}
+
+func forgetHalfClosed() error {
+	return replaceSettings(func(own string) (from, to string) { return halfClosedTimeout, own })
+}
+
+func replaceSettings(change func(own string) (from, to string)) error {
+	for path, own := range halfClosedTimeouts() {
+		from, to := change(own)
+		value, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) || err == nil && strings.TrimSpace(string(value)) != from {
+			continue
+		}
+		if err == nil {
+			err = os.WriteFile(path, []byte(to), 0)
+		}
+		if err != nil && !errors.Is(err, os.ErrPermission) && !errors.Is(err, unix.EROFS) {
+			return fmt.Errorf("conntrack timeout: %w", err)
+		}
+	}
+	return nil
+}
+
+// The states of TCP after which conntrack only remembers
+// (linux/netfilter/nf_conntrack_tcp.h).
+const (
+	tcpTimeWait = 7
+	tcpClose    = 8
+)
+
+// connections counts those that came by way of the capture and live.
+func (p *place) connections(addresses []netip.Addr) (n int, err error) {
+	err = p.ns.Do(func() error {
+		for _, f := range families() {
+			flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, netlink.InetFamily(netlinkFamily(f)))
+			if errors.Is(err, netlink.ErrDumpInterrupted) { // it may have missed some
+				n++
+			} else if err != nil {
+				return fmt.Errorf("list connections: %w", err)
+			}
+			for _, flow := range flows {
+				if isCaptured(flow, addresses) {
+					n++
+				}
+			}
+		}
+		return nil
+	})
+	return n, err
+}
+
+func isCaptured(f *netlink.ConntrackFlow, addresses []netip.Addr) bool {
+	if f.Forward.Protocol != unix.IPPROTO_TCP {
+		return false
+	}
+	if tcp, ok := f.ProtoInfo.(*netlink.ProtoInfoTCP); ok && (tcp.State == tcpTimeWait || tcp.State == tcpClose) {
+		return false
+	}
+	dst, _ := netip.AddrFromSlice(f.Forward.DstIP)
+	answeredBy := f.Reverse.SrcPort
+	switch {
+	case f.Mark&markMask == connMark: // the proxy's to an application
+		return true
+	case answeredBy != f.Forward.DstPort && (answeredBy == protocol.OutboundPort || answeredBy == protocol.PlaintextPort):
+		return true
+	}
+	return f.Forward.DstPort == protocol.HBONEPort && slices.Contains(addresses, dst.Unmap())
+}

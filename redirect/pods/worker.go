@@ -1,0 +1,339 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"reflect"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tacit-mesh/tacit/redirect/netns"
+)
+
+const (
+	stepTimeout  = 30 * time.Second
+	firstRetry   = 100 * time.Millisecond
+	lastRetry    = 5 * time.Second
+	watchEvery   = time.Second // the kernel does not announce the end of a namespace
+	releaseEvery = time.Second
+)
+
+// wish is what is wanted of a pod.
+type wish struct {
+	pod     Pod
+	dropped bool // the pod is on the list no more
+	taken   bool // and another one has its namespace
+}
+
+// worker looks after one pod.
+type worker struct {
+	set   *Set
+	log   *zap.Logger
+	after <-chan struct{} // closed when the namespace is free; nil if it is
+	kick  chan struct{}   // holds one token when something is new
+	tried chan struct{}   // closed after the first attempt
+	done  chan struct{}   // closed by Set.forget
+
+	mu     sync.Mutex
+	wish   wish
+	status Status
+
+	// The rest belongs to run alone.
+	ns      *netns.NS
+	place   *place
+	applied wish
+	checked time.Time // when the capture was last found or put in order
+	facts   string    // those that the namespace was verified against
+	idle    int       // looks in a row that found no captured connection
+}
+
+func newWorker(s *Set, p Pod) *worker {
+	return &worker{
+		set:    s,
+		log:    s.cfg.Log.With(zap.String("pod", p.Namespace+"/"+p.Name), zap.String("uid", p.UID)),
+		kick:   make(chan struct{}, 1),
+		tried:  make(chan struct{}),
+		done:   make(chan struct{}),
+		wish:   wish{pod: p},
+		status: Status{Pod: p, State: StatePending},
+	}
+}
+
+// wants says what is wanted now.
+func (w *worker) wants(new wish) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if reflect.DeepEqual(w.wish, new) {
+		return
+	}
+	w.wish, w.status.Pod = new, new.pod
+	select {
+	case w.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (w *worker) drop(taken bool) {
+	new := w.wished()
+	new.dropped, new.taken = true, taken
+	w.wants(new)
+}
+
+func (w *worker) wished() wish {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.wish
+}
+
+func (w *worker) getStatus() Status {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.status
+}
+
+// run goes on until the pod is dropped and nothing of ours is left of it, or
+// the context ends.
+func (w *worker) run(ctx context.Context) {
+	tried := sync.OnceFunc(func() { close(w.tried) })
+	defer tried()
+	defer w.closeNS()
+	if w.after != nil {
+		select {
+		case <-w.after:
+		case <-ctx.Done():
+			return
+		}
+	}
+	retry := firstRetry
+	for {
+		finished, pause, err := w.step(ctx)
+		if ctx.Err() != nil || finished {
+			return
+		}
+		if err != nil {
+			pause, retry = retry, min(2*retry, lastRetry)
+		} else {
+			retry = firstRetry
+		}
+		w.setErr(err)
+		tried()
+		if w.wait(ctx, pause) {
+			retry = firstRetry
+		}
+	}
+}
+
+// wait reports whether something is new. A pause of 0 has no end of its own.
+func (w *worker) wait(ctx context.Context, pause time.Duration) bool {
+	var timer <-chan time.Time
+	if pause > 0 {
+		t := time.NewTimer(pause)
+		defer t.Stop()
+		timer = t.C
+	}
+	select {
+	case <-w.kick:
+		return true
+	case <-timer:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// step brings the pod nearer to what is wanted.
+func (w *worker) step(ctx context.Context) (finished bool, pause time.Duration, err error) {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	want := w.wished()
+	if w.ns != nil {
+		if id, err := netns.At(want.pod.NetNS); errors.Is(err, fs.ErrNotExist) || err == nil && id != w.ns.ID() {
+			w.gone()
+		}
+	}
+	switch {
+	case want.taken: // what is there is the successor's now
+		w.set.cfg.Sockets.Remove(want.pod.UID, true)
+		return true, 0, nil
+	case want.pod.Capture && !want.dropped:
+		return false, watchEvery, w.capture(ctx, want)
+	}
+	left, err := w.release(ctx, want)
+	if left {
+		return want.dropped, 0, err
+	}
+	return false, releaseEvery, err
+}
+
+// gone follows the end of the pod's network namespace.
+func (w *worker) gone() {
+	w.log.Info("the pod's network namespace is gone")
+	w.set.cfg.Sockets.Remove(w.wished().pod.UID, true)
+	w.closeNS()
+	w.setState(StatePending)
+}
+
+func (w *worker) closeNS() {
+	if w.ns != nil {
+		w.ns.Close()
+	}
+	w.ns, w.place, w.facts, w.idle, w.applied = nil, nil, "", 0, wish{}
+}
+
+func (w *worker) open(path string) error {
+	if w.ns != nil {
+		return nil
+	}
+	ns, err := netns.Open(path)
+	if err != nil {
+		return fmt.Errorf("open the pod's namespace: %w", err)
+	}
+	w.ns, w.place = ns, newPlace(ns, w.set.cfg.Backend)
+	return nil
+}
+
+// setErr logs an error once, however often it comes back.
+func (w *worker) setErr(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err != nil && (w.status.Err == nil || w.status.Err.Error() != err.Error()) {
+		w.log.Error("pod is not as wanted", zap.String("state", string(w.status.State)), zap.Error(err))
+	}
+	w.status.Err = err
+}
+
+func (w *worker) setState(s State) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.status.State != s {
+		w.log.Info("pod "+string(s), zap.String("was", string(w.status.State)))
+	}
+	w.status.State = s
+}
+
+// capture makes sure that the pod's traffic comes to the proxy. Listeners come
+// first, so that the first redirected connection finds one; what leads
+// connections to them comes last.
+func (w *worker) capture(ctx context.Context, want wish) error {
+	same := reflect.DeepEqual(w.applied, want)
+	if same && time.Since(w.checked) < w.set.cfg.Check {
+		return nil
+	}
+	if err := w.open(want.pod.NetNS); err != nil {
+		return err
+	}
+	if err := w.verify(want.pod); err != nil {
+		return err
+	}
+	if err := w.set.cfg.Sockets.Add(want.pod.Pod, w.ns); err != nil {
+		return fmt.Errorf("make listeners: %w", err)
+	}
+	changes, err := w.place.capture(ctx, want.pod.Skips)
+	if err != nil {
+		return err
+	}
+	if same && len(changes) > 0 {
+		w.log.Warn("capture had been changed by others, and was repaired", zap.Strings("changes", changes))
+	}
+	w.applied, w.checked, w.idle = want, time.Now(), 0
+	w.mu.Lock()
+	w.status.Uncaptured = w.place.uncaptured()
+	w.mu.Unlock()
+	w.setState(StateCaptured)
+	return nil
+}
+
+// verify makes sure that this namespace is that pod's: who holds the pod's
+// addresses gets its identity.
+func (w *worker) verify(p Pod) error {
+	facts := fmt.Sprint(w.ns.ID(), p.Addresses)
+	if w.facts == facts {
+		return nil
+	}
+	gap, err := checkAddresses(w.ns, p.Addresses)
+	if err != nil {
+		return err
+	}
+	if gap != "" {
+		w.log.Warn("part of the pod's traffic cannot be told from other traffic", zap.String("gap", gap))
+	}
+	w.facts = facts
+	w.mu.Lock()
+	w.status.Gap = gap
+	w.mu.Unlock()
+	return nil
+}
+
+// release lets a pod go without cutting a connection: nothing new is
+// captured, and what carries live connections stays until the last has ended.
+func (w *worker) release(ctx context.Context, want wish) (left bool, err error) {
+	state := w.getStatus().State
+	if state == StateLeft && w.ns == nil && reflect.DeepEqual(w.applied, want) {
+		return true, nil
+	}
+	if err := w.open(want.pod.NetNS); errors.Is(err, fs.ErrNotExist) {
+		w.leave(want)
+		return true, nil
+	} else if err != nil {
+		return false, err
+	}
+	if state != StateReleasing {
+		found, err := w.place.find(ctx)
+		if err != nil {
+			return false, err
+		}
+		if !found {
+			w.leave(want)
+			return true, nil
+		}
+		if err := w.startRelease(ctx, want); err != nil {
+			return false, err
+		}
+	}
+	n, err := w.place.connections(want.pod.Addresses)
+	if err != nil {
+		return false, err
+	}
+	if n > 0 {
+		w.idle = 0
+		return false, nil
+	}
+	// A connection may be between the listener and conntrack's table: look twice.
+	if w.idle++; w.idle < 2 {
+		return false, nil
+	}
+	w.set.cfg.Sockets.Remove(want.pod.UID, false)
+	if err := w.place.clean(ctx); err != nil {
+		return false, err
+	}
+	w.leave(want)
+	return true, nil
+}
+
+func (w *worker) startRelease(ctx context.Context, want wish) error {
+	// An agent that has just started needs the listeners, too: connections
+	// that were captured before it may wait in them.
+	err := w.verify(want.pod)
+	if err == nil {
+		err = w.set.cfg.Sockets.Add(want.pod.Pod, w.ns)
+	}
+	if err != nil {
+		w.log.Warn("captured connections of the pod may break", zap.Error(err))
+	}
+	if err := w.place.release(ctx); err != nil {
+		return err
+	}
+	w.applied, w.idle = wish{}, 0
+	w.setState(StateReleasing)
+	return nil
+}
+
+func (w *worker) leave(want wish) {
+	w.set.cfg.Sockets.Remove(want.pod.UID, false)
+	w.closeNS()
+	w.applied = want
+	w.setState(StateLeft)
+}
