@@ -66,6 +66,6 @@ In a cluster it runs inside the proxy's container:
 		SilenceUsage:  true,
 	}
 	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
-	root.AddCommand(statusCommand(), connectionsCommand(), explainCommand(), dumpCommand())
+	root.AddCommand(statusCommand(), connectionsCommand(), explainCommand(), dumpCommand(), newDemoCommand())
 	return root
 }

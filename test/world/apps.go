@@ -180,7 +180,7 @@ func (w *World) leftovers() error {
 			note("pod "+pod.Key, pod.netns)
 		}
 	}
-	if err := poll(ctx, func() error { return processesIn(ours) }); err != nil {
+	if err := Poll(ctx, func() error { return processesIn(ours) }); err != nil {
 		return fmt.Errorf("left over: %w", err)
 	}
 	return nil

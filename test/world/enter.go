@@ -9,6 +9,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -184,4 +186,10 @@ func buildPrograms(dir string, packages []string) error {
 		return fmt.Errorf("build %v: %w\n%s", packages, err, text)
 	}
 	return nil
+}
+
+// IsInit reports whether a process's environment, as /proc shows it, is that
+// of process 1 of a world.
+func IsInit(environ []byte) bool {
+	return slices.Contains(strings.Split(string(environ), "\x00"), roleVariable+"="+roleInit)
 }

@@ -42,21 +42,22 @@ func (s execSpec) command(ctx context.Context, name string, args []string) *exec
 	return cmd
 }
 
-// Attach is a program to run in a pod ("NAMESPACE/NAME") or on a node ("NAME")
-// of the first world of another process: pid is its process 1, as the caller
-// sees it.
-func Attach(ctx context.Context, pid int, where, name string, args ...string) *exec.Cmd {
+// Attach is a command line to run in a pod ("NAMESPACE/NAME") or on a node
+// ("NAME") of the first world of another process: pid is its process 1, as
+// the caller sees it. self are the arguments with which the calling program
+// gets to [Enter].
+func Attach(ctx context.Context, pid int, self []string, where string, command ...string) *exec.Cmd {
 	dir := filepath.Join(runDir, "w1")
 	spec := execSpec{Netns: filepath.Join(dir, "nodes", where, "netns"), Hostname: where}
 	if namespace, pod, ok := strings.Cut(where, "/"); ok {
-		files := filepath.Join(dir, "pods", namespace+"_"+pod)
-		spec.Netns, spec.Hostname = filepath.Join(dir, "netns", namespace+"_"+pod), pod
-		spec.Mounts = podMounts(files)
+		name := namespace + "_" + pod
+		spec.Netns, spec.Hostname = filepath.Join(dir, "netns", name), pod
+		spec.Mounts = podMounts(filepath.Join(dir, "pods", name))
 	}
 	own, err := os.Executable()
 	enter := exec.CommandContext(ctx, "nsenter", append([]string{"--target", strconv.Itoa(pid),
-		"--mount", "--pid", "--uts", "--ipc", "--net", "--", own}, os.Args[1:]...)...)
-	enter.Env = spec.command(ctx, name, args).Env
+		"--mount", "--pid", "--uts", "--ipc", "--net", "--", own}, self...)...)
+	enter.Env = spec.command(ctx, command[0], command[1:]).Env
 	enter.Err = errors.Join(enter.Err, err)
 	return enter
 }

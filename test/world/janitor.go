@@ -80,7 +80,7 @@ func janitor() (int, error) {
 	if out.Cgroup != "" {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		err = errors.Join(err, poll(ctx, func() error { return removeCgroup(out.Cgroup) }))
+		err = errors.Join(err, Poll(ctx, func() error { return removeCgroup(out.Cgroup) }))
 	}
 	return 0, err
 }
@@ -100,9 +100,9 @@ func removeCgroup(dir string) error {
 	return errors.Join(err, unix.Rmdir(dir))
 }
 
-// poll tries until check succeeds or the context ends: for states that offer
+// Poll tries until check succeeds or the context ends: for states that offer
 // no event.
-func poll(ctx context.Context, check func() error) error {
+func Poll(ctx context.Context, check func() error) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -35,7 +35,6 @@ func (w *World) caDir() string    { return filepath.Join(w.dir, "ca") }
 func (w *World) tokens() string   { return filepath.Join(w.dir, "tokens") }
 func (n *Node) tokenFile() string { return filepath.Join(n.proxyDir(), "token") }
 func (n *Node) rootFile() string  { return filepath.Join(n.proxyDir(), "ca.crt") }
-func (n *Node) token() string     { return "token-of-node-" + n.Name }
 func (w *World) control4() string { return netip.AddrPortFrom(ControlAddress, 15012).String() }
 func (w *World) program(name string) string {
 	return filepath.Join(w.config.Programs, name)
@@ -85,8 +84,8 @@ func (w *World) StatusFile() string { return filepath.Join(w.dir, "status.yaml")
 func (w *World) writeTokens() error {
 	var lines strings.Builder
 	for _, n := range w.Nodes() {
-		fmt.Fprintf(&lines, "%s %s\n", n.token(), n.Name)
-		if err := writeOwned(n.tokenFile(), []byte(n.token()+"\n")); err != nil {
+		fmt.Fprintf(&lines, "%s %s\n", n.token, n.Name)
+		if err := writeOwned(n.tokenFile(), []byte(n.token+"\n")); err != nil {
 			return err
 		}
 	}
@@ -197,7 +196,7 @@ func (p *Program) ready(ctx context.Context, check func() error) error {
 		case <-ctx.Done():
 		}
 	}()
-	if err := poll(ctx, check); err != nil {
+	if err := Poll(ctx, check); err != nil {
 		return fmt.Errorf("%s does not get ready: %w; the end of its log:\n%s", p.Name, err, p.tail())
 	}
 	return nil

@@ -2,6 +2,7 @@ package world
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -31,6 +32,7 @@ type Node struct {
 	Addresses []netip.Addr // IPv4, then IPv6
 
 	world  *World
+	token  string // with which its proxy shows whose it is
 	netns  *namespace
 	dir    string
 	cgroup string
@@ -40,7 +42,7 @@ type Node struct {
 }
 
 func (w *World) addNode(name string) error {
-	node := &Node{Name: name, Addresses: nodeAddresses(len(w.nodes)), world: w, dir: filepath.Join(w.dir, "nodes", name)}
+	node := &Node{Name: name, Addresses: nodeAddresses(len(w.nodes)), world: w, token: rand.Text(), dir: filepath.Join(w.dir, "nodes", name)}
 	for _, d := range []struct {
 		path string
 		mode fs.FileMode

@@ -2,6 +2,7 @@ package world
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -157,6 +158,11 @@ func (p *Pod) sameLinks(now *corev1.Pod) bool {
 
 // Address is the pod's first address, which manifests list first.
 func (p *Pod) Address() netip.Addr { return p.Addresses[0] }
+
+// ServiceAccount is the pod's account.
+func (p *Pod) ServiceAccount() string {
+	return cmp.Or(p.object.Spec.ServiceAccountName, "default")
+}
 
 // NetnsPath is the file of the pod's network namespace.
 func (p *Pod) NetnsPath() string { return p.netns.path }

@@ -79,7 +79,7 @@ func TestNoTrace(t *testing.T) {
 			_ = cmd.Wait() // killed, most times
 			ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 			defer cancel()
-			if err := poll(ctx, func() error {
+			if err := Poll(ctx, func() error {
 				for _, path := range []string{out.Scratch, out.Cgroup} {
 					if _, err := os.Stat(path); path != "" && err == nil {
 						return fmt.Errorf("%s is still there", path)

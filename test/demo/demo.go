@@ -1,0 +1,128 @@
+// Package demo walks through what the mesh does, on real programs in a small
+// world, and checks every claim that it prints.
+//
+// Each step is one file: a request, a denial, a skipped port, a change of
+// policy under a living connection, and a killed proxy. What does not belong
+// here: building the world (test/world), and claims too long to watch (the
+// end-to-end tests).
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/tacit-mesh/tacit/test/world"
+)
+
+// Config says where things are.
+type Config struct {
+	Manifests string // directory of the demo's manifests
+	Programs  string // directory of the programs
+	Out       io.Writer
+}
+
+// Demo is a world with everything running.
+type Demo struct {
+	config Config
+	world  *world.World
+	out    printer
+	began  time.Time
+}
+
+// patience bounds each single wait: everything here takes well below it.
+const patience = 20 * time.Second
+
+// Start builds the world and starts everything in it.
+func Start(ctx context.Context, c Config) (*Demo, error) {
+	d := &Demo{config: c, out: printer{w: c.Out}, began: time.Now()}
+	d.out.title("Tacit: two nodes made of network namespaces, real programs in their pods")
+	w, err := world.New(ctx, world.Config{Manifests: c.Manifests, Programs: c.Programs})
+	if err != nil {
+		return nil, err
+	}
+	d.world = w
+	if err := w.Start(ctx); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	d.show()
+	return d, nil
+}
+
+// show lists what runs where.
+func (d *Demo) show() {
+	rows := [][]string{{"node", "pod", "address", "account", "programs"}}
+	for _, p := range d.world.Pods() {
+		account := p.ServiceAccount()
+		if !strings.HasPrefix(p.Key, "shop/") {
+			account = "not in the mesh"
+		}
+		rows = append(rows, []string{p.Node.Name, p.Key, p.Address().String(), account, programs(p)})
+	}
+	d.out.table(rows)
+	for _, n := range d.world.Nodes() {
+		d.out.say("node %s: tacit-agent (process %d), tacit-proxy (process %d, user %d, no capabilities)",
+			n.Name, n.Agent().PID(), n.Proxy().PID(), world.ProxyUID)
+	}
+	d.out.say("control plane: tacitd --from %s (process %d)", filepath.Base(d.config.Manifests), d.world.Control().PID())
+}
+
+// programs are the names of a pod's running processes.
+func programs(p *world.Pod) string {
+	var names []string
+	for _, app := range p.Apps() {
+		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", app.PID()))
+		if err == nil {
+			names = append(names, strings.TrimSpace(string(name)))
+		}
+	}
+	return strings.Join(names, " ")
+}
+
+// Walk runs the steps. It stops at the first that does not show what it
+// claims.
+func (d *Demo) Walk(ctx context.Context) error {
+	steps := []struct {
+		title string
+		run   func(context.Context) error
+	}{
+		{"A request between nodes is encrypted, and both sides know who the other is", d.request},
+		{"A call that no policy allows is denied, with the reason", d.denial},
+		{"A skipped port stays out of the mesh, and costs nothing", d.skip},
+		{"A policy that changes closes the connections that it no longer allows", d.change},
+		{"A proxy that is killed under load refuses nobody", d.kill},
+	}
+	for i, s := range steps {
+		d.out.step(i+1, len(steps), s.title)
+		if err := s.run(ctx); err != nil {
+			d.out.failed(err)
+			return fmt.Errorf("step %d (%s): %w", i+1, s.title, err)
+		}
+	}
+	d.out.title(fmt.Sprintf("All %d steps showed what they claim, in %.0f s.", len(steps), time.Since(d.began).Seconds()))
+	return nil
+}
+
+// Close ends everything. Its error names what is left.
+func (d *Demo) Close() error { return d.world.Close() }
+
+// LookAround says how to explore the running demo; program is the tacit
+// command as the user called it.
+func (d *Demo) LookAround(program string) {
+	node := d.world.Node("b")
+	d.out.title("The demo stays up. Have a look around:")
+	d.out.table([][]string{
+		{program + " demo enter shop/frontend curl -s http://web", "run something in a pod"},
+		{program + " demo enter shop/frontend", "a shell in a pod: try ss, ip, iptables-save, curl"},
+		{program + " demo enter b " + program + " connections --socket " + node.AdminSocket(), "what node b's proxy carries"},
+		{program + " demo enter b curl -s " + node.MetricsURL(), "its metrics"},
+		{program + " demo enter b tail -f " + node.Proxy().Log, "its log"},
+		{program + " demo enter b ls " + d.world.Manifests(), "the manifests; edit them, they are live"},
+		{program + " demo end", "end it, leaving no trace"},
+	})
+}
