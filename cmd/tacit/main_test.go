@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
 	"net/netip"
@@ -30,7 +31,7 @@ func serve(t *testing.T, answers map[string]any) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer, ok := answers[r.URL.RequestURI()]
 		if !ok {
 			w.WriteHeader(http.StatusNotFound)
@@ -159,7 +160,12 @@ func TestAgainstServer(t *testing.T) {
 		return []admin.Connection{{ID: "4bf9", Direction: admin.Outbound, Source: admin.End{Workload: "shop/a"}}}
 	}}
 	go func() { ended <- server.Run(ctx) }()
-	t.Cleanup(func() { cancel(); <-ended })
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run: %v", err)
+		}
+	})
 
 	look := time.NewTicker(10 * time.Millisecond)
 	defer look.Stop()

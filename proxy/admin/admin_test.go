@@ -1,7 +1,6 @@
 package admin
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -164,8 +164,8 @@ func compare(t *testing.T, name string, got []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s: got\n%s\nwant\n%s", name, got, want)
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s (-want +got; write it anew with -update):\n%s", name, diff)
 	}
 }
 
@@ -201,6 +201,29 @@ func TestEmpty(t *testing.T) {
 	var e Explanation
 	if err := json.Unmarshal(body, &e); err != nil || e.Outcome != Denied {
 		t.Errorf("before the first list: %v, %s", err, body)
+	}
+}
+
+func TestSum(t *testing.T) {
+	allows := verdict{endpoint: "shop/a", outcome: Allowed, summary: "yes", change: "how to deny"}
+	denies := verdict{endpoint: "shop/b", outcome: Denied, summary: "no", change: "how to allow"}
+	passes := verdict{endpoint: "shop/c", outcome: Unchecked, summary: "open"}
+	for _, tt := range []struct {
+		all     []verdict
+		outcome Outcome
+		summary string
+		change  string
+	}{
+		{[]verdict{allows}, Allowed, "yes", "how to deny"},
+		{[]verdict{denies, denies}, Denied, "no", "how to allow"},
+		{[]verdict{allows, denies}, Depends, "It depends on the endpoint that is chosen: shop/a allowed, shop/b denied.", "how to allow"},
+		{[]verdict{passes, denies, allows}, Depends, "It depends on the endpoint that is chosen: shop/c unchecked, shop/b denied, shop/a allowed.", "how to allow"},
+		{[]verdict{allows, passes}, Unchecked, "It depends on the endpoint that is chosen: shop/a allowed, shop/c unchecked.", ""},
+	} {
+		var e explainer
+		if e.sum(tt.all); e.Outcome != tt.outcome || e.Summary != tt.summary || e.Change != tt.change {
+			t.Errorf("%v: %s, %q, %q", tt.all, e.Outcome, e.Summary, e.Change)
+		}
 	}
 }
 

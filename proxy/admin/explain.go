@@ -183,15 +183,19 @@ type verdict struct {
 	summary, change string
 }
 
-// sum joins the endpoints' verdicts into one.
+// sum joins the endpoints' verdicts into one: where they differ and none
+// denies, some do not check.
 func (e *explainer) sum(all []verdict) {
-	first, differ, each := all[0], false, []string{}
+	first, differ, joined, each := all[0], false, Unchecked, []string{}
 	for _, v := range all {
 		differ = differ || v.outcome != first.outcome
+		if v.outcome == Denied {
+			joined = Depends
+		}
 		each = append(each, fmt.Sprintf("%s %s", v.endpoint, v.outcome))
 	}
 	if differ {
-		e.conclude(Depends, fmt.Sprintf("It depends on the endpoint that is chosen: %s.", strings.Join(each, ", ")), firstChange(all))
+		e.conclude(joined, fmt.Sprintf("It depends on the endpoint that is chosen: %s.", strings.Join(each, ", ")), firstChange(all))
 		return
 	}
 	e.conclude(first.outcome, first.summary, first.change)

@@ -110,7 +110,7 @@ func ended() []Connection {
 			ID: "2cf7651916cd43dd8448eb211c80319c", Direction: Inbound, Since: noon, Ended: noon.Add(time.Second), Security: "none",
 			Source:      End{Address: netip.MustParseAddrPort("198.18.4.1:40004"), Workload: "plain/legacy"},
 			Destination: End{Address: netip.MustParseAddrPort("198.18.2.1:8080"), Workload: "shop/backend-1"},
-			Denied:      true, Policy: "shop/strict", Reason: "denied by policy shop/strict: notPrincipals matched",
+			Denied:      true, Policy: "shop/strict", Reason: "denied by policy shop/strict (matched: notPrincipals)",
 		},
 		{
 			ID: "3df7651916cd43dd8448eb211c80319c", Direction: Outbound, Since: noon, Ended: noon.Add(time.Second), Security: "none",

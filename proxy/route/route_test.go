@@ -409,6 +409,23 @@ func TestCandidatesCoverAll(t *testing.T) {
 	})
 }
 
+// What a connection allocates does not grow with the service.
+func TestAllocations(t *testing.T) {
+	var endpoints []*model.Workload
+	for i := range 1000 {
+		endpoints = append(endpoints, pod(fmt.Sprintf("e%d", i), fmt.Sprintf("198.18.%d.%d", 16+i/250, 1+i%250), of()))
+	}
+	s, dst := mesh([]*model.Service{service("app", "198.19.0.1")}, endpoints...), addrPort("198.19.0.1:80")
+	allocations := testing.AllocsPerRun(100, func() {
+		for range Resolve(s, client, dst).Candidates(1) {
+			break
+		}
+	})
+	if allocations > 5 {
+		t.Errorf("%.0f allocations", allocations)
+	}
+}
+
 func BenchmarkResolve(b *testing.B) {
 	for _, n := range []int{1, 10, 100, 2000} {
 		b.Run(fmt.Sprintf("endpoints=%d", n), func(b *testing.B) {

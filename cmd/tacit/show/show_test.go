@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/tacit-mesh/tacit/proxy/admin"
 )
 
@@ -95,8 +97,8 @@ func golden(t *testing.T, name string, show func(Printer) error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(got.Bytes(), want) {
-		t.Errorf("%s: got\n%s\nwant\n%s", name, got.Bytes(), want)
+	if diff := cmp.Diff(string(want), got.String()); diff != "" {
+		t.Errorf("%s (-want +got; write it anew with -update):\n%s", name, diff)
 	}
 }
 
