@@ -25,7 +25,7 @@ func ParseIdentity(s string) (Identity, error) {
 		return Identity{}, fmt.Errorf("identity %q: want spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT", s)
 	}
 	for _, p := range []string{parts[0], parts[2], parts[4]} {
-		if p == "" || strings.ContainsFunc(p, notIdentityRune) {
+		if p == "" || p == "." || p == ".." || strings.ContainsFunc(p, notIdentityRune) {
 			return Identity{}, fmt.Errorf("identity %q: empty or invalid part %q", s, p)
 		}
 	}

@@ -2,11 +2,9 @@ package model
 
 import (
 	"hash/maphash"
-	"iter"
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/benbjohnson/immutable"
 )
@@ -19,10 +17,10 @@ type Snapshot struct {
 	addressesReady bool
 	policiesReady  bool
 
-	workloads *immutable.Map[string, *Workload]  // by UID
-	byAddress *immutable.Map[addressKey, string] // workload UID, newest claim wins
-	services  *immutable.Map[string, *Service]   // by key
-	hostnames *immutable.Map[string, []string]   // service keys, sorted
+	workloads *immutable.Map[string, *Workload]    // by UID
+	byAddress *immutable.Map[addressKey, []string] // workload UIDs, the newest claim last
+	services  *immutable.Map[string, *Service]     // by key
+	hostnames *immutable.Map[string, []string]     // service keys, sorted
 	vips      *immutable.Map[addressKey, []string]
 	cidrs     map[NetworkAddress][]string                              // VIPs that are no single address; few
 	endpoints *immutable.Map[string, *immutable.Map[string, Endpoint]] // service key -> UID
@@ -52,7 +50,7 @@ func newMap[K comparable, V any]() *immutable.Map[K, V] {
 func NewSnapshot() *Snapshot {
 	return &Snapshot{
 		workloads: newMap[string, *Workload](),
-		byAddress: newMap[addressKey, string](),
+		byAddress: newMap[addressKey, []string](),
 		services:  newMap[string, *Service](),
 		hostnames: newMap[string, []string](),
 		vips:      newMap[addressKey, []string](),
@@ -82,8 +80,8 @@ func (s *Snapshot) Apply(u Update) *Snapshot {
 	n.addressesReady = s.addressesReady || u.AddressesComplete
 	n.policiesReady = s.policiesReady || u.PoliciesComplete
 	for _, key := range u.RemovedAddresses {
-		if _, ok := n.workloads.Get(key); ok {
-			n.dropWorkload(key)
+		if w, ok := n.workloads.Get(key); ok {
+			n.dropWorkload(w)
 		} else {
 			n.dropService(key)
 		}
@@ -93,8 +91,7 @@ func (s *Snapshot) Apply(u Update) *Snapshot {
 		n.addService(v)
 	}
 	for _, w := range u.Workloads {
-		n.dropWorkload(w.UID)
-		n.addWorkload(w)
+		n.putWorkload(w)
 	}
 	if len(u.Policies) > 0 || len(u.RemovedPolicies) > 0 {
 		n.applyPolicies(u)
@@ -102,11 +99,22 @@ func (s *Snapshot) Apply(u Update) *Snapshot {
 	return &n
 }
 
-func (s *Snapshot) addWorkload(w *Workload) {
+// putWorkload leaves the claims to addresses that the workload had already in
+// their order: a pod that ends must not win its address back from the next
+// holder by one more change of its status.
+func (s *Snapshot) putWorkload(w *Workload) {
+	if old, ok := s.workloads.Get(w.UID); ok {
+		s.leaveServices(old)
+		for _, a := range old.Addresses {
+			if w.HostNetwork || w.Network != old.Network || !w.HasAddress(a) {
+				s.release(addressKey{old.Network, a}, w.UID)
+			}
+		}
+	}
 	s.workloads = s.workloads.Set(w.UID, w)
 	if !w.HostNetwork {
 		for _, a := range w.Addresses {
-			s.byAddress = s.byAddress.Set(addressKey{w.Network, a}, w.UID)
+			s.claim(addressKey{w.Network, a}, w.UID)
 		}
 	}
 	for key, ports := range w.Services {
@@ -118,21 +126,30 @@ func (s *Snapshot) addWorkload(w *Workload) {
 	}
 }
 
-func (s *Snapshot) dropWorkload(uid string) {
-	w, ok := s.workloads.Get(uid)
-	if !ok {
-		return
-	}
-	s.workloads = s.workloads.Delete(uid)
+func (s *Snapshot) dropWorkload(w *Workload) {
+	s.workloads = s.workloads.Delete(w.UID)
 	for _, a := range w.Addresses {
-		key := addressKey{w.Network, a}
-		if owner, _ := s.byAddress.Get(key); owner == uid {
-			s.byAddress = s.byAddress.Delete(key)
-		}
+		s.release(addressKey{w.Network, a}, w.UID)
 	}
+	s.leaveServices(w)
+}
+
+func (s *Snapshot) claim(key addressKey, uid string) {
+	if claims := get(s.byAddress, key); !slices.Contains(claims, uid) {
+		s.byAddress = s.byAddress.Set(key, append(slices.Clip(claims), uid))
+	}
+}
+
+func (s *Snapshot) release(key addressKey, uid string) {
+	if claims := get(s.byAddress, key); slices.Contains(claims, uid) {
+		s.byAddress = setOrDelete(s.byAddress, key, without(claims, uid))
+	}
+}
+
+func (s *Snapshot) leaveServices(w *Workload) {
 	for key := range w.Services {
 		members, _ := s.endpoints.Get(key)
-		if members = members.Delete(uid); members.Len() > 0 {
+		if members = members.Delete(w.UID); members.Len() > 0 {
 			s.endpoints = s.endpoints.Set(key, members)
 		} else {
 			s.endpoints = s.endpoints.Delete(key)
@@ -191,6 +208,9 @@ func (s *Snapshot) applyPolicies(u Update) {
 		policies[p.Key()] = p
 		delete(removed, p.Key())
 	}
+	if len(removed) > maxRemoved {
+		s.forget(removed)
+	}
 	s.policies, s.removed = policies, removed
 	s.policyKeys = make(map[*Policy]string, len(policies))
 	s.global, s.byNamespace = nil, map[string][]*Policy{}
@@ -207,6 +227,25 @@ func (s *Snapshot) applyPolicies(u Update) {
 			s.global = append(s.global, p)
 		}
 	}
+}
+
+// maxRemoved is how many removed policies are remembered without a reason.
+const maxRemoved = 1024
+
+// forget keeps the removed policies that some workload still names. Whoever
+// names another one later is denied, as with any policy never seen.
+func (s *Snapshot) forget(removed map[string]struct{}) {
+	named := map[string]struct{}{}
+	for it := s.workloads.Iterator(); !it.Done(); {
+		_, w, _ := it.Next()
+		for _, key := range w.Policies {
+			named[key] = struct{}{}
+		}
+	}
+	maps.DeleteFunc(removed, func(key string, _ struct{}) bool {
+		_, ok := named[key]
+		return !ok
+	})
 }
 
 func get[K comparable, V any](m *immutable.Map[K, V], k K) V {
@@ -233,130 +272,3 @@ func with(list []string, key string) []string {
 func without(list []string, key string) []string {
 	return slices.DeleteFunc(slices.Clone(list), func(k string) bool { return k == key })
 }
-
-// Generation counts the updates that led here.
-func (s *Snapshot) Generation() uint64 { return s.generation }
-
-// AddressesReady reports whether the first full list of workloads and
-// services is in.
-func (s *Snapshot) AddressesReady() bool { return s.addressesReady }
-
-// PoliciesReady reports whether the first full list of policies is in. Until
-// then nothing may be allowed.
-func (s *Snapshot) PoliciesReady() bool { return s.policiesReady }
-
-// Workload finds a workload by its UID; nil if there is none.
-func (s *Snapshot) Workload(uid string) *Workload { return get(s.workloads, uid) }
-
-// WorkloadAt finds a workload by one of its addresses; nil if there is none.
-func (s *Snapshot) WorkloadAt(network string, addr netip.Addr) *Workload {
-	uid, ok := s.byAddress.Get(addressKey{network, addr})
-	if !ok {
-		return nil
-	}
-	return s.Workload(uid)
-}
-
-// Service finds a service by its key, "NAMESPACE/HOSTNAME"; nil if there is none.
-func (s *Snapshot) Service(key string) *Service { return get(s.services, key) }
-
-// ServicesAt lists the services with this virtual address, by key; those of
-// the longest matching prefix where no service has the very address.
-func (s *Snapshot) ServicesAt(network string, addr netip.Addr) []*Service {
-	keys := get(s.vips, addressKey{network, addr})
-	if keys == nil {
-		best := -1
-		for a, candidates := range s.cidrs {
-			if a.Network == network && a.Prefix.Bits() > best && a.Prefix.Contains(addr) {
-				best, keys = a.Prefix.Bits(), candidates
-			}
-		}
-	}
-	return s.servicesOf(keys)
-}
-
-// ServicesNamed lists the services with this hostname, by key.
-func (s *Snapshot) ServicesNamed(hostname string) []*Service {
-	return s.servicesOf(get(s.hostnames, hostname))
-}
-
-func (s *Snapshot) servicesOf(keys []string) []*Service {
-	if len(keys) == 0 {
-		return nil
-	}
-	out := make([]*Service, 0, len(keys))
-	for _, key := range keys {
-		out = append(out, get(s.services, key))
-	}
-	return out
-}
-
-// Endpoints lists the members of a service, in no particular but for one
-// snapshot fixed order.
-func (s *Snapshot) Endpoints(serviceKey string) iter.Seq[Endpoint] {
-	return func(yield func(Endpoint) bool) {
-		members, ok := s.endpoints.Get(serviceKey)
-		if !ok {
-			return
-		}
-		for it := members.Iterator(); !it.Done(); {
-			if _, e, _ := it.Next(); !yield(e) {
-				return
-			}
-		}
-	}
-}
-
-// Policy finds a policy by its key. A nil policy with removed set is one that
-// the control plane took away; a nil policy without has never been seen.
-func (s *Snapshot) Policy(key string) (p *Policy, removed bool) {
-	if p = s.policies[key]; p != nil {
-		return p, false
-	}
-	_, removed = s.removed[key]
-	return nil, removed
-}
-
-// PolicyKey is p.Key() for a policy of the snapshot, without building it.
-func (s *Snapshot) PolicyKey(p *Policy) string { return s.policyKeys[p] }
-
-// GlobalPolicies are those of the whole mesh, by key.
-func (s *Snapshot) GlobalPolicies() []*Policy { return s.global }
-
-// NamespacePolicies are those of a whole namespace, by key.
-func (s *Snapshot) NamespacePolicies(namespace string) []*Policy { return s.byNamespace[namespace] }
-
-// Workloads lists every workload, sorted by UID: for dumps and tests.
-func (s *Snapshot) Workloads() []*Workload {
-	out := make([]*Workload, 0, s.workloads.Len())
-	for it := s.workloads.Iterator(); !it.Done(); {
-		_, w, _ := it.Next()
-		out = append(out, w)
-	}
-	slices.SortFunc(out, func(a, b *Workload) int { return strings.Compare(a.UID, b.UID) })
-	return out
-}
-
-// Services lists every service, sorted by key: for dumps and tests.
-func (s *Snapshot) Services() []*Service {
-	out := make([]*Service, 0, s.services.Len())
-	for it := s.services.Iterator(); !it.Done(); {
-		_, v, _ := it.Next()
-		out = append(out, v)
-	}
-	slices.SortFunc(out, func(a, b *Service) int { return strings.Compare(a.Key(), b.Key()) })
-	return out
-}
-
-// Policies lists every policy, sorted by key.
-func (s *Snapshot) Policies() []*Policy {
-	out := make([]*Policy, 0, len(s.policies))
-	for _, key := range slices.Sorted(maps.Keys(s.policies)) {
-		out = append(out, s.policies[key])
-	}
-	return out
-}
-
-// RemovedPolicies lists the keys of policies that the control plane took
-// away, sorted.
-func (s *Snapshot) RemovedPolicies() []string { return slices.Sorted(maps.Keys(s.removed)) }
