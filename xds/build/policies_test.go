@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	securityv1beta1 "istio.io/api/security/v1beta1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	"sigs.k8s.io/yaml"
 
@@ -292,4 +293,37 @@ func TestIntersect(t *testing.T) {
 	if diff := cmp.Diff("[10.0.0.0/8 10.1.0.0/16 10.0.0.0/8]", fmt.Sprint(got)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
+}
+
+// Whatever a condition or a source says, it is translated, left out as HTTP
+// with a message, or unknown with a message: nothing is dropped in silence.
+func FuzzValues(f *testing.F) {
+	for _, key := range []string{"source.ip", "remote.ip", "source.namespace", "source.principal", "source.serviceAccount", "source.trustDomain", "destination.ip", "destination.port", "source.labels[a]", "request.time", "request.headers[a]", "x"} {
+		f.Add(key, "10.0.0.0/8")
+	}
+	f.Add("request.time", "00:00:00-24:00:00")
+	f.Add("source.principal", "spiffe://*")
+	f.Fuzz(func(t *testing.T, key, value string) {
+		spec := securityv1beta1.AuthorizationPolicy{
+			Action: securityv1beta1.AuthorizationPolicy_DENY,
+			Rules: []*securityv1beta1.Rule{{
+				When: []*securityv1beta1.Condition{{Key: key, Values: []string{value}}},
+				From: []*securityv1beta1.Rule_From{{Source: &securityv1beta1.Source{ServiceAccounts: []string{value}}}},
+				To:   []*securityv1beta1.Rule_To{{Operation: &securityv1beta1.Operation{NotPorts: []string{value}}}},
+			}},
+		}
+		obj := &securityv1.AuthorizationPolicy{}
+		spec.DeepCopyInto(&obj.Spec)
+		r := Policies(PolicyInput{AuthorizationPolicies: []*securityv1.AuthorizationPolicy{obj}})
+		clauses, messages := r.Policies[0].Rules[0].Clauses, strings.Join(r.Statuses[0].Messages, "\n")
+		if len(clauses) < 3 && !strings.Contains(messages, "an attribute of HTTP") {
+			t.Errorf("%q %q: a clause is missing: %v; messages %s", key, value, words(r.Policies[0].Rules), messages)
+		}
+		for _, c := range clauses {
+			m := c.Matches[0]
+			if matchWords(m) == "never" || m.Unknown != "" && !strings.Contains(messages, m.Unknown) {
+				t.Errorf("%q %q: %s; messages %s", key, value, matchWords(m), messages)
+			}
+		}
+	})
 }

@@ -314,6 +314,18 @@ func TestAnOldHolderDoesNotWinItsAddressBack(t *testing.T) {
 	}
 }
 
+func TestSnapshotsOfOneOriginDoNotShareTheirChanges(t *testing.T) {
+	a := []netip.Addr{netip.MustParseAddr("10.0.0.1")}
+	with := func(s *Snapshot, uid string) *Snapshot {
+		return s.Apply(Update{Workloads: []*Workload{{UID: uid, Addresses: a}}})
+	}
+	origin := with(with(with(NewSnapshot(), "1"), "2"), "3")
+	left, right := with(origin, "left"), with(origin, "right")
+	if l, r := left.WorkloadAt("", a[0]).UID, right.WorkloadAt("", a[0]).UID; l != "left" || r != "right" {
+		t.Errorf("the address belongs to %s and %s", l, r)
+	}
+}
+
 func TestRemovedPoliciesAreBounded(t *testing.T) {
 	s := NewSnapshot().Apply(Update{Workloads: []*Workload{{UID: "w", Policies: []string{"a/named"}}}})
 	s = s.Apply(Update{RemovedPolicies: []string{"a/named"}})
