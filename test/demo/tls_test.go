@@ -128,10 +128,12 @@ func exchange(t *testing.T, client, server *world.Pod, port uint16, config *tls.
 }
 
 func FuzzServerHello(f *testing.F) {
-	f.Add([]byte{2, 0, 0, 40})
+	f.Add([]byte{helloServer, 0, 0, 40})
+	f.Add(append([]byte{helloServer}, make([]byte, 60)...))
 	f.Fuzz(func(t *testing.T, message []byte) {
-		if version, _, err := readServerHello(message); err == nil && version == 0 && len(message) < 44 {
-			t.Errorf("read a version from % x", message)
+		const shortest = 4 + 2 + 32 + 1 + 2 + 1 + 2 // without session id and extensions
+		if _, _, err := readServerHello(message); err == nil && (len(message) < shortest || message[0] != helloServer) {
+			t.Errorf("took % x for a ServerHello", message)
 		}
 	})
 }

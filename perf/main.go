@@ -1,0 +1,119 @@
+// Command perf measures what the mesh costs: the same load from one node to
+// another directly, through Tacit, through a pair of HAProxies with mutual
+// TLS, and through Tacit's pods on a skipped port.
+//
+// All paths are measured in turn in every round, so that what else the machine
+// does hits all alike; what counts are the ratios within one run. What does
+// not belong here: tests that fail when a number is bad.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tacit-mesh/tacit/test/world"
+)
+
+// config is what the command line says.
+type config struct {
+	manifests, programs, output string
+	rounds, idle                int
+	time                        time.Duration
+}
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "serve" {
+		exit(serve(os.Args[2:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == "load" {
+		exit(load(os.Args[2:]))
+	}
+	c := config{}
+	own, _ := os.Executable() // "" makes relative paths, as good a guess
+	flag.StringVar(&c.manifests, "manifests", "perf/manifests", "directory of the manifests")
+	flag.StringVar(&c.programs, "programs", filepath.Dir(own), "directory of tacitd, tacit-agent and tacit-proxy")
+	flag.StringVar(&c.output, "o", "", "write all samples to this file, as JSON")
+	flag.IntVar(&c.rounds, "rounds", 5, "rounds; the results are medians of them")
+	flag.IntVar(&c.idle, "idle", 1000, "idle connections whose memory is measured")
+	flag.DurationVar(&c.time, "time", time.Second, "duration of each single measurement")
+	flag.Parse()
+	world.Enter(func() int {
+		ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+		defer stop()
+		if err := run(ctx, c); err != nil {
+			fmt.Fprintln(os.Stderr, "perf:", err)
+			return 1
+		}
+		return 0
+	})
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "perf:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func run(ctx context.Context, c config) (err error) {
+	w, err := world.New(ctx, world.Config{Manifests: c.manifests, Programs: c.programs})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	paths, stop, err := makePaths(ctx, w, c)
+	defer func() { err = errors.Join(err, stop()) }()
+	if err != nil {
+		return err
+	}
+	r := newReport(c, paths)
+	if err := measureAll(ctx, c, paths, r); err != nil {
+		return err
+	}
+	r.print(os.Stdout)
+	if c.output == "" {
+		return nil
+	}
+	return r.write(c.output)
+}
+
+// measureAll fills the report. Idle memory comes first: later, a proxy would
+// use again what the load before made it take.
+func measureAll(ctx context.Context, c config, paths []*path, r *report) error {
+	for _, p := range paths {
+		if len(p.proxies) == 0 {
+			continue
+		}
+		progress("%s: memory", p.name)
+		if err := p.measureMemory(ctx, c, r); err != nil {
+			return fmt.Errorf("%s: memory: %w", p.name, err)
+		}
+	}
+	for round := range c.rounds {
+		for _, m := range measurements {
+			for i := range paths {
+				p := paths[(i+round)%len(paths)] // nobody is always the first
+				progress("round %d of %d: %s: %s", round+1, c.rounds, m.name, p.name)
+				if err := p.measure(ctx, c, m, r); err != nil {
+					return fmt.Errorf("%s: %s: %w", p.name, m.name, err)
+				}
+			}
+		}
+	}
+	progress("")
+	return nil
+}
+
+// progress rewrites one line of the terminal.
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "\r\x1b[K"+format, args...)
+}
