@@ -10,6 +10,7 @@ package conns
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -75,6 +76,13 @@ func (t *Table[C]) Live() []C {
 		out = append(out, c)
 	}
 	return out
+}
+
+// Ended lists the ended connections that are remembered, in no order.
+func (t *Table[C]) Ended() []C {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.ended)
 }
 
 // Find lists the connections with this id, live and remembered: on one node

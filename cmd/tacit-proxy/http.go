@@ -1,0 +1,81 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/netutil"
+	"golang.org/x/sync/errgroup"
+)
+
+// Bounds of the two HTTP ports, which anybody on the network may reach.
+const (
+	httpClients   = 32
+	httpTimeout   = 10 * time.Second
+	httpMaxHeader = 8 << 10
+	rebindPause   = 50 * time.Millisecond
+)
+
+// serveHTTP answers Prometheus and readiness probes until the context ends.
+func (p *process) serveHTTP(ctx context.Context) error {
+	metrics, readiness := http.NewServeMux(), http.NewServeMux()
+	metrics.Handle("GET /metrics", p.recorder.Handler())
+	metrics.Handle("GET /stats/prometheus", p.recorder.Handler())
+	readiness.HandleFunc("GET /healthz/ready", p.ready)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return serve(ctx, p.metrics, metrics) })
+	group.Go(func() error { return serve(ctx, p.readiness, readiness) })
+	return group.Wait()
+}
+
+// ready is 200 once every pod of the node is served and the mesh is known.
+func (p *process) ready(w http.ResponseWriter, _ *http.Request) {
+	select {
+	case <-p.proxy.Ready():
+	default:
+		http.Error(w, "not ready: tacit-agent has not named this node's pods yet", http.StatusServiceUnavailable)
+		return
+	}
+	select {
+	case <-p.xds.Ready():
+		fmt.Fprintln(w, "ready")
+	default:
+		http.Error(w, "not ready: the control plane has not sent the mesh yet", http.StatusServiceUnavailable)
+	}
+}
+
+func serve(ctx context.Context, address string, handler http.Handler) error {
+	listener, err := listen(ctx, address)
+	if err != nil {
+		return stopped(ctx, err)
+	}
+	server := &http.Server{
+		Handler: handler, ReadTimeout: httpTimeout, WriteTimeout: httpTimeout, IdleTimeout: httpTimeout, MaxHeaderBytes: httpMaxHeader,
+	}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(netutil.LimitListener(listener, httpClients)); err != nil {
+		return stopped(ctx, fmt.Errorf("serve %s: %w", address, err))
+	}
+	return nil
+}
+
+// listen waits while the proxy that this one replaces still has the port.
+func listen(ctx context.Context, address string) (net.Listener, error) {
+	for {
+		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return listener, err
+		}
+		select {
+		case <-time.After(rebindPause):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}

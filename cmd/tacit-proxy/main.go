@@ -1,0 +1,118 @@
+// Command tacit-proxy is the data plane of a node: it carries the traffic of
+// the node's enrolled pods, encrypted, authenticated and authorized. It needs
+// no privilege; tacit-agent makes its sockets.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/tacit-mesh/tacit/internal/version"
+	"github.com/tacit-mesh/tacit/proxy/admin"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	err := command().ExecuteContext(ctx)
+	stop()
+	if err != nil && !errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "tacit-proxy:", err)
+		os.Exit(1)
+	}
+}
+
+const help = `tacit-proxy carries the traffic of this node's enrolled pods: mutual TLS with
+SPIFFE identities between the nodes, authorization at the destination.
+
+It runs as a user of its own, without capabilities. tacit-agent gives it
+sockets inside the pods through --agent-socket; tacitd gives it workloads,
+services and policies (--xds) and signs its certificates (--ca). It proves
+itself to tacitd with the token in --token and knows tacitd by the roots in
+--root; both files are read again when they change.
+
+On SIGTERM, or when a newer proxy takes over, it accepts nothing more: new
+connections go to the next proxy, or wait for it. Live ones go on for at most
+--drain.
+
+A line of JSON on standard error tells the end of each connection, and why one
+was denied. Ask a running proxy with "tacit status", "tacit connections" and
+"tacit explain".`
+
+const example = `  tacit-proxy --node node-1 --agent-socket /run/tacit/agent.sock \
+    --xds tacitd.example:15012 --ca tacitd.example:15012 --root ca.crt --token token`
+
+// options are the flags, as given.
+type options struct {
+	node        string
+	agentSocket string
+	xds, ca     string
+	serverName  string
+	root, token string
+	trustDomain string
+	adminSocket string
+	metrics     string
+	readiness   string
+	drain       time.Duration
+	lifetime    time.Duration
+	directLocal bool
+}
+
+func command() *cobra.Command {
+	var o options
+	cmd := &cobra.Command{
+		Use:           "tacit-proxy --node NAME --agent-socket PATH --xds HOST:PORT --ca HOST:PORT --root FILE --token FILE",
+		Short:         "Carries the traffic of this node's pods, encrypted and authorized",
+		Long:          help,
+		Example:       example,
+		Version:       version.String(),
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := confine(); err != nil {
+				return err
+			}
+			return run(cmd.Context(), o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.node, "node", "", "name of this node, as in the pods' spec.nodeName")
+	f.StringVar(&o.agentSocket, "agent-socket", "/run/tacit/agent.sock", "socket of tacit-agent")
+	f.StringVar(&o.xds, "xds", "", "HOST:PORT of the control plane")
+	f.StringVar(&o.ca, "ca", "", "HOST:PORT of the certificate authority")
+	f.StringVar(&o.serverName, "server-name", "tacitd.tacit-system.svc", "DNS name in the control plane's certificate")
+	f.StringVar(&o.root, "root", "", "file of the PEM roots by which the control plane is known")
+	f.StringVar(&o.token, "token", "", "file of the token by which the control plane knows this node")
+	f.StringVar(&o.trustDomain, "trust-domain", model.DefaultTrustDomain, "SPIFFE trust domain of the pods")
+	f.StringVar(&o.adminSocket, "admin-socket", admin.DefaultPath, "socket for the tacit command")
+	f.StringVar(&o.metrics, "metrics", ":15020", "address for Prometheus, at /metrics and /stats/prometheus")
+	f.StringVar(&o.readiness, "readiness", ":15021", "address for readiness, at /healthz/ready")
+	f.DurationVar(&o.drain, "drain", time.Hour, "how long live connections may go on after SIGTERM")
+	f.DurationVar(&o.lifetime, "certificate-ttl", 24*time.Hour, "life to ask for in certificates; they are renewed at half of it")
+	f.BoolVar(&o.directLocal, "direct-local", true, "join connections between two pods of this node, once authorized, without encrypting their bytes in between")
+	for _, name := range []string{"node", "xds", "ca", "root", "token"} {
+		_ = cmd.MarkFlagRequired(name) // fails for unknown names only
+	}
+	return cmd
+}
+
+// confine takes from this process what it never needs: no core file or other
+// user's debugger sees its keys, and no program it could start gains anything.
+func confine() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("make the process not dumpable: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("give up new privileges: %w", err)
+	}
+	return nil
+}

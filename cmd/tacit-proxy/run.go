@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/tacit-mesh/tacit/identity"
+	"github.com/tacit-mesh/tacit/identity/caclient"
+	"github.com/tacit-mesh/tacit/proxy"
+	"github.com/tacit-mesh/tacit/proxy/admin"
+	"github.com/tacit-mesh/tacit/proxy/sockets"
+	"github.com/tacit-mesh/tacit/proxy/state"
+	"github.com/tacit-mesh/tacit/proxy/telemetry"
+	"github.com/tacit-mesh/tacit/xds/client"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// process is everything that makes up a running proxy.
+type process struct {
+	options
+	log      *zap.Logger
+	agent    *sockets.Agent
+	state    *state.State
+	ca       *caclient.Client
+	store    *identity.Store
+	xds      *client.Client
+	recorder *telemetry.Recorder
+	proxy    *proxy.Proxy
+	exports  chan []byte // the newest of the xDS client's
+}
+
+// run serves until the context ends or a newer proxy takes over, and its
+// drain after that.
+func run(ctx context.Context, o options) error {
+	p, err := newProcess(o)
+	if err != nil {
+		return err
+	}
+	defer p.ca.Close()
+	p.log.Info("tacit-proxy starts", zap.String("node", o.node), zap.String("xds", o.xds))
+
+	serving, stop := context.WithCancel(ctx)
+	defer stop()
+	// What the drain still needs outlives the serving context.
+	draining, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	group, draining := errgroup.WithContext(draining)
+	group.Go(func() error { return p.store.Run(draining) })
+	group.Go(func() error { return p.followControlPlane(draining) })
+	group.Go(func() error {
+		defer end()
+		return p.proxy.Run(serving)
+	})
+	group.Go(func() error {
+		defer stop() // nothing but the proxy's own end may outlive a failure
+		select {
+		case <-p.agent.Draining():
+			p.log.Info("a newer proxy has taken over; draining", zap.Duration("at most", o.drain))
+		case <-serving.Done():
+		case <-draining.Done():
+		}
+		return nil
+	})
+	group.Go(func() error { return stopped(serving, p.admin().Run(serving)) })
+	group.Go(func() error { return p.serveHTTP(serving) })
+	err = group.Wait()
+	p.log.Info("tacit-proxy ends", zap.Error(err))
+	if ctx.Err() != nil || context.Cause(draining) == context.Canceled {
+		return ctx.Err()
+	}
+	return err
+}
+
+func newProcess(o options) (*process, error) {
+	p := &process{options: o, log: newLog(), state: state.New(), exports: make(chan []byte, 1)}
+	p.agent = sockets.NewAgent(sockets.AgentConfig{Socket: o.agentSocket, Log: p.log})
+	var err error
+	p.ca, err = caclient.New(caclient.Config{
+		Address: o.ca, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token, Lifetime: o.lifetime,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("certificate authority %s: %w", o.ca, err)
+	}
+	p.store = identity.NewStore(p.ca)
+	p.xds = client.New(client.Config{
+		Server: o.xds, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token,
+		Node: client.Node{Name: o.node}, Sink: p.state, Saved: p.keepExport, Log: p.log,
+	})
+	p.recorder = telemetry.New(telemetry.Options{
+		Log:             p.log,
+		Workloads:       func() []*model.Workload { return p.state.Snapshot().Workloads() },
+		Generation:      func() uint64 { return p.state.Snapshot().Generation() },
+		PoolConnections: func() int { return p.proxy.PoolConnections() },
+		Certificates:    p.certificates,
+	})
+	p.proxy = proxy.New(proxy.Config{
+		Node: o.node, Sockets: p.agent, State: p.state, Identities: p.store, Recorder: p.recorder,
+		Drain: o.drain, MaxConnsPerPod: connectionsPerPod(), DirectLocal: o.directLocal,
+	})
+	return p, nil
+}
+
+// connectionsPerPod leaves at least half of the descriptors to other pods: a
+// connection takes at most two.
+func connectionsPerPod() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<20 {
+		return 1 << 18
+	}
+	return max(int(limit.Cur)/4, 16)
+}
+
+func (p *process) certificates() iter.Seq2[model.Identity, time.Time] {
+	return func(yield func(model.Identity, time.Time) bool) {
+		for _, s := range p.store.All() {
+			if !yield(s.Identity, s.NotAfter) {
+				return
+			}
+		}
+	}
+}
+
+func (p *process) admin() *admin.Server {
+	return &admin.Server{
+		Path: p.adminSocket, Node: p.node,
+		Snapshot: p.state.Snapshot,
+		Live:     p.proxy.Live, Ended: p.proxy.Ended, Find: p.proxy.Find,
+		Sections: func() map[string]any {
+			return map[string]any{
+				"pods":         p.proxy.Pods(),
+				"controlPlane": p.xds.Status(),
+				"certificates": certificateViews(p.store.All()),
+			}
+		},
+	}
+}
+
+// certificateView is one identity's state, for people.
+type certificateView struct {
+	Identity  string    `json:"identity"`
+	NotBefore time.Time `json:"notBefore,omitzero"`
+	NotAfter  time.Time `json:"notAfter,omitzero"`
+	Error     string    `json:"error"`
+}
+
+func certificateViews(all []identity.Status) []certificateView {
+	var out []certificateView
+	for _, s := range all {
+		v := certificateView{Identity: s.Identity.String(), NotBefore: s.NotBefore, NotAfter: s.NotAfter}
+		if s.Err != nil {
+			v.Error = s.Err.Error()
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// stopped forgives the error that stopping brings.
+func stopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func newLog() *zap.Logger {
+	encoder := zap.NewProductionEncoderConfig()
+	encoder.TimeKey, encoder.EncodeTime = "time", zapcore.RFC3339NanoTimeEncoder
+	return zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(encoder), zapcore.Lock(os.Stderr), zap.InfoLevel))
+}

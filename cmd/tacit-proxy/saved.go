@@ -1,0 +1,104 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/gob"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// restoreTimeout is how long the control plane is left alone while the agent
+// is asked what the proxy before this one knew.
+const restoreTimeout = 5 * time.Second
+
+// saved is what a proxy leaves to the next one, in memory that the agent keeps
+// and does not read: a restart while the control plane is away changes
+// nothing. Certificates include private keys.
+type saved struct {
+	Mesh         []byte // client.Export
+	Certificates []byte // identity.Store.Export
+}
+
+// followControlPlane takes over what the proxy before this one knew, then
+// follows the control plane and leaves what it learns to the next.
+func (p *process) followControlPlane(ctx context.Context) error {
+	earlier, err := p.restore(ctx)
+	if err != nil {
+		p.log.Warn("nothing taken over from an earlier proxy", zap.Error(err))
+	}
+	saving := make(chan struct{})
+	go func() {
+		defer close(saving)
+		p.save(ctx, earlier)
+	}()
+	err = p.xds.Run(ctx)
+	<-saving
+	return err
+}
+
+func (p *process) restore(ctx context.Context) (s saved, err error) {
+	wait, cancel := context.WithTimeout(ctx, restoreTimeout)
+	defer cancel()
+	content, err := p.agent.Restore(wait)
+	if err != nil || len(content) == 0 {
+		return saved{}, err
+	}
+	if err := gob.NewDecoder(bytes.NewReader(content)).Decode(&s); err != nil {
+		return saved{}, fmt.Errorf("state of %d bytes is not of this version", len(content)) // the decoder might quote keys
+	}
+	if err := p.store.Import(s.Certificates); err != nil {
+		return saved{}, err
+	}
+	if err := p.xds.Restore(s.Mesh); err != nil {
+		return saved{}, fmt.Errorf("mesh: %w", err)
+	}
+	p.log.Info("took over from an earlier proxy", zap.Int("bytes", len(content)))
+	return s, nil
+}
+
+// keepExport passes the newest export to save.
+func (p *process) keepExport(export []byte) {
+	for {
+		select {
+		case p.exports <- export:
+			return
+		default:
+		}
+		select { // an older one that nobody has taken
+		case <-p.exports:
+		default:
+		}
+	}
+}
+
+// save leaves the state to the next proxy whenever mesh or certificates have
+// changed, until the context ends.
+func (p *process) save(ctx context.Context, s saved) {
+	for {
+		changed := p.store.Changed()
+		var err error
+		if s.Certificates, err = p.store.Export(); err == nil {
+			err = p.hand(s)
+		}
+		if err != nil {
+			p.log.Warn("the next proxy will not know what this one knows", zap.Error(err))
+		}
+		select {
+		case <-changed:
+		case s.Mesh = <-p.exports:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (p *process) hand(s saved) error {
+	var content bytes.Buffer
+	if err := gob.NewEncoder(&content).Encode(s); err != nil {
+		return fmt.Errorf("encode state: %w", err)
+	}
+	return p.agent.Save(content.Bytes())
+}

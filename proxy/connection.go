@@ -1,0 +1,259 @@
+package proxy
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/tacit-mesh/tacit/proxy/policy"
+	"github.com/tacit-mesh/tacit/proxy/relay"
+	"github.com/tacit-mesh/tacit/proxy/route"
+	"github.com/tacit-mesh/tacit/proxy/telemetry"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// Connection is one connection that the proxy carries, as its own goroutine
+// tells its story and as the table of live connections and the admin socket
+// read it.
+type Connection struct {
+	pod      *pod
+	conn     *net.TCPConn // the captured one; nil for a stream of HBONE
+	source   netip.AddrPort
+	peer     model.Identity // the caller's, on HBONE
+	original netip.AddrPort // where the application meant to go
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+
+	mu     sync.Mutex // guards what follows
+	record telemetry.Record
+	opened bool
+	ended  time.Time
+	counts *relay.Counts
+}
+
+// denied ends a connection's context when it is no longer allowed.
+type denied struct{ policy.Decision }
+
+func (d denied) Error() string { return d.String() }
+
+// begin is a connection that was captured in a pod.
+func (p *Proxy) begin(pod *pod, conn *net.TCPConn, direction telemetry.Direction) *Connection {
+	c := p.newConnection(pod, addrPort(conn.RemoteAddr()), direction)
+	c.conn = conn
+	if direction == telemetry.Outbound {
+		c.record.ID = newID()
+		c.record.Source.Identity = pod.identity
+		c.record.Source.Name, c.record.Source.Namespace = pod.Name, pod.Namespace
+		p.conns.Add(c) // inbound ones enter with their destination
+	}
+	return c
+}
+
+func (p *Proxy) newConnection(pod *pod, source netip.AddrPort, direction telemetry.Direction) *Connection {
+	c := &Connection{pod: pod, source: source}
+	c.ctx, c.cancel = context.WithCancelCause(pod.ctx)
+	c.record.Direction = direction
+	c.record.Start = time.Now()
+	c.record.Source.Addr = source
+	if direction == telemetry.Inbound {
+		c.record.Destination.Name, c.record.Destination.Namespace = pod.Name, pod.Namespace
+	}
+	return c
+}
+
+// end tells how the connection ended. A captured connection that was not
+// carried to its end is reset: never a clean FIN for what failed.
+func (p *Proxy) end(c *Connection) {
+	c.cancel(nil)
+	if c.conn != nil {
+		reset(c.conn)
+	}
+	c.mu.Lock()
+	c.ended = time.Now()
+	if c.counts != nil {
+		c.record.Sent, c.record.Received = c.counts.Sent.Load(), c.counts.Received.Load()
+	}
+	p.Recorder.Closed(&c.record)
+	c.mu.Unlock()
+	p.conns.End(c)
+}
+
+// ID implements conns.Conn.
+func (c *Connection) ID() string { return c.record.ID }
+
+// Request implements conns.Conn: the facts of an inbound connection. The
+// workload at the source address counts only if it has the verified identity.
+func (c *Connection) Request(s *model.Snapshot, now time.Time) (policy.Request, bool) {
+	if c.record.Direction == telemetry.Outbound {
+		return policy.Request{}, false
+	}
+	r := policy.Request{
+		Source:      c.source.Addr(),
+		Identity:    c.peer,
+		Destination: c.original,
+		Workload:    workloadOf(s, c.pod),
+		Time:        now,
+	}
+	if w := s.WorkloadAt("", c.source.Addr()); w != nil && (c.peer.IsZero() || w.Identity() == c.peer) {
+		r.SourceWorkload = w
+	}
+	return r, true
+}
+
+// Deny implements conns.Conn: it ends the connection, whose goroutine resets
+// both of its sides.
+func (c *Connection) Deny(d policy.Decision) { c.cancel(denied{d}) }
+
+// setDestination notes where the application meant to go.
+func (c *Connection) setDestination(dst netip.AddrPort) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.original = dst
+	c.record.Destination.Addr = dst
+}
+
+// setRoute notes who calls which service.
+func (c *Connection) setRoute(source *model.Workload, r route.Route) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.record.Source.Workload = source
+	c.record.Service = r.Service
+}
+
+// setCandidate notes where the connection is about to go, and how.
+func (c *Connection) setCandidate(to route.Candidate) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.record.Destination = telemetry.End{Addr: to.Target, Workload: to.Workload}
+	switch to.Means {
+	case route.HBONE:
+		c.record.Security = telemetry.MTLS
+		c.record.Destination.Identity = to.Workload.Identity()
+	case route.Skipped:
+		c.record.Security = telemetry.Skipped
+	case route.Passthrough:
+		c.record.Security = telemetry.Passthrough
+	case route.Unmeshed:
+		c.record.Security = telemetry.Plain
+	}
+}
+
+// phase starts a phase and returns what ends it. A phase that is repeated
+// counts in all.
+func (c *Connection) phase(p telemetry.Phase) (done func()) {
+	began := time.Now()
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.record.Phases[p] += time.Since(began)
+	}
+}
+
+// judged notes a decision and its ends.
+func (c *Connection) judged(d policy.Decision, r policy.Request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.record.Source.Workload = r.SourceWorkload
+	c.record.Source.Identity = c.peer
+	c.record.Destination.Workload = r.Workload
+	c.record.Destination.Identity = c.pod.identity
+	c.record.Policy, c.record.Attribute, c.record.DryRun = d.Policy, d.Attribute, d.DryRun
+	c.record.Reason = d.Reason.String()
+}
+
+// opening counts the connection as one that carries bytes, which counts tells.
+func (p *Proxy) opening(c *Connection, security telemetry.Security, counts *relay.Counts) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.opened || !c.ended.IsZero() {
+		return
+	}
+	c.opened = true
+	c.counts = counts
+	c.record.Security = security
+	c.record.Err, c.record.Outcome = nil, telemetry.OK
+	p.Recorder.Opened(&c.record)
+}
+
+// fail notes why the connection was not established.
+func (c *Connection) fail(reason string, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.record.Outcome, c.record.Reason, c.record.Err = telemetry.Failed, reason, err
+}
+
+// closed notes how the bytes ended.
+func (c *Connection) closed(r relay.Result) {
+	var d denied
+	if errors.As(context.Cause(c.ctx), &d) {
+		c.deny(d.Decision)
+		return
+	}
+	if r.End == relay.Finished {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.record.Outcome, c.record.Reason, c.record.Err = telemetry.Reset, string(r.End), r.Err
+}
+
+// deniedByPeer notes a denial at the far side, whose log has the reason.
+func (c *Connection) deniedByPeer(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.record.Outcome, c.record.Reason, c.record.Err = telemetry.Denied, "denied_by_peer", err
+}
+
+// deny notes a denial.
+func (c *Connection) deny(d policy.Decision) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.record.Outcome = telemetry.Denied
+	c.record.Policy, c.record.Attribute, c.record.DryRun = d.Policy, d.Attribute, d.DryRun
+	c.record.Reason = d.Reason.String()
+	c.record.Err = denied{d}
+}
+
+// sourceFor is the client's own address where it is of the target's family.
+func (c *Connection) sourceFor(target netip.AddrPort) netip.Addr {
+	if c.source.Addr().Is4() == target.Addr().Is4() {
+		return c.source.Addr()
+	}
+	return netip.Addr{}
+}
+
+// newID is a connection id, which is also a trace id.
+func newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// workloadOf finds a pod of this node in a snapshot. An address may still
+// belong to a predecessor there, whose policies are not this pod's.
+func workloadOf(s *model.Snapshot, pod *pod) *model.Workload {
+	for _, a := range pod.Addresses {
+		w := s.WorkloadAt("", a)
+		if w != nil && w.Name == pod.Name && w.Namespace == pod.Namespace && (w.PodUID == "" || w.PodUID == pod.UID) {
+			return w
+		}
+	}
+	return nil
+}
+
+// addrPort is the address of a TCP connection, never an IPv4-mapped one.
+func addrPort(a net.Addr) netip.AddrPort {
+	ap := a.(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// reset closes a connection with RST; a closed one stays as it is.
+func reset(conn *net.TCPConn) {
+	_ = conn.SetLinger(0)
+	_ = conn.Close()
+}

@@ -1,0 +1,209 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/tacit-mesh/tacit/identity"
+	"github.com/tacit-mesh/tacit/proxy/hbone"
+	"github.com/tacit-mesh/tacit/proxy/policy"
+	"github.com/tacit-mesh/tacit/proxy/telemetry"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// The statuses that answer a CONNECT, as Istio ambient uses them.
+const (
+	statusBadRequest  = 400
+	statusDenied      = 401
+	statusUnavailable = 503
+)
+
+// inbound serves one mTLS connection of a peer's proxy to a local pod.
+func (p *Proxy) inbound(pod *pod, conn *net.TCPConn) {
+	defer reset(conn)
+	stop := context.AfterFunc(pod.ctx, func() { reset(conn) })
+	defer stop()
+	from := caller{addr: addrPort(conn.RemoteAddr()), arrived: addrPort(conn.LocalAddr())}
+
+	began := time.Now()
+	tlsConn, notAfter, err := p.handshake(pod, conn)
+	if err != nil {
+		p.Recorder.HandshakeFailed(telemetry.Inbound, from.addr, from.arrived, identity.FailureReason(err), err)
+		return
+	}
+	from.peer, _, err = identity.PeerIdentity(tlsConn.ConnectionState())
+	if err != nil {
+		p.Recorder.HandshakeFailed(telemetry.Inbound, from.addr, from.arrived, identity.FailureReason(err), err)
+		return
+	}
+	var once sync.Once
+	from.handshake = func() (d time.Duration) { // belongs to the first stream
+		once.Do(func() { d = time.Since(began) })
+		return d
+	}
+	config := hbone.ServerConfig{NotAfter: notAfter, Budget: pod.budget, Drain: p.drained}
+	err = hbone.Serve(pod.ctx, tlsConn, config, func(ctx context.Context, s *hbone.ServerStream) {
+		p.serve(pod, from, s)
+	})
+	p.reportCut(from, err)
+}
+
+// caller is the verified other end of an mTLS connection.
+type caller struct {
+	addr, arrived netip.AddrPort
+	peer          model.Identity
+	handshake     func() time.Duration
+}
+
+// handshake authenticates both ends, under a deadline.
+func (p *Proxy) handshake(pod *pod, conn *net.TCPConn) (*tls.Conn, time.Time, error) {
+	ctx, cancel := context.WithTimeout(pod.ctx, handshakeTimeout)
+	defer cancel()
+	wire, err := hbone.NewWire(conn)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	var notAfter time.Time
+	config := identity.ServerConfig(func() (*identity.Material, error) {
+		m, err := p.Identities.Get(ctx, pod.identity)
+		if err == nil {
+			notAfter = m.NotAfter()
+		}
+		return m, err
+	})
+	config.DynamicRecordSizingDisabled = true // full records; see hbone.Serve
+	tlsConn := tls.Server(wire, config)
+	return tlsConn, notAfter, tlsConn.HandshakeContext(ctx)
+}
+
+// serve carries one stream to the application.
+func (p *Proxy) serve(pod *pod, from caller, s *hbone.ServerStream) {
+	c := p.newConnection(pod, from.addr, telemetry.Inbound)
+	defer p.end(c)
+	c.peer = from.peer
+	c.record.ID = traceID(s.Header(traceparentHeader))
+	c.record.Security = telemetry.MTLS
+	c.record.Source.Identity = from.peer
+	c.record.Phases[telemetry.PhaseHandshake] = from.handshake()
+
+	dst, err := target(s.Authority(), from.arrived.Addr())
+	if err != nil {
+		c.fail("bad_request", err)
+		s.Refuse(statusBadRequest)
+		return
+	}
+	c.setDestination(dst)
+
+	if !p.authorize(c) {
+		s.Refuse(statusDenied)
+		return
+	}
+	app, err := p.dialApp(c)
+	if err != nil {
+		c.fail("application_unavailable", err)
+		s.Refuse(statusUnavailable)
+		return
+	}
+	if offer := p.local.claim(s.Header(localTokenHeader)); offer != nil {
+		p.join(c, s, offer, app)
+		return
+	}
+	s.Accept()
+	p.opening(c, telemetry.MTLS, s.Counts())
+	c.closed(s.Relay(c.ctx, app))
+}
+
+// reportCut tells of a peer that was cut off, unless its end was ordinary.
+func (p *Proxy) reportCut(from caller, err error) {
+	var end *hbone.ConnError
+	if !errors.As(err, &end) {
+		return
+	}
+	switch end.Cause {
+	case hbone.CauseClosed, hbone.CauseLost, hbone.CauseCanceled:
+	default:
+		p.Recorder.PeerCut(telemetry.Inbound, from.addr, from.arrived, string(end.Cause), err)
+	}
+}
+
+// target reads the :authority of a CONNECT. It must name the very address
+// that the connection arrived at, and no port of the proxy's own.
+func target(authority string, arrived netip.Addr) (netip.AddrPort, error) {
+	dst, err := netip.ParseAddrPort(authority)
+	switch {
+	case err != nil:
+		return dst, fmt.Errorf("CONNECT to %.64q: want ADDRESS:PORT", authority)
+	case dst.Addr().Unmap() != arrived || dst.Port() == 0:
+		return dst, fmt.Errorf("CONNECT to %v, which is not the pod at %v", dst, arrived)
+	case ownPort(dst.Port()):
+		return dst, fmt.Errorf("CONNECT to %v, a port of the proxy itself", dst)
+	}
+	return netip.AddrPortFrom(arrived, dst.Port()), nil
+}
+
+func ownPort(port uint16) bool {
+	return port == outboundPort || port == plaintextPort || port == hbonePort
+}
+
+// authorize decides in one snapshot, the connection being in the table of
+// live ones: from here on a change of policy ends it. It waits for the control
+// plane's first word on the pod and its policies, and then denies for the lack
+// of it.
+func (p *Proxy) authorize(c *Connection) (allowed bool) {
+	defer c.phase(telemetry.PhaseAuthorize)()
+	ctx, cancel := context.WithTimeout(c.ctx, decisionTimeout)
+	defer cancel()
+	p.conns.Add(c)
+	var d policy.Decision
+	var request policy.Request
+	// The last evaluation is the answer, whether or not the wait was long
+	// enough.
+	_, _ = p.State.Wait(ctx, func(s *model.Snapshot) bool {
+		request, _ = c.Request(s, time.Now())
+		d = policy.Evaluate(s, &request)
+		return d.Reason != policy.ReasonNotReady && d.Reason != policy.ReasonUnknownWorkload && d.Reason != policy.ReasonMissingPolicy
+	})
+	c.judged(d, request)
+	if !d.Allowed {
+		c.deny(d)
+		if clientSkips(&request) {
+			c.record.Reason = "client_skips_port"
+		}
+	}
+	return d.Allowed
+}
+
+// clientSkips reports whether a plaintext connection would have had an
+// identity, had its client not skipped this destination.
+func clientSkips(r *policy.Request) bool {
+	w := r.SourceWorkload
+	if w == nil || !r.Identity.IsZero() || w.Protocol != model.ProtocolHBONE {
+		return false
+	}
+	return w.SkipOutbound.Contains(r.Destination.Port()) ||
+		slices.ContainsFunc(w.SkipOutboundCIDRs, func(p netip.Prefix) bool { return p.Contains(r.Destination.Addr()) })
+}
+
+// dialApp connects to the application from the client's own address, unless
+// the pod calls itself.
+func (p *Proxy) dialApp(c *Connection) (*net.TCPConn, error) {
+	defer c.phase(telemetry.PhaseDial)()
+	ctx, cancel := context.WithTimeout(c.ctx, dialTimeout)
+	defer cancel()
+	src := c.source.Addr()
+	if src == c.original.Addr() || src.Is4() != c.original.Addr().Is4() {
+		src = netip.Addr{}
+	}
+	app, err := p.Sockets.Dial(ctx, c.pod.UID, src, c.original)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the application at %v: %w", c.original, err)
+	}
+	return app, nil
+}

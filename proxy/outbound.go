@@ -1,0 +1,219 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/tacit-mesh/tacit/identity"
+	"github.com/tacit-mesh/tacit/proxy/hbone"
+	"github.com/tacit-mesh/tacit/proxy/relay"
+	"github.com/tacit-mesh/tacit/proxy/route"
+	"github.com/tacit-mesh/tacit/proxy/sockets"
+	"github.com/tacit-mesh/tacit/proxy/telemetry"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// A refused HBONE port is most likely that of a pod which is being captured
+// just now: it is tried again, first after retryFirst, until the deadline.
+const (
+	retryFirst = 20 * time.Millisecond
+	retryMost  = 500 * time.Millisecond
+)
+
+// outbound carries one connection that a local pod opened.
+func (p *Proxy) outbound(pod *pod, app *net.TCPConn) {
+	c := p.begin(pod, app, telemetry.Outbound)
+	defer p.end(c)
+
+	dst, err := sockets.OriginalDst(app)
+	if err != nil {
+		c.fail("no_original_destination", err)
+		return
+	}
+	c.setDestination(dst)
+
+	// The deadline is for finding someone who answers; then it is stopped.
+	ctx, stop := context.WithCancelCause(c.ctx)
+	defer stop(nil)
+	deadline := time.AfterFunc(connectTimeout, func() { stop(errNoAnswer) })
+	defer deadline.Stop()
+	attempt := &attempt{Connection: c, ctx: ctx, answered: func() { deadline.Stop() }}
+	for pause := retryFirst; ; pause = min(2*pause, retryMost) {
+		r, err := p.resolve(ctx, c)
+		if err != nil {
+			c.fail("no_route", err)
+			return
+		}
+		if again := p.connect(attempt, r); !again {
+			return
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+var errNoAnswer = fmt.Errorf("no endpoint has answered in %v", connectTimeout)
+
+// attempt is an outbound connection on its way to someone who answers.
+type attempt struct {
+	*Connection
+	ctx      context.Context // ends at the deadline, unless answered was called
+	answered func()
+	replay   *hbone.Replay // what the application has sent meanwhile
+}
+
+// resolve decides where the connection may go, in one snapshot. It waits for
+// the first full list of workloads: what is merely not known yet must not
+// leave in clear.
+func (p *Proxy) resolve(ctx context.Context, c *Connection) (route.Route, error) {
+	defer c.phase(telemetry.PhaseResolve)()
+	wait, cancel := context.WithTimeout(ctx, decisionTimeout)
+	defer cancel()
+	// Without it Resolve refuses, and says that.
+	snapshot, _ := p.State.Wait(wait, (*model.Snapshot).AddressesReady)
+	source := route.Source{
+		Workload:  workloadOf(snapshot, c.pod),
+		Address:   c.source.Addr(),
+		Namespace: c.pod.Namespace,
+		Node:      p.Node,
+	}
+	r := route.Resolve(snapshot, source, c.original)
+	c.setRoute(source.Workload, r)
+	if r.Refusal != route.NotRefused {
+		return r, fmt.Errorf("no route to %v: %v", c.original, r.Refusal)
+	}
+	return r, nil
+}
+
+// connect tries the route's candidates in turn and carries the connection to
+// the first that answers. It reports whether trying all again may help.
+func (p *Proxy) connect(a *attempt, r route.Route) (again bool) {
+	for to := range r.Candidates(rand.Uint64()) {
+		a.setCandidate(to)
+		var err error
+		if to.Means == route.HBONE {
+			err = p.tunnel(a, to)
+		} else {
+			err = p.direct(a, to)
+		}
+		var refused *hbone.RefusedError
+		switch {
+		case err == nil:
+			return false
+		case errors.As(err, &refused) && refused.Status == statusDenied:
+			a.deniedByPeer(err) // and not to be tried elsewhere
+			return false
+		case errors.As(err, &refused) && !refused.Retryable():
+			a.fail("refused_by_peer", err)
+			return false
+		}
+		a.fail("connect_failed", err)
+		if a.ctx.Err() != nil {
+			return false
+		}
+		again = again || to.Means == route.HBONE && errors.Is(err, syscall.ECONNREFUSED)
+	}
+	return again
+}
+
+// direct carries the connection in plain TCP.
+func (p *Proxy) direct(a *attempt, to route.Candidate) error {
+	dialed := a.phase(telemetry.PhaseConnect)
+	server, err := p.Sockets.Dial(a.ctx, a.pod.UID, a.sourceFor(to.Target), to.Target)
+	dialed()
+	if err != nil {
+		return fmt.Errorf("connect to %v: %w", to.Target, err)
+	}
+	a.answered()
+	counts := new(relay.Counts)
+	p.opening(a.Connection, a.record.Security, counts)
+	a.closed(relay.Copy(a.Connection.ctx, a.conn, server, counts))
+	return nil
+}
+
+// tunnel carries the connection in a stream of a pooled mTLS connection. DATA
+// goes out before the answer; what was sent by then is kept for the next
+// candidate.
+func (p *Proxy) tunnel(a *attempt, to route.Candidate) error {
+	request := hbone.Request{Authority: to.Target.String(), Headers: a.headers()}
+	var token string
+	var offer *handover
+	if p.isLocal(to.Workload) {
+		token, offer = p.local.offer()
+		defer p.local.withdraw(token)
+		request.Headers = append(request.Headers, hbone.Header{Name: localTokenHeader, Value: token})
+	}
+	request.Answered = func(s *hbone.Stream) {
+		a.answered()
+		if offer == nil {
+			p.opening(a.Connection, telemetry.MTLS, s.Counts())
+		}
+	}
+	connected := a.phase(telemetry.PhaseConnect)
+	stream, err := p.pool.Open(a.ctx, p.key(a.Connection, to), request)
+	connected()
+	if err != nil {
+		return err
+	}
+	defer stream.Reset()
+
+	if offer != nil {
+		joined, err := p.awaitJoin(a, stream, offer)
+		if joined || err != nil {
+			return err
+		}
+		p.opening(a.Connection, telemetry.MTLS, stream.Counts())
+	}
+	result, err := stream.Relay(a.ctx, a.conn, a.replay)
+	var refused *hbone.RefusedError
+	if errors.As(err, &refused) {
+		a.replay = refused.Replay
+		return err
+	}
+	a.closed(result)
+	return nil
+}
+
+// key separates connections: one is shared only by streams that agree in
+// every part of it.
+func (p *Proxy) key(c *Connection, to route.Candidate) hbone.Key {
+	var accepted []string
+	for _, id := range to.Identities() {
+		accepted = append(accepted, id.String())
+	}
+	slices.Sort(accepted)
+	return hbone.Key{
+		SourceUID:      c.pod.UID,
+		Source:         c.sourceFor(to.Target),
+		Identity:       c.pod.identity,
+		DestinationUID: to.Workload.UID + "/" + to.Workload.PodUID,
+		Destination:    to.Dial(),
+		Accepted:       strings.Join(accepted, ","),
+	}
+}
+
+// dialPeer opens the TCP connection of a pooled one, inside the source pod.
+func (p *Proxy) dialPeer(ctx context.Context, k hbone.Key) (*net.TCPConn, error) {
+	return p.Sockets.Dial(ctx, k.SourceUID, k.Source, k.Destination)
+}
+
+// peerTLS authenticates a pooled connection: as the source pod, to one of the
+// accepted identities.
+func (p *Proxy) peerTLS(ctx context.Context, k hbone.Key) (*tls.Config, time.Time, error) {
+	material, err := p.Identities.Get(ctx, k.Identity)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	return identity.ClientConfig(material, strings.Split(k.Accepted, ",")), material.NotAfter(), nil
+}

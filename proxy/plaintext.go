@@ -1,0 +1,39 @@
+package proxy
+
+import (
+	"fmt"
+	"net"
+
+	"github.com/tacit-mesh/tacit/proxy/relay"
+	"github.com/tacit-mesh/tacit/proxy/sockets"
+	"github.com/tacit-mesh/tacit/proxy/telemetry"
+)
+
+// plaintext carries one connection that reached a local pod without mTLS: the
+// same as inbound, without an identity.
+func (p *Proxy) plaintext(pod *pod, client *net.TCPConn) {
+	c := p.begin(pod, client, telemetry.Inbound)
+	defer p.end(c)
+
+	dst, err := sockets.OriginalDst(client)
+	if err == nil && ownPort(dst.Port()) {
+		err = fmt.Errorf("connection to %v, a port of the proxy itself", dst)
+	}
+	if err != nil {
+		c.fail("bad_request", err)
+		return
+	}
+	c.setDestination(dst)
+
+	if !p.authorize(c) {
+		return
+	}
+	app, err := p.dialApp(c)
+	if err != nil {
+		c.fail("application_unavailable", err)
+		return
+	}
+	counts := new(relay.Counts)
+	p.opening(c, telemetry.Plain, counts)
+	c.closed(relay.Copy(c.ctx, client, app, counts))
+}

@@ -1,0 +1,186 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tacit-mesh/tacit/proxy/hbone"
+	"github.com/tacit-mesh/tacit/proxy/sockets"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// pod is an enrolled pod of this node.
+type pod struct {
+	sockets.Pod
+	identity model.Identity
+	ctx      context.Context // ends when the pod is gone: its connections then are reset
+	kill     context.CancelFunc
+	release  func()         // gives the identity back
+	slots    chan struct{}  // one for each connection
+	live     sync.WaitGroup // connections and accept loops
+	carried  atomic.Int64   // connections
+	budget   *hbone.Budget
+
+	listeners sockets.Listeners
+}
+
+// podMemory caps what a pod's streams may hold unread, beyond 64 KB each.
+const podMemory = 64 << 20
+
+// Add implements sockets.Handler.
+func (p *Proxy) Add(facts sockets.Pod, l sockets.Listeners) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.pods[facts.UID]
+	if old == nil {
+		old = p.leaving[facts.UID] // it came back
+	}
+	id := model.Identity{TrustDomain: facts.TrustDomain, Namespace: facts.Namespace, ServiceAccount: facts.ServiceAccount}
+	added := &pod{
+		Pod: facts, identity: id, listeners: l,
+		release: p.Identities.Acquire(id),
+		slots:   make(chan struct{}, p.MaxConnsPerPod),
+		budget:  hbone.NewBudget(podMemory),
+	}
+	if old != nil {
+		added.ctx, added.kill = old.ctx, old.kill // for its connections too
+		old.release()
+	} else {
+		added.ctx, added.kill = context.WithCancel(context.Background())
+	}
+	p.pods[facts.UID] = added
+	if p.draining {
+		return
+	}
+	// Reserved before Accept, so that whoever waits for the last connection
+	// cannot miss one.
+	p.live.Add(3)
+	added.live.Add(3)
+	go p.accept(added, l.Outbound, p.outbound)
+	go p.accept(added, l.Plaintext, p.plaintext)
+	go p.accept(added, l.HBONE, p.inbound)
+}
+
+// Remove implements sockets.Handler. Connections of a pod that merely is no
+// longer captured live on, without new ones; they need its identity no more.
+func (p *Proxy) Remove(uid string, gone bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if removed := p.pods[uid]; removed != nil {
+		delete(p.pods, uid)
+		removed.release()
+		p.leaving[uid] = removed
+		go p.left(removed)
+	}
+	if left := p.leaving[uid]; left != nil && gone {
+		left.kill()
+	}
+	p.pool.Evict(func(k hbone.Key) bool { return k.SourceUID == uid }, gone)
+}
+
+// left forgets a pod once its last connection has ended.
+func (p *Proxy) left(pod *pod) {
+	pod.live.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.leaving[pod.UID] == pod {
+		delete(p.leaving, pod.UID)
+	}
+	if p.pods[pod.UID] == nil {
+		pod.kill()
+	}
+}
+
+// Synced implements sockets.Handler.
+func (p *Proxy) Synced() {
+	select {
+	case <-p.synced:
+	default:
+		close(p.synced)
+	}
+}
+
+// localPod finds an enrolled pod of this node.
+func (p *Proxy) localPod(uid string) *pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pods[uid]
+}
+
+// accept hands each connection to its own goroutine, at most a pod's share of
+// them at a time. It ends when the listener is closed.
+func (p *Proxy) accept(pod *pod, l net.Listener, handle func(*pod, *net.TCPConn)) {
+	defer p.live.Done()
+	defer pod.live.Done()
+	var pause time.Duration
+	for {
+		pod.slots <- struct{}{}
+		conn, err := l.Accept()
+		if err != nil {
+			<-pod.slots
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			// Out of descriptors, most likely: those who wait stay in
+			// the kernel's queue.
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			select {
+			case <-time.After(pause):
+			case <-pod.ctx.Done():
+				return
+			}
+			continue
+		}
+		pause = 0
+		p.live.Add(1)
+		pod.live.Add(1)
+		go func() {
+			defer p.live.Done()
+			defer pod.live.Done()
+			defer func() { <-pod.slots }()
+			pod.carried.Add(1)
+			defer pod.carried.Add(-1)
+			handle(pod, conn.(*net.TCPConn))
+		}()
+	}
+}
+
+// stopAccepting closes this process's descriptors of the listeners. The
+// listening sockets live on in the agent and in the next proxy.
+func (p *Proxy) stopAccepting() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.draining = true
+	p.drain()
+	for _, pod := range p.pods {
+		for _, l := range []net.Listener{pod.listeners.Outbound, pod.listeners.Plaintext, pod.listeners.HBONE} {
+			_ = l.Close()
+		}
+	}
+}
+
+// closePods resets what is still alive.
+func (p *Proxy) closePods() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for uid, pod := range p.pods {
+		pod.kill()
+		pod.release()
+		delete(p.pods, uid)
+	}
+	for _, pod := range p.leaving {
+		pod.kill()
+	}
+}
+
+// budgetOf is the memory share of a pooled connection's source.
+func (p *Proxy) budgetOf(k hbone.Key) *hbone.Budget {
+	if pod := p.localPod(k.SourceUID); pod != nil {
+		return pod.budget
+	}
+	return nil
+}

@@ -1,0 +1,137 @@
+// Package proxy is the data plane of one node: it serves the captured
+// connections of every enrolled pod.
+//
+// The story of a connection is outbound.go on the client's node, then
+// inbound.go (mTLS) or plaintext.go on the server's; each is one function with
+// named phases. pods.go accepts them, local.go joins the two ends where both
+// are in this process. What does not belong here: making sockets
+// (proxy/sockets), deciding (proxy/policy, proxy/route), moving bytes
+// (proxy/relay, proxy/hbone).
+package proxy
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/tacit-mesh/tacit/identity"
+	"github.com/tacit-mesh/tacit/proxy/conns"
+	"github.com/tacit-mesh/tacit/proxy/hbone"
+	"github.com/tacit-mesh/tacit/proxy/sockets"
+	"github.com/tacit-mesh/tacit/proxy/state"
+	"github.com/tacit-mesh/tacit/proxy/telemetry"
+	"golang.org/x/sync/errgroup"
+)
+
+// The ports on which pods are captured.
+const (
+	outboundPort  = 15001
+	plaintextPort = 15006
+	hbonePort     = 15008
+)
+
+// Bounds of the waits in a connection's life.
+const (
+	handshakeTimeout = 10 * time.Second
+	decisionTimeout  = 5 * time.Second  // for the control plane's first word on a pod
+	connectTimeout   = 10 * time.Second // until some endpoint has answered
+	dialTimeout      = 10 * time.Second // of an application
+)
+
+// Config is what a Proxy works with; all of it is required but DirectLocal.
+type Config struct {
+	Node       string
+	Sockets    sockets.Provider
+	State      *state.State
+	Identities *identity.Store
+	Recorder   *telemetry.Recorder
+	// Drain is how long live connections may go on once Run is told to end.
+	Drain time.Duration
+	// MaxConnsPerPod bounds the connections accepted for one pod at a time;
+	// more wait in the kernel's queue.
+	MaxConnsPerPod int
+	// DirectLocal joins the two sockets of a connection between pods of
+	// this node, after authorization, instead of carrying its bytes through
+	// the tunnel.
+	DirectLocal bool
+}
+
+// Proxy serves the pods that its sockets.Provider reports.
+type Proxy struct {
+	Config
+	pool  *hbone.Pool
+	conns *conns.Table[*Connection]
+	local handovers
+
+	mu       sync.Mutex
+	pods     map[string]*pod
+	leaving  map[string]*pod // no longer captured, but with connections
+	draining bool
+	synced   chan struct{}
+	live     sync.WaitGroup // connections and accept loops
+
+	drained context.Context // ends when no more connections are accepted
+	drain   context.CancelFunc
+}
+
+// New makes a proxy; Run starts it.
+func New(c Config) *Proxy {
+	p := &Proxy{
+		Config:  c,
+		conns:   conns.NewTable[*Connection](),
+		pods:    map[string]*pod{},
+		leaving: map[string]*pod{},
+		synced:  make(chan struct{}),
+	}
+	p.drained, p.drain = context.WithCancel(context.Background())
+	p.pool = hbone.NewPool(hbone.PoolConfig{Dial: p.dialPeer, TLS: p.peerTLS, Budget: p.budgetOf})
+	return p
+}
+
+// Run serves until the context ends. Then it accepts no more connections,
+// which queue for the next process that has the listeners, lets the live ones
+// go on for at most Config.Drain, and resets what remains.
+func (p *Proxy) Run(ctx context.Context) error {
+	inner, force := context.WithCancel(context.WithoutCancel(ctx))
+	defer force()
+	group, inner := errgroup.WithContext(inner)
+	group.Go(func() error { return p.Sockets.Run(inner, p) })
+	group.Go(func() error { return p.conns.Run(inner, p.State) })
+	group.Go(func() error { return p.pool.Run(inner) })
+	group.Go(func() error { return p.Recorder.Run(inner) })
+	group.Go(func() error { return p.reportProgress(inner) })
+	select {
+	case <-ctx.Done():
+		p.waitDrained(inner)
+	case <-inner.Done():
+	}
+	force()
+	p.closePods()
+	err := group.Wait()
+	p.live.Wait()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+// waitDrained stops accepting and waits for live connections to end by
+// themselves.
+func (p *Proxy) waitDrained(ctx context.Context) {
+	p.stopAccepting()
+	ended := make(chan struct{})
+	go func() {
+		p.live.Wait()
+		close(ended)
+	}()
+	grace := time.NewTimer(p.Drain)
+	defer grace.Stop()
+	select {
+	case <-ended:
+	case <-grace.C:
+	case <-ctx.Done():
+	}
+}
+
+// Ready is closed once every pod of the first full list is served.
+func (p *Proxy) Ready() <-chan struct{} { return p.synced }

@@ -1,0 +1,122 @@
+package proxy
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tacit-mesh/tacit/proxy/admin"
+	"github.com/tacit-mesh/tacit/proxy/telemetry"
+)
+
+// progressInterval is how often long connections' bytes reach the metrics.
+const progressInterval = 10 * time.Second
+
+// reportProgress counts the bytes of live connections until the context ends.
+func (p *Proxy) reportProgress(ctx context.Context) error {
+	ticker := time.NewTicker(progressInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		for _, c := range p.conns.Live() {
+			c.mu.Lock()
+			if c.opened && c.ended.IsZero() {
+				p.Recorder.Progress(&c.record, c.counts.Sent.Load(), c.counts.Received.Load())
+			}
+			c.mu.Unlock()
+		}
+	}
+}
+
+// PoolConnections counts the mTLS connections to peers.
+func (p *Proxy) PoolConnections() int {
+	connections, _ := p.pool.Stats()
+	return connections
+}
+
+// Live lists the connections there are, for people.
+func (p *Proxy) Live() []admin.Connection { return views(p.conns.Live()) }
+
+// Ended lists the last ended ones, for people.
+func (p *Proxy) Ended() []admin.Connection { return views(p.conns.Ended()) }
+
+// Find lists the sides of one connection, for people.
+func (p *Proxy) Find(id string) []admin.Connection { return views(p.conns.Find(id)) }
+
+func views(list []*Connection) []admin.Connection {
+	out := make([]admin.Connection, len(list))
+	for i, c := range list {
+		out[i] = c.view()
+	}
+	return out
+}
+
+func (c *Connection) view() admin.Connection {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v := admin.Connection{
+		ID:          c.record.ID,
+		Direction:   c.record.Direction.String(),
+		Source:      endView(c.record.Source),
+		Destination: endView(c.record.Destination),
+		Security:    c.record.Security.String(),
+		Policy:      c.record.Policy,
+		Denied:      c.record.Outcome == telemetry.Denied,
+		Since:       c.record.Start,
+		Ended:       c.ended,
+	}
+	if c.record.Direction == telemetry.Outbound {
+		v.Original = c.original
+	}
+	if c.record.Service != nil {
+		v.Destination.Service = c.record.Service.Hostname
+	}
+	if c.record.Err != nil {
+		v.Reason = c.record.Err.Error()
+	}
+	if c.counts != nil {
+		v.Sent, v.Received = uint64(c.counts.Sent.Load()), uint64(c.counts.Received.Load())
+	}
+	return v
+}
+
+func endView(e telemetry.End) admin.End {
+	v := admin.End{Address: e.Addr, Identity: e.Identity.String()}
+	switch {
+	case e.Workload != nil:
+		v.Workload = e.Workload.Namespace + "/" + e.Workload.Name
+	case e.Name != "":
+		v.Workload = e.Namespace + "/" + e.Name
+	}
+	return v
+}
+
+// PodStatus is an enrolled pod, for people.
+type PodStatus struct {
+	Pod         string       `json:"pod"`
+	UID         string       `json:"uid"`
+	Identity    string       `json:"identity"`
+	Addresses   []netip.Addr `json:"addresses"`
+	Connections int          `json:"connections"`
+}
+
+// Pods lists the enrolled pods of the node, sorted by name.
+func (p *Proxy) Pods() []PodStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make([]PodStatus, 0, len(p.pods))
+	for _, pod := range p.pods {
+		out = append(out, PodStatus{
+			Pod: pod.Namespace + "/" + pod.Name, UID: pod.UID, Identity: pod.identity.String(), Addresses: pod.Addresses,
+			Connections: int(pod.carried.Load()),
+		})
+	}
+	slices.SortFunc(out, func(a, b PodStatus) int { return strings.Compare(a.Pod, b.Pod) })
+	return out
+}
