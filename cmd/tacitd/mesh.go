@@ -43,24 +43,21 @@ func (m *mesh) update(objects *build.Objects, errs []error) {
 
 func (m *mesh) rebuild(objects *build.Objects) {
 	result := build.Build(m.settings, *objects)
-	update := result.Since(m.result)
-	first := m.result == nil
-	if !first && empty(update) {
-		m.result = &result
-		return
+	stages := result.Stages(m.result)
+	changed, removed := 0, 0
+	for _, u := range stages {
+		changed += len(u.Workloads) + len(u.Services) + len(u.Policies)
+		removed += len(u.RemovedAddresses) + len(u.RemovedPolicies)
 	}
-	if err := m.ads.Apply(update); err != nil {
-		m.log.Error("nothing of the last change is in force", zap.Error(err))
-		return
+	if m.result == nil || changed+removed > 0 {
+		if err := m.ads.Apply(stages...); err != nil {
+			m.log.Error("nothing of the last change is in force", zap.Error(err))
+			return
+		}
+		m.log.Info("mesh updated", zap.Int("workloads", len(result.Workloads)), zap.Int("services", len(result.Services)),
+			zap.Int("policies", len(result.Policies)), zap.Int("changed", changed), zap.Int("removed", removed))
 	}
 	m.result = &result
-	m.log.Info("mesh updated", zap.Int("workloads", len(result.Workloads)), zap.Int("services", len(result.Services)),
-		zap.Int("policies", len(result.Policies)), zap.Int("changed", len(update.Workloads)+len(update.Services)+len(update.Policies)),
-		zap.Int("removed", len(update.RemovedAddresses)+len(update.RemovedPolicies)))
-}
-
-func empty(u model.Update) bool {
-	return len(u.Workloads)+len(u.Services)+len(u.Policies)+len(u.RemovedAddresses)+len(u.RemovedPolicies) == 0
 }
 
 // authorize lets a node have the identities of its enrolled pods.

@@ -11,10 +11,10 @@ import (
 // "NETWORK/IP". With a service come its endpoints. (Istio's on-demand mode.)
 
 // demanded is what a stream that asked for names should have: those, and,
-// without asking, the workloads of its node. It also lists the names that
+// without asking, the workloads of its node. It also returns the names that
 // stand for nothing.
-func (s *state) demanded(names map[string]struct{}, node string) (wanted *resources, absent []string) {
-	wanted = newResources()
+func (s *state) demanded(names map[string]struct{}, node string) (wanted *resources, absent map[string]bool) {
+	wanted, absent = newResources(), map[string]bool{}
 	add := func(name string) {
 		if r, ok := s.addresses.all.Get(name); ok {
 			wanted = wanted.Set(name, r)
@@ -23,7 +23,7 @@ func (s *state) demanded(names map[string]struct{}, node string) (wanted *resour
 	for name := range names {
 		found := s.resolve(name)
 		if len(found) == 0 {
-			absent = append(absent, name)
+			absent[name] = true
 		}
 		for _, f := range found {
 			add(f)

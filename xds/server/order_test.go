@@ -26,9 +26,9 @@ type proxy struct {
 	addresses map[string]*model.Workload
 }
 
-func (p *proxy) ask(typeURL string) {
+func (p *proxy) ask(typeURL, nonce string) {
 	names := stream.NewDeltaSubscription(nil, nil, nil, true)
-	if _, err := p.view.CreateDeltaWatch(&discovery.DeltaDiscoveryRequest{TypeUrl: typeURL}, &names, p.out); err != nil {
+	if _, err := p.view.CreateDeltaWatch(&discovery.DeltaDiscoveryRequest{TypeUrl: typeURL, ResponseNonce: nonce}, &names, p.out); err != nil {
 		p.t.Fatal(err)
 	}
 	p.receive()
@@ -82,7 +82,7 @@ func (p *proxy) take(r *discovery.DeltaDiscoveryResponse) {
 func TestOrderHoldsForAnyHistory(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := New(zap.NewNop(), func(context.Context) string { return "" })
-		p := &proxy{t: t, out: make(chan cache.DeltaResponse, 8), policies: map[string]string{}, addresses: map[string]*model.Workload{}}
+		p := &proxy{t: t, out: make(chan cache.DeltaResponse, 2*maxUnacknowledged), policies: map[string]string{}, addresses: map[string]*model.Workload{}}
 		p.view = &view{server: s, log: zap.NewNop()}
 		s.views[p.view] = struct{}{}
 		mesh := map[string][]string{} // workload -> policies
@@ -104,12 +104,12 @@ func TestOrderHoldsForAnyHistory(t *testing.T) {
 			i := rapid.IntRange(0, len(p.unacked)-1).Draw(t, "which")
 			typeURL := p.unacked[i]
 			p.unacked = slices.Delete(p.unacked, i, i+1)
-			p.ask(typeURL)
+			p.ask(typeURL, "nonce")
 		}
 		change(t)
 		order := rapid.Permutation([]string{wire.AddressType, wire.AuthorizationType}).Draw(t, "order")
-		p.ask(order[0])
-		p.ask(order[1])
+		p.ask(order[0], "")
+		p.ask(order[1], "")
 		t.Repeat(map[string]func(*rapid.T){"change": change, "acknowledge": acknowledge})
 		for len(p.unacked) > 0 {
 			acknowledge(t)
@@ -121,6 +121,51 @@ func TestOrderHoldsForAnyHistory(t *testing.T) {
 			t.Fatalf("%d policies in the end, want %d", got, want)
 		}
 	})
+}
+
+// A proxy that acknowledges nothing for long gets everything in the end, and
+// the stages of a change one by one unless it is very far behind.
+func TestSlowProxy(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		changes int
+		want    int // responses with addresses
+	}{
+		{"goes through every stage", maxLag, 1 + maxLag},
+		{"skips what it missed long ago", 2 * maxLag, maxUnacknowledged + 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := started(t, model.Update{Workloads: []*model.Workload{pod("a", "198.18.0.0")}})
+			v := &view{server: s, log: zap.NewNop()}
+			s.views[v] = struct{}{}
+			out := make(chan cache.DeltaResponse, 2*maxUnacknowledged)
+			ask := func(typeURL, nonce string) {
+				names := stream.NewDeltaSubscription(nil, nil, nil, true)
+				if _, err := v.CreateDeltaWatch(&discovery.DeltaDiscoveryRequest{TypeUrl: typeURL, ResponseNonce: nonce}, &names, out); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ask(wire.AuthorizationType, "")
+			<-out
+			ask(wire.AddressType, "")
+			for i := range test.changes {
+				apply(t, s, model.Update{Workloads: []*model.Workload{pod("a", fmt.Sprintf("198.18.%d.%d", 1+i/250, i%250))}})
+			}
+			got, last := 0, (*discovery.DeltaDiscoveryResponse)(nil)
+			for len(out) > 0 {
+				r := <-out
+				last, _ = r.GetDeltaDiscoveryResponse()
+				got++
+				ask(wire.AddressType, "nonce")
+			}
+			if got != test.want {
+				t.Errorf("%d responses, want %d", got, test.want)
+			}
+			if want, _ := s.current.Load().addresses.all.Get("K//Pod/ns/a"); last.Resources[0].Version != want.Version {
+				t.Error("the last response is not the last version")
+			}
+		})
+	}
 }
 
 // updateTo leads to exactly these workloads and the policies that they name.

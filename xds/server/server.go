@@ -53,16 +53,26 @@ func New(log *zap.Logger, node func(context.Context) string) *Server {
 	return s
 }
 
-// Apply brings an update to every stream. On an error, which a resource that
-// cannot be encoded causes, nothing of it is applied.
-func (s *Server) Apply(u model.Update) error {
+// Apply brings updates to every stream, one after the other: none is merged
+// with the one before it, so that they may be stages of one change. On an
+// error, which a resource that cannot be encoded causes, none is applied.
+func (s *Server) Apply(updates ...model.Update) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	next, err := s.current.Load().apply(u)
-	if err != nil {
-		return fmt.Errorf("apply update to xDS server: %w", err)
+	last := s.current.Load()
+	var states []*state
+	for _, u := range updates {
+		next, err := last.apply(u)
+		if err != nil {
+			return fmt.Errorf("apply update to xDS server: %w", err)
+		}
+		states = append(states, next)
+		last = next
 	}
-	s.current.Store(next)
+	for _, next := range states {
+		s.current.Load().next.Store(next)
+		s.current.Store(next)
+	}
 	for v := range s.views {
 		v.wake()
 	}

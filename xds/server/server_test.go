@@ -158,9 +158,9 @@ func started(t *testing.T, u model.Update) *Server {
 	return s
 }
 
-func apply(t *testing.T, s *Server, u model.Update) {
+func apply(t *testing.T, s *Server, u ...model.Update) {
 	t.Helper()
-	if err := s.Apply(u); err != nil {
+	if err := s.Apply(u...); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -236,7 +236,7 @@ func TestRestartResendsNothing(t *testing.T) {
 	c = connect(t, serve(t, again)())
 	c.ask(wire.AuthorizationType, have[wire.AuthorizationType])
 	c.ask(wire.AddressType, have[wire.AddressType])
-	c.ack(c.next(wire.AuthorizationType, []string{"ns/p", "ns/r"}, nil)) // "ns/q" not yet
+	c.ack(c.next(wire.AuthorizationType, []string{"ns/p", "ns/r"}, nil)) // not yet the end of "ns/q"
 	c.next(wire.AddressType, []string{"K//Pod/ns/b"}, nil)
 	c.next(wire.AuthorizationType, nil, []string{"ns/q"})
 }
@@ -246,28 +246,56 @@ func TestPoliciesComeFirstAndGoLast(t *testing.T) {
 	c := connect(t, serve(t, s)())
 	c.ask(wire.AddressType, nil) // before the policies: has to wait for them
 	c.ask(wire.AuthorizationType, nil)
-	policies := c.next(wire.AuthorizationType, nil, nil)
+	c.ack(c.next(wire.AuthorizationType, nil, nil))
 	c.ack(c.next(wire.AddressType, []string{"K//Pod/ns/a"}, nil))
 
-	// The proxy is slow to acknowledge policies; the workload waits with them.
 	apply(t, s, model.Update{Workloads: []*model.Workload{pod("a", "198.18.0.1", "ns/p")}, Policies: []*model.Policy{policy("p")}})
-	c.ack(policies)
-	policies = c.next(wire.AuthorizationType, []string{"ns/p"}, nil)
+	c.ack(c.next(wire.AuthorizationType, []string{"ns/p"}, nil))
 	c.ack(c.next(wire.AddressType, []string{"K//Pod/ns/a"}, nil))
 
 	apply(t, s, model.Update{Workloads: []*model.Workload{pod("a", "198.18.0.1", "ns/q")}, Policies: []*model.Policy{policy("q")}, RemovedPolicies: []string{"ns/p"}})
-	c.ack(policies)
-	policies = c.next(wire.AuthorizationType, []string{"ns/q"}, nil)
-	addresses := c.next(wire.AddressType, []string{"K//Pod/ns/a"}, nil)
-	c.ack(policies)
+	c.ack(c.next(wire.AuthorizationType, []string{"ns/q"}, nil))
+	c.ack(c.next(wire.AddressType, []string{"K//Pod/ns/a"}, nil))
 	c.ack(c.next(wire.AuthorizationType, nil, []string{"ns/p"}))
 
-	// The proxy is slow to acknowledge addresses; a removal waits for the
-	// update that follows.
 	apply(t, s, model.Update{RemovedAddresses: []string{"K//Pod/ns/a"}, RemovedPolicies: []string{"ns/q"}})
-	c.ack(addresses)
-	c.next(wire.AddressType, nil, []string{"K//Pod/ns/a"})
-	c.next(wire.AuthorizationType, nil, []string{"ns/q"})
+	c.ack(c.next(wire.AddressType, nil, []string{"K//Pod/ns/a"}))
+	c.ack(c.next(wire.AuthorizationType, nil, []string{"ns/q"}))
+}
+
+// The stages of one change are not merged, though nothing is acknowledged.
+func TestStagesStayApart(t *testing.T) {
+	s := started(t, model.Update{Workloads: []*model.Workload{pod("a", "198.18.0.1")}})
+	c := connect(t, serve(t, s)())
+	c.ask(wire.AuthorizationType, nil)
+	c.ask(wire.AddressType, nil)
+	c.next(wire.AuthorizationType, nil, nil)
+	c.next(wire.AddressType, []string{"K//Pod/ns/a"}, nil)
+	apply(t, s,
+		model.Update{Policies: []*model.Policy{policy("p")}},
+		model.Update{Workloads: []*model.Workload{pod("b", "198.18.0.2", "ns/p")}},
+		model.Update{Policies: []*model.Policy{policy("q")}},
+		model.Update{Workloads: []*model.Workload{pod("b", "198.18.0.2", "ns/q")}},
+		model.Update{RemovedPolicies: []string{"ns/p"}},
+	)
+	c.next(wire.AuthorizationType, []string{"ns/p"}, nil)
+	c.next(wire.AddressType, []string{"K//Pod/ns/b"}, nil)
+	c.next(wire.AuthorizationType, []string{"ns/q"}, nil)
+	c.next(wire.AddressType, []string{"K//Pod/ns/b"}, nil)
+	c.next(wire.AuthorizationType, nil, []string{"ns/p"})
+}
+
+// A name that is given up under a wildcard comes once more, as the protocol
+// wants it.
+func TestNameGivenUpUnderWildcard(t *testing.T) {
+	const a = "K//Pod/ns/a"
+	c := connect(t, serve(t, started(t, model.Update{Workloads: []*model.Workload{pod("a", "198.18.0.1")}}))())
+	c.ask(wire.AuthorizationType, nil)
+	c.next(wire.AuthorizationType, nil, nil)
+	c.send(&discovery.DeltaDiscoveryRequest{TypeUrl: wire.AddressType, ResourceNamesSubscribe: []string{"*", a, "gone"}})
+	c.ack(c.next(wire.AddressType, []string{a}, nil))
+	c.send(&discovery.DeltaDiscoveryRequest{TypeUrl: wire.AddressType, ResourceNamesUnsubscribe: []string{a, "gone"}})
+	c.ack(c.next(wire.AddressType, []string{a}, []string{"gone"}))
 }
 
 func TestOneKindAlone(t *testing.T) {

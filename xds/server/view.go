@@ -22,12 +22,20 @@ import (
 // for, and then goes out alone.
 const bothKindsGrace = 2 * time.Second
 
-// maxNames bounds how many names one stream may ask for.
-const maxNames = 50_000
+const (
+	// maxNames bounds how many names one stream may ask for.
+	maxNames = 50_000
+	// maxUnacknowledged bounds the responses of one kind under way; those of
+	// both kinds fit into the channel that go-control-plane takes them from.
+	maxUnacknowledged = 8
+	// maxLag is how many generations a slow stream may be behind before what
+	// it missed is merged into one.
+	maxLag = 256
+)
 
 // view is what one stream sees. It is the cache behind go-control-plane's
-// server, which asks for one watch per kind, gets one response on it, and
-// asks again when the proxy has acknowledged that.
+// server, which opens a watch for each kind, and a new one in its place with
+// every request. All that it asks for goes out as soon as it may.
 type view struct {
 	server *Server
 	node   string
@@ -35,16 +43,18 @@ type view struct {
 
 	mu        sync.Mutex
 	graceOver bool
+	at        *state // all of it has been sent; nil at first
 	policies  subscription
 	addresses subscription
 }
 
 // subscription is one kind on one stream.
 type subscription struct {
-	asked  bool
-	watch  *watch     // nil while a response is on its way
-	sent   *resources // what the proxy has, once it has acknowledged
-	absent map[string]bool
+	asked          bool
+	watch          *watch          // nil while the names asked for are being changed, and at the end
+	sent           *resources      // what the proxy has once all has arrived
+	told           map[string]bool // names without a resource that the proxy was told of
+	unacknowledged int
 	// answered says that there was a response, which may be empty: it tells
 	// the proxy that it has everything.
 	answered bool
@@ -63,8 +73,7 @@ func (v *view) CreateWatch(*cache.Request, cache.Subscription, chan cache.Respon
 	return nil, errors.New("only the incremental protocol is served")
 }
 
-// CreateDeltaWatch takes a request and answers as soon as there is something
-// new for it.
+// CreateDeltaWatch takes a request, which may be an acknowledgement.
 func (v *view) CreateDeltaWatch(req *cache.DeltaRequest, names cache.Subscription, out chan cache.DeltaResponse) (func(), error) {
 	if len(names.SubscribedResources()) > maxNames {
 		return nil, status.Errorf(codes.ResourceExhausted, "%d names asked for, the limit is %d", len(names.SubscribedResources()), maxNames)
@@ -82,6 +91,9 @@ func (v *view) CreateDeltaWatch(req *cache.DeltaRequest, names cache.Subscriptio
 		return nil, nil
 	}
 	sub.ask(names.ReturnedResources())
+	if req.GetResponseNonce() != "" && sub.unacknowledged > 0 {
+		sub.unacknowledged--
+	}
 	w := &watch{req, names, out}
 	sub.watch = w
 	v.advance()
@@ -100,7 +112,6 @@ func (v *view) CreateDeltaWatch(req *cache.DeltaRequest, names cache.Subscriptio
 func (s *subscription) ask(known map[string]string) {
 	if s.sent == nil {
 		s.sent = newResources()
-		s.absent = map[string]bool{}
 		for name, version := range known {
 			s.sent = s.sent.Set(name, &discovery.Resource{Name: name, Version: version})
 		}
@@ -127,20 +138,47 @@ func (v *view) wake() {
 	v.advance()
 }
 
-// advance sends what may be sent now: changed policies first, then
-// addresses, and last the removal of policies that no address sent so far
-// names any more.
+// advance takes the stream as far as it goes now, one generation after the
+// other.
 func (v *view) advance() {
-	s := v.server.current.Load()
-	if !s.ready() {
-		return
+	for {
+		s := v.target()
+		if !s.ready() || !v.bring(s) {
+			return
+		}
+		v.at = s
+		if s.next.Load() == nil {
+			return
+		}
 	}
-	v.advancePolicies(s)
-	v.advanceAddresses(s)
-	v.advancePolicies(s)
 }
 
-func (v *view) advancePolicies(s *state) {
+// target is the generation to send next: the newest, for a stream that begins
+// or is far behind.
+func (v *view) target() *state {
+	newest := v.server.current.Load()
+	if v.at == nil || newest.generation-v.at.generation > maxLag {
+		return newest
+	}
+	if next := v.at.next.Load(); next != nil {
+		return next
+	}
+	return v.at
+}
+
+// bring sends what may be sent now of one generation: changed policies first,
+// then addresses, and last the removal of policies, which no address sent so
+// far names any more. It reports whether that was all.
+func (v *view) bring(s *state) bool {
+	v.sendPolicies(s)
+	v.sendAddresses(s)
+	v.sendPolicies(s)
+	return (v.policies.asked || v.addresses.asked) &&
+		(!v.policies.asked || v.policies.answered && v.policies.sent == s.policies.all) &&
+		(!v.addresses.asked || v.addresses.upTo(s.generation))
+}
+
+func (v *view) sendPolicies(s *state) {
 	sub := &v.policies
 	if !sub.asked {
 		return
@@ -159,22 +197,21 @@ func (v *view) advancePolicies(s *state) {
 	}
 }
 
-func (v *view) advanceAddresses(s *state) {
+func (v *view) sendAddresses(s *state) {
 	sub := &v.addresses
 	if sub.watch == nil || !v.policies.upTo(s.generation) && (v.policies.asked || !v.graceOver) {
 		return
 	}
-	wanted := &s.addresses
+	wanted, told := &s.addresses, map[string]bool(nil)
 	var unknown []string
 	if !sub.watch.names.IsWildcard() {
-		var absent []string
 		wanted = &set{}
-		wanted.all, absent = s.demanded(sub.watch.names.SubscribedResources(), v.node)
-		unknown = sub.news(absent)
+		wanted.all, told = s.demanded(sub.watch.names.SubscribedResources(), v.node)
+		unknown = sub.news(told)
 	}
 	changed, removed := difference(sub.sent, wanted)
 	if sub.send(s, changed, slices.Concat(removed, unknown)) {
-		sub.sent, sub.generation = wanted.all, s.generation
+		sub.sent, sub.told, sub.generation = wanted.all, told, s.generation
 	}
 }
 
@@ -183,17 +220,13 @@ func (s *subscription) upTo(generation uint64) bool {
 	return s.answered && s.generation == generation
 }
 
-// news returns the names without a resource of which the proxy has not been
-// told yet.
-func (s *subscription) news(absent []string) (out []string) {
-	now := make(map[string]bool, len(absent))
-	for _, name := range absent {
-		now[name] = true
-		if !s.absent[name] {
+// news are the names without a resource that the proxy has not been told of.
+func (s *subscription) news(absent map[string]bool) (out []string) {
+	for name := range absent {
+		if !s.told[name] {
 			out = append(out, name)
 		}
 	}
-	s.absent = now
 	return out
 }
 
@@ -226,7 +259,7 @@ func (s *subscription) send(st *state, changed []*discovery.Resource, removed []
 	if len(changed)+len(removed) == 0 && s.answered {
 		return true
 	}
-	if s.watch == nil {
+	if s.watch == nil || s.unacknowledged == maxUnacknowledged {
 		return false
 	}
 	changed, removed = slices.Clone(changed), slices.Clone(removed)
@@ -244,9 +277,10 @@ func (s *subscription) send(st *state, changed []*discovery.Resource, removed []
 	}
 	select {
 	case s.watch.out <- response:
-	default: // it has room for more than one response of each kind
+	default: // cannot be: it has room for more than may be under way
 		return false
 	}
-	s.watch, s.answered = nil, true
+	s.unacknowledged++
+	s.answered = true
 	return true
 }
