@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tacit-mesh/tacit/redirect/handoff"
+	"github.com/tacit-mesh/tacit/redirect/netns"
 	"github.com/tacit-mesh/tacit/redirect/pods"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -52,10 +53,9 @@ and the next agent takes over. "tacit-agent cleanup" takes all of it away.`,
 		SilenceErrors: true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) },
 	}
-	shared := cmd.PersistentFlags()
-	shared.StringVar(&o.from, "from", "", "directory of Kubernetes manifests")
-	shared.StringVar(&o.netnsDir, "netns-dir", "", "directory of the pods' network namespaces, files named NAMESPACE_NAME")
+	cmd.PersistentFlags().StringVar(&o.netnsDir, "netns-dir", "", "directory of the pods' network namespaces, files named NAMESPACE_NAME")
 	f := cmd.Flags()
+	f.StringVar(&o.from, "from", "", "directory of Kubernetes manifests")
 	f.StringVar(&o.node, "node", "", "name of this node, as in the pods' spec.nodeName")
 	f.StringVar(&o.runDir, "run-dir", "", "directory for agent.sock, mode 0700, of the proxy's user; made if absent")
 	f.IntVar(&o.proxyUID, "proxy-uid", -1, "user that tacit-proxy runs as")
@@ -64,12 +64,10 @@ and the next agent takes over. "tacit-agent cleanup" takes all of it away.`,
 	f.StringVar(&o.skipPorts, "skip-ports", "", `ports that "--skips listed" accepts, such as 5432,9000-9100`)
 	f.StringVar(&o.trustDomain, "trust-domain", model.DefaultTrustDomain, "SPIFFE trust domain of the pods")
 	f.StringVar(&o.iptables, "iptables", string(pods.BackendAuto), "backend of the rules: auto (what a pod already uses, else this node's default), nft or legacy")
-	for _, name := range []string{"node", "run-dir", "proxy-uid"} {
+	for _, name := range []string{"from", "node", "run-dir", "proxy-uid"} {
 		cmd.MarkFlagRequired(name)
 	}
-	for _, name := range []string{"from", "netns-dir"} {
-		cmd.MarkPersistentFlagRequired(name)
-	}
+	cmd.MarkPersistentFlagRequired("netns-dir")
 	cmd.AddCommand(cleanupCommand(&o))
 	return cmd
 }
@@ -110,8 +108,8 @@ func (o *options) run(ctx context.Context) error {
 }
 
 func cleanupCommand(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use:   "cleanup --from DIR --netns-dir DIR",
+	cmd := &cobra.Command{
+		Use:   "cleanup --netns-dir DIR",
 		Short: "Takes away everything that tacit-agent ever made in the pods' network namespaces",
 		Long: `cleanup takes away everything that tacit-agent ever made in the network
 namespaces of --netns-dir, and nothing else. Connections that are captured
@@ -119,6 +117,8 @@ break; to let pods go without that, opt them out while the agent runs.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.cleanup(cmd.Context()) },
 	}
+	cmd.Flags().StringVar(&o.from, "from", "", "as for the agent; not needed, what is ours is known by its marks")
+	return cmd
 }
 
 func (o *options) cleanup(ctx context.Context) error {
@@ -128,7 +128,10 @@ func (o *options) cleanup(ctx context.Context) error {
 	}
 	var errs []error
 	for _, e := range entries {
-		errs = append(errs, pods.Cleanup(ctx, filepath.Join(o.netnsDir, e.Name())))
+		err := pods.Cleanup(ctx, filepath.Join(o.netnsDir, e.Name()))
+		if !errors.Is(err, netns.ErrNotNamespace) { // a file that is left of one that is gone
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -56,12 +56,7 @@ func finish(ctx context.Context, f *os.File) error {
 		return err
 	}
 	var result error
-	waited := false
-	err = raw.Write(func(fd uintptr) (done bool) {
-		if !waited {
-			waited = true
-			return false
-		}
+	err = raw.Write(func(fd uintptr) (done bool) { // also called before the first wait: it may be up by now
 		result = connected(int(fd))
 		return !errors.Is(result, unix.EINPROGRESS)
 	})
@@ -83,7 +78,7 @@ func connected(fd int) error {
 		return os.NewSyscallError("connect", unix.Errno(errno))
 	}
 	if _, err := unix.Getpeername(fd); err != nil {
-		return unix.EINPROGRESS // woken for nothing
+		return unix.EINPROGRESS // not yet
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -121,19 +122,33 @@ func (s *Server) listen(ctx context.Context) (*net.UnixListener, error) {
 	if err := os.Remove(s.cfg.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("the socket of an earlier agent: %w", err)
 	}
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
-		if controlErr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o666) }); controlErr != nil {
-			return controlErr
-		}
-		return err
-	}}
-	l, err := lc.Listen(ctx, "unixpacket", s.cfg.Socket)
+	l, err := listenOpen(ctx, s.cfg.Socket)
 	if err != nil {
 		return nil, fmt.Errorf("listen for the proxy: %w", err)
 	}
 	ul := l.(*net.UnixListener)
 	ul.SetUnlinkOnClose(false) // a successor's socket may be there by then
 	return ul, nil
+}
+
+// listenOpen makes a socket that everybody who reaches it may connect to. Only
+// the umask decides that without a moment in which the path could be made to
+// name something else; it is the process's, so it is changed on a thread that
+// has one of its own and ends after this.
+func listenOpen(ctx context.Context, path string) (l net.Listener, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if err = unix.Unshare(unix.CLONE_FS); err != nil {
+			err = fmt.Errorf("unshare umask: %w", err)
+			return
+		}
+		unix.Umask(0o111)
+		l, err = (&net.ListenConfig{}).Listen(ctx, "unixpacket", path)
+	}()
+	<-done
+	return l, err
 }
 
 func (s *Server) ensureDirectory(dir string) error {

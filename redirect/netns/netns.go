@@ -21,6 +21,9 @@ type NS struct {
 	id   ID
 }
 
+// ErrNotNamespace says that a path leads to something else.
+var ErrNotNamespace = errors.New("not a network namespace")
+
 // Open opens the namespace at path, such as /run/netns/NAME or
 // /proc/PID/ns/net.
 func Open(path string) (*NS, error) {
@@ -39,7 +42,7 @@ func Open(path string) (*NS, error) {
 func adopt(f *os.File) (*NS, error) {
 	kind, err := control(f, func(fd uintptr) (int, error) { return unix.IoctlRetInt(int(fd), unix.NS_GET_NSTYPE) })
 	if err != nil || kind != unix.CLONE_NEWNET {
-		return nil, errors.New("not a network namespace")
+		return nil, ErrNotNamespace
 	}
 	var st unix.Stat_t
 	if _, err := control(f, func(fd uintptr) (int, error) { return 0, unix.Fstat(int(fd), &st) }); err != nil {

@@ -68,9 +68,10 @@ const (
 
 // Status is what became of a pod.
 type Status struct {
-	Pod   Pod
-	State State
-	Err   error // of the last attempt, nil if it succeeded
+	Pod     Pod // as wanted
+	State   State
+	Settled bool  // everything is as wanted
+	Err     error // of the last attempt, nil if it succeeded
 	// Gap says what of the pod cannot be captured faithfully; empty if
 	// nothing.
 	Gap string

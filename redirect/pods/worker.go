@@ -70,7 +70,7 @@ func (w *worker) wants(new wish) {
 	if reflect.DeepEqual(w.wish, new) {
 		return
 	}
-	w.wish, w.status.Pod = new, new.pod
+	w.wish, w.status.Pod, w.status.Settled = new, new.pod, false
 	select {
 	case w.kick <- struct{}{}:
 	default:
@@ -110,7 +110,8 @@ func (w *worker) run(ctx context.Context) {
 	}
 	retry := firstRetry
 	for {
-		finished, pause, err := w.step(ctx)
+		want := w.wished()
+		finished, pause, err := w.step(ctx, want)
 		if ctx.Err() != nil || finished {
 			return
 		}
@@ -119,7 +120,7 @@ func (w *worker) run(ctx context.Context) {
 		} else {
 			retry = firstRetry
 		}
-		w.setErr(err)
+		w.report(want, err)
 		tried()
 		if w.wait(ctx, pause) {
 			retry = firstRetry
@@ -145,10 +146,9 @@ func (w *worker) wait(ctx context.Context, pause time.Duration) bool {
 }
 
 // step brings the pod nearer to what is wanted.
-func (w *worker) step(ctx context.Context) (finished bool, pause time.Duration, err error) {
+func (w *worker) step(ctx context.Context, want wish) (finished bool, pause time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
-	want := w.wished()
 	if w.ns != nil {
 		if id, err := netns.At(want.pod.NetNS); errors.Is(err, fs.ErrNotExist) || err == nil && id != w.ns.ID() {
 			w.gone()
@@ -195,14 +195,16 @@ func (w *worker) open(path string) error {
 	return nil
 }
 
-// setErr logs an error once, however often it comes back.
-func (w *worker) setErr(err error) {
+// report says what came of a step. An error is logged once, however often it
+// comes back.
+func (w *worker) report(want wish, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil && (w.status.Err == nil || w.status.Err.Error() != err.Error()) {
 		w.log.Error("pod is not as wanted", zap.String("state", string(w.status.State)), zap.Error(err))
 	}
 	w.status.Err = err
+	w.status.Settled = err == nil && reflect.DeepEqual(w.wish, want) && (w.status.State == StateCaptured || w.status.State == StateLeft)
 }
 
 func (w *worker) setState(s State) {

@@ -71,6 +71,27 @@ func TestDialToItself(t *testing.T) {
 	}
 }
 
+// The proxy's connection to an application has the client's address, and may
+// get the very port that the client itself uses towards the same application.
+func TestSamePortAsTheClient(t *testing.T) {
+	pod, peer := newPair(t)
+	echo(t, pod.listen(t, ":80"))
+	n := newNode(t, pod)
+	n.start(pods.BackendAuto)
+	for _, ns := range []testNS{pod, peer} {
+		ns.run(t, "sh", "-c", "echo 40000 40000 > /proc/sys/net/ipv4/ip_local_port_range")
+	}
+	for _, to := range []netip.Addr{pod4, pod6} {
+		c := peer.dial(t, netip.AddrPortFrom(to, 80))
+		if _, err := say(c, "hello"); err != nil {
+			t.Errorf("to %v: %v", to, err)
+		}
+	}
+	if in := n.relay.in.Load(); in != 2 {
+		t.Errorf("the proxy saw %d connections, want 2", in)
+	}
+}
+
 // The four combinations of skipping, switched while the pod runs; connections
 // that live across a change go on.
 func TestSkips(t *testing.T) {
@@ -82,6 +103,11 @@ func TestSkips(t *testing.T) {
 	live := map[string]net.Conn{
 		"out": pod.dial(t, netip.AddrPortFrom(peer4, 5432)),
 		"in":  peer.dial(t, netip.AddrPortFrom(pod4, 5432)),
+	}
+	for name, c := range live {
+		if _, err := say(c, "hello"); err != nil {
+			t.Fatalf("connection %s: %v", name, err)
+		}
 	}
 	port := model.PortSet{{First: 5432, Last: 5432}}
 	all := []netip.Prefix{netip.MustParsePrefix("198.18.77.0/24"), netip.MustParsePrefix("fd00:7ac1:77::/64")}
