@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -142,18 +143,25 @@ func TestGetNamesTheFailure(t *testing.T) {
 	if all := store.All(); len(all) != 1 || !errors.Is(all[0].Err, failure) {
 		t.Errorf("status %+v", all)
 	}
-	waiting := make(chan error)
-	go func() {
-		_, err := store.Get(t.Context(), alice)
-		waiting <- err
-	}()
 	release()
-	if err := <-waiting; err == nil {
-		t.Error("Get found what was released")
-	}
 	if _, err := store.Get(t.Context(), bob); err == nil {
 		t.Error("Get found what nobody holds")
 	}
+}
+
+func TestReleaseEndsWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := identity.NewStore(source{})
+		release := store.Acquire(alice)
+		var err error
+		go func() { _, err = store.Get(t.Context(), alice) }()
+		synctest.Wait()
+		release()
+		synctest.Wait()
+		if err == nil {
+			t.Error("Get goes on waiting for what was released")
+		}
+	})
 }
 
 func TestExpiredIsNeverReturned(t *testing.T) {

@@ -297,9 +297,12 @@ func TestRefusalIsShort(t *testing.T) {
 	ca, other := identitytest.NewCA(t), identitytest.NewCA(t)
 	long := model.Identity{TrustDomain: "cluster.local", Namespace: strings.Repeat("n", 1500), ServiceAccount: "alice"}
 	a, b := other.Issue(t, long), ca.Issue(t, bob)
-	_, _, err := handshake(t, identity.ClientConfig(a, []string{bob.String()}), identity.ServerConfig(getter(b)))
+	client := identity.ClientConfig(b, []string{bob.String()})
+	client.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return a.Certificate, nil }
+	_, _, err := handshake(t, client, identity.ServerConfig(getter(b)))
+	wantReason(t, err, "unknown_authority")
 	if err == nil || len(err.Error()) > 600 {
-		t.Errorf("error of %d bytes: %v", len(err.Error()), err)
+		t.Fatalf("error of %d bytes: %v", len(err.Error()), err)
 	}
 }
 

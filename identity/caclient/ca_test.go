@@ -59,7 +59,8 @@ func newAuthority(t *testing.T) *authority {
 	}
 	writeFile(t, a.config.RootsFile, pemOf(a.Root))
 	writeFile(t, a.config.TokenFile, "secret\n")
-	a.config.Address = a.serve(a.serverCertificate())
+	a.config.Address = listen(t, grpc.Creds(credentials.NewServerTLSFromCert(a.serverCertificate())),
+		func(s *grpc.Server) { ca.RegisterIstioCertificateServiceServer(s, a) })
 	return a
 }
 
@@ -71,17 +72,18 @@ func (a *authority) serverCertificate() *tls.Certificate {
 	return &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key}
 }
 
-func (a *authority) serve(certificate *tls.Certificate) string {
-	a.t.Helper()
+// listen serves gRPC until the test ends.
+func listen(t *testing.T, creds grpc.ServerOption, register func(*grpc.Server)) string {
+	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		a.t.Fatal(err)
+		t.Fatal(err)
 	}
-	server := grpc.NewServer(grpc.Creds(credentials.NewServerTLSFromCert(certificate)))
-	ca.RegisterIstioCertificateServiceServer(server, a)
+	server := grpc.NewServer(creds)
+	register(server)
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(listener) })
-	a.t.Cleanup(func() { server.Stop(); serving.Wait() })
+	t.Cleanup(func() { server.Stop(); serving.Wait() })
 	return listener.Addr().String()
 }
 

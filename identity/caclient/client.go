@@ -36,7 +36,7 @@ type Config struct {
 	Address    string // HOST:PORT
 	ServerName string // DNS name in the authority's certificate
 	RootsFile  string // PEM; read again at each connection to the authority
-	TokenFile  string // bearer token; read again at each request
+	TokenFile  string // bearer token; read again at each request; empty sends none
 	ClusterID  string // sent as "clusterid", which istiod asks for; may be empty
 
 	Lifetime    time.Duration // asked for; 0 is 24 h. The authority decides.

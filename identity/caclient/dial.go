@@ -21,12 +21,16 @@ import (
 func dial(config Config) (*grpc.ClientConn, error) {
 	reconnect := backoff.DefaultConfig
 	reconnect.MaxDelay = maxBackoffUrgent
-	conn, err := grpc.NewClient(config.Address,
+	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(rootsFile{config.RootsFile, config.ServerName}),
-		grpc.WithPerRPCCredentials(tokenFile(config.TokenFile)),
 		grpc.WithContextDialer(dialTCP),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: requestTimeout}),
-		grpc.WithDisableServiceConfig())
+		grpc.WithDisableServiceConfig(),
+	}
+	if config.TokenFile != "" {
+		options = append(options, grpc.WithPerRPCCredentials(tokenFile(config.TokenFile)))
+	}
+	conn, err := grpc.NewClient(config.Address, options...)
 	if err != nil {
 		return nil, fmt.Errorf("CA address %q: %w", config.Address, err)
 	}
@@ -86,11 +90,15 @@ func (r rootsFile) OverrideServerName(string) error { return nil }
 type tokenFile string
 
 func (f tokenFile) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	token, err := os.ReadFile(string(f))
+	text, err := os.ReadFile(string(f))
 	if err != nil {
 		return nil, fmt.Errorf("token for the CA: %w", err)
 	}
-	return map[string]string{"authorization": "Bearer " + strings.TrimSpace(string(token))}, nil
+	token := strings.TrimSpace(string(text))
+	if token == "" {
+		return nil, fmt.Errorf("token for the CA: %s is empty", f)
+	}
+	return map[string]string{"authorization": "Bearer " + token}, nil
 }
 
 func (tokenFile) RequireTransportSecurity() bool { return true }

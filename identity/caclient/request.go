@@ -26,7 +26,7 @@ const (
 	// An answer holds a leaf, a few intermediates and roots.
 	maxCertificates = 64
 	// minLife keeps a misconfigured authority from being asked without pause.
-	minLife = 10 * time.Second
+	minLife = 5 * time.Second
 )
 
 // ask makes a key and gets one certificate for it.
