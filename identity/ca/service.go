@@ -137,7 +137,7 @@ func parseRequest(text string, id model.Identity) (*x509.CertificateRequest, err
 		return nil, errors.New("the key must be ECDSA on P-256, P-384 or P-521")
 	}
 	if err := csr.CheckSignature(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("its signature: %w", err)
 	}
 	if len(csr.URIs) != 1 || csr.URIs[0].String() != id.String() {
 		return nil, fmt.Errorf("its URIs must be exactly the identity asked for, %s", id)
