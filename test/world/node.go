@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -43,11 +42,11 @@ type Node struct {
 
 func (w *World) addNode(name string) error {
 	node := &Node{Name: name, Addresses: nodeAddresses(len(w.nodes)), world: w, token: rand.Text(), dir: filepath.Join(w.dir, "nodes", name)}
-	for _, d := range []struct {
-		path string
-		mode fs.FileMode
-	}{{node.RunDir(), 0o700}, {node.proxyDir(), 0o700}} {
-		if err := errors.Join(os.MkdirAll(d.path, d.mode), os.Chown(d.path, ProxyUID, ProxyUID)); err != nil {
+	if err := os.MkdirAll(node.dir, 0o755); err != nil {
+		return err
+	}
+	for _, private := range []string{node.RunDir(), node.proxyDir()} {
+		if err := errors.Join(os.Mkdir(private, 0o700), os.Chown(private, ProxyUID, ProxyUID)); err != nil {
 			return err
 		}
 	}
