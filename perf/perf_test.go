@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -19,7 +20,9 @@ func listen(t *testing.T, handle func(net.Conn) error) string {
 	go func() { ended <- accept(l, handle) }()
 	t.Cleanup(func() {
 		_ = l.Close()
-		<-ended
+		if err := <-ended; !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
 	})
 	return l.Addr().String()
 }

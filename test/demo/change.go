@@ -41,7 +41,7 @@ func (d *Demo) change(ctx context.Context) error {
 	}
 	defer func() { _ = c.Close() }()
 	if err := ping(c); err != nil {
-		return fmt.Errorf("Redis does not answer the worker: %w", err)
+		return fmt.Errorf("the worker gets no answer from Redis: %w", err)
 	}
 	d.out.say("the worker is connected to Redis and has its answer: +PONG")
 	proxy := redis.Node.Proxy()
@@ -105,7 +105,7 @@ func ping(c net.Conn) error {
 	}
 	answer, err := bufio.NewReaderSize(c, 16).ReadString('\n')
 	if err == nil && answer != "+PONG\r\n" {
-		err = fmt.Errorf("Redis answers %q", answer)
+		err = fmt.Errorf("answer of Redis: %q", answer)
 	}
 	return err
 }

@@ -72,11 +72,11 @@ var rules = []rule{
 func (r rule) exceptFrom() bool { return slices.Equal(r.from, []string{"..."}) }
 
 func (r rule) covers(pkg string) bool {
-	return matches(r.from, pkg) && !(r.exceptFrom() && matches(r.except, pkg))
+	return matches(r.from, pkg) && (!r.exceptFrom() || !matches(r.except, pkg))
 }
 
 func (r rule) forbids(pkg string) bool {
-	return matches(r.not, pkg) && !(!r.exceptFrom() && matches(r.except, pkg))
+	return matches(r.not, pkg) && (r.exceptFrom() || !matches(r.except, pkg))
 }
 
 func matches(patterns []string, pkg string) bool {

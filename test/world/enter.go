@@ -153,6 +153,7 @@ func enterInit(run func() int) (int, error) {
 }
 
 func mountInit() error {
+	unix.Umask(0o022) // files are for programs of several users
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}

@@ -1,6 +1,7 @@
 package world
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -105,14 +106,18 @@ func removeCgroup(dir string) error {
 func Poll(ctx context.Context, check func() error) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
+	var last error
 	for {
 		err := check()
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() == nil { // later ones only say that time is up
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w, last: %w", context.Cause(ctx), err)
+			return fmt.Errorf("%w, last: %w", context.Cause(ctx), cmp.Or(last, err))
 		case <-tick.C:
 		}
 	}
