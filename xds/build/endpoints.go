@@ -214,4 +214,3 @@ func valueOr[T any](p *T, otherwise T) T {
 	}
 	return *p
 }
-

@@ -8,6 +8,7 @@ package files
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
@@ -38,7 +39,7 @@ func (s *Source) Run(ctx context.Context, changed func(objects *build.Objects, e
 	return dir.Run(ctx, func(list []manifests.Object, errs []error) {
 		started = started || !mayHidePolicy(errs)
 		if !started {
-			changed(nil, append(errs, errors.New("nothing is served until these errors are mended: they may hide a policy")))
+			changed(nil, append(slices.Clip(errs), errors.New("nothing is served until these errors are mended: they may hide a policy")))
 			return
 		}
 		changed(collect(list), errs)
