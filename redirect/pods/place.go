@@ -21,6 +21,9 @@ const (
 	table     = 100
 )
 
+// zone is our conntrack zone in pods: any that nobody else uses.
+const zone = 0x7ac
+
 // place is a network namespace and what of ours is in it.
 type place struct {
 	ns      *netns.NS
@@ -45,7 +48,7 @@ func newPlace(ns *netns.NS, b Backend) *place {
 func config(s model.Skips, released bool) rules.Config {
 	return rules.Config{
 		OutboundPort: protocol.OutboundPort, PlaintextPort: protocol.PlaintextPort, HBONEPort: protocol.HBONEPort,
-		Mark: protocol.Mark, ConnMark: connMark, Mask: markMask,
+		Mark: protocol.Mark, ConnMark: connMark, Mask: markMask, Zone: zone,
 		SkipInbound: s.Inbound, SkipOutbound: s.Outbound, SkipOutboundCIDRs: s.OutboundCIDRs,
 		Released: released,
 	}

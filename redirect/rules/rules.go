@@ -43,6 +43,7 @@ type Config struct {
 	Mark     uint32 // on packets of the proxy's own sockets
 	ConnMark uint32 // on the proxy's connections to the pod's applications
 	Mask     uint32
+	Zone     uint16 // of conntrack, for what the proxy's sockets begin
 
 	SkipInbound       model.PortSet
 	SkipOutbound      model.PortSet
@@ -76,7 +77,19 @@ func (c Config) Tables(f Family) []Table {
 		anchor := []string{"-m conntrack --ctstate DNAT -j RETURN"}
 		nat.Chains[0].Rules, nat.Chains[1].Rules = anchor, anchor
 	}
-	return []Table{c.replies(), nat}
+	return []Table{c.apart(), c.replies(), nat}
+}
+
+// apart is the raw table: a connection of the proxy to an application may have
+// the very addresses and ports of the client's own, redirected one. Connection
+// tracking must not take the one for the other. What comes back is told apart
+// by the redirection already, and belongs to no zone.
+func (c Config) apart() Table {
+	return Table{"raw", []Chain{
+		{output, "OUTPUT", []string{
+			fmt.Sprintf("-p tcp -m mark --mark 0x%x/0x%x -j CT --zone-orig %d", c.Mark, c.Mask, c.Zone),
+		}},
+	}}
 }
 
 // replies is the mangle table: the proxy reaches an application from the

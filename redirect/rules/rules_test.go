@@ -16,7 +16,7 @@ import (
 var update = flag.Bool("update", false, "write the golden files anew")
 
 func base() Config {
-	return Config{OutboundPort: 15001, PlaintextPort: 15006, HBONEPort: 15008, Mark: 0x539, ConnMark: 0x111, Mask: 0xfff}
+	return Config{OutboundPort: 15001, PlaintextPort: 15006, HBONEPort: 15008, Mark: 0x539, ConnMark: 0x111, Mask: 0xfff, Zone: 0x7ac}
 }
 
 func skipping() Config {
@@ -103,7 +103,7 @@ func TestEveryRedirectTakesFirstPacketsOnly(t *testing.T) {
 }
 
 func TestSkipsComeBeforeRedirects(t *testing.T) {
-	for _, chain := range skipping().Tables(IPv4)[1].Chains {
+	for _, chain := range skipping().Tables(IPv4)[2].Chains {
 		last := len(chain.Rules) - 1
 		for i, r := range chain.Rules {
 			if strings.HasSuffix(r, "-j RETURN") != (i != last) {
@@ -123,7 +123,7 @@ func TestSavedReadsBack(t *testing.T) {
 		if diff := cmp.Diff(Canonical(want), got.Ours()); diff != "" {
 			t.Errorf("-want +got:\n%s", diff)
 		}
-		if diff := cmp.Diff([]string{"mangle", "nat"}, got.MadeByUs()); diff != "" {
+		if diff := cmp.Diff([]string{"mangle", "nat", "raw"}, got.MadeByUs()); diff != "" {
 			t.Errorf("tables made by us (-want +got):\n%s", diff)
 		}
 	}
