@@ -31,8 +31,9 @@ import (
 type Server struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
 
-	log  *zap.Logger
-	node func(context.Context) string
+	log   *zap.Logger
+	node  func(context.Context) string
+	grace time.Duration // bothKindsGrace
 
 	current atomic.Pointer[state]
 	closed  context.Context
@@ -47,7 +48,7 @@ type Server struct {
 // New makes a server without resources. node says as which node a stream's
 // context was authenticated.
 func New(log *zap.Logger, node func(context.Context) string) *Server {
-	s := &Server{log: log, node: node, views: map[*view]struct{}{}}
+	s := &Server{log: log, node: node, grace: bothKindsGrace, views: map[*view]struct{}{}}
 	s.closed, s.close = context.WithCancel(context.Background())
 	s.current.Store(newState())
 	return s
@@ -104,7 +105,7 @@ func (s *Server) Close() { s.close() }
 func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	node := s.node(stream.Context())
 	v := &view{server: s, node: node, log: s.log.With(zap.String("node", node))}
-	grace := time.AfterFunc(bothKindsGrace, v.endGrace)
+	grace := time.AfterFunc(s.grace, v.endGrace)
 	defer grace.Stop()
 
 	s.mu.Lock()

@@ -300,6 +300,7 @@ func TestNameGivenUpUnderWildcard(t *testing.T) {
 
 func TestOneKindAlone(t *testing.T) {
 	s := started(t, model.Update{Workloads: []*model.Workload{pod("a", "198.18.0.1")}, Policies: []*model.Policy{policy("p")}})
+	s.grace = 10 * time.Millisecond
 	dial := serve(t, s)
 	for typeURL, name := range map[string]string{wire.AddressType: "K//Pod/ns/a", wire.AuthorizationType: "ns/p"} {
 		c := connect(t, dial())
