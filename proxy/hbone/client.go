@@ -19,7 +19,7 @@ type Request struct {
 	Headers   []Header // such as baggage, forwarded, traceparent
 	// Answered, if set, is called once if the answer is 200, by the
 	// goroutine that reads the connection: it must not wait.
-	Answered func()
+	Answered func(*Stream)
 }
 
 // Answer is the server's response.
@@ -76,7 +76,10 @@ func (c *conn) openStream(r Request, timeout time.Duration) *Stream {
 	}
 	s := new(Stream)
 	s.stream.init(c, c.lastID)
-	s.answer = answer{client: true, ready: make(chan struct{}), told: r.Answered}
+	s.answer = answer{client: true, ready: make(chan struct{})}
+	if r.Answered != nil {
+		s.answer.told = func() { r.Answered(s) }
+	}
 	s.answer.timer = time.AfterFunc(timeout, func() {
 		s.fail(failure{end: relay.Lost, err: fmt.Errorf("no answer in %v", timeout), code: http2.ErrCodeCancel, tell: true})
 	})

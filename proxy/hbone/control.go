@@ -115,11 +115,12 @@ func (c *conn) onWindowUpdate(f *http2.WindowUpdateFrame) error {
 		if c.window += int64(f.Increment); c.window > maxWindow {
 			return &connError{http2.ErrCodeFlowControl, CauseFlowControl, "WINDOW_UPDATE takes the connection's window past 2^31-1"}
 		}
-		for _, s := range c.starved {
+		starved := c.starved
+		c.starved = nil
+		for _, s := range starved {
 			s.starved = false
 			c.feed(s)
 		}
-		c.starved = c.starved[:0]
 		return nil
 	}
 	s := c.streams[f.StreamID]

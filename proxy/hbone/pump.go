@@ -240,8 +240,13 @@ func (c *conn) starve(s *stream) {
 
 // feed wakes a stream that waits for window. Called with mu held.
 func (c *conn) feed(s *stream) {
-	if s.hungry != nil && c.grant(s) > 0 {
-		s.hungry.Interrupt()
-		s.hungry = nil
+	if s.hungry == nil {
+		return
 	}
+	if c.grant(s) == 0 {
+		c.starve(s) // its own window may have opened after the connection's closed
+		return
+	}
+	s.hungry.Interrupt()
+	s.hungry = nil
 }

@@ -106,8 +106,9 @@ func (s *Socket) tryRead(fd uintptr) bool {
 		r.err = ErrWouldBlock
 	case err != nil:
 		r.err = os.NewSyscallError("read", err)
-	case !s.ended.Load() && closed(int(fd)):
-		// The reset's error went to a write; this is not the peer's FIN.
+	case closed(int(fd)) && !s.ended.Load():
+		// The reset's error went to a write; this is not the peer's FIN. Asked
+		// in this order, because FIN sent meanwhile may close it, too.
 		r.err = os.NewSyscallError("read", unix.ECONNRESET)
 	default:
 		r.err = io.EOF
