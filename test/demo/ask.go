@@ -99,7 +99,7 @@ func connections(ctx context.Context, node *world.Node, which, from, to string) 
 func newest(ctx context.Context, node *world.Node, which, from, to string, ok func(admin.Connection) bool) (admin.Connection, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	var found admin.Connection
+	var found *admin.Connection
 	err := world.Poll(ctx, func() error {
 		all, err := connections(ctx, node, which, from, to)
 		if err != nil {
@@ -107,13 +107,16 @@ func newest(ctx context.Context, node *world.Node, which, from, to string, ok fu
 		}
 		for _, c := range all {
 			if ok(c) {
-				found = c
+				found = &c
 			}
 		}
-		if found.ID == "" {
+		if found == nil {
 			return fmt.Errorf("node %s knows no %s connection from %s to %s", node.Name, which, from, to)
 		}
 		return nil
 	})
-	return found, err
+	if err != nil {
+		return admin.Connection{}, err
+	}
+	return *found, nil
 }

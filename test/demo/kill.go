@@ -19,7 +19,8 @@ const (
 )
 
 // kill ends each node's proxy with SIGKILL while clients keep opening
-// connections, and starts another one once all of them wait.
+// connections, lets as many more come meanwhile, and starts another proxy once
+// all of those are connected.
 func (d *Demo) kill(ctx context.Context) error {
 	rows := [][]string{{"killed", "served before", "in flight, cut", "waited", "longest wait", "served after", "refused"}}
 	for _, name := range []string{"a", "b"} {
@@ -43,20 +44,24 @@ func (d *Demo) killUnder(ctx context.Context, node *world.Node, l *load) error {
 	if err := l.wait(ctx, func() bool { return l.before >= afterwards }); err != nil {
 		return fmt.Errorf("load before the kill: %w", err)
 	}
-	l.setPhase(dead)
+	l.setPhase(dying)
 	if err := node.Proxy().Kill(); err != nil {
 		return err
 	}
-	if err := l.wait(ctx, func() bool { return len(l.waiting) == loadClients }); err != nil {
-		return fmt.Errorf("clients opening connections to a dead proxy: %w", err)
+	l.setPhase(dead)
+	for range loadClients {
+		l.clients.Go(func() { l.once(ctx) })
+	}
+	if err := l.wait(ctx, func() bool { return l.waiting >= loadClients }); err != nil {
+		return fmt.Errorf("connections to a dead proxy: %w", err)
 	}
 	if err := node.StartProxy(ctx); err != nil {
 		return err
 	}
-	if err := l.wait(ctx, func() bool { return len(l.waiting) == 0 }); err != nil {
+	l.setPhase(back)
+	if err := l.wait(ctx, func() bool { return l.waiting == 0 }); err != nil {
 		return fmt.Errorf("connections made meanwhile: %w", err)
 	}
-	l.setPhase(back)
 	if err := l.wait(ctx, func() bool { return l.after >= afterwards }); err != nil {
 		return fmt.Errorf("load after the kill: %w", err)
 	}
@@ -68,21 +73,27 @@ type phase int
 
 const (
 	alive phase = iota
+	dying       // SIGKILL is sent; it may still accept
 	dead
 	back
 )
 
+func (p phase) String() string {
+	return [...]string{"before the kill", "at the time of the kill", "while the proxy was dead", "after its return"}[p]
+}
+
 // load opens connections to Redis, one request each, from several clients.
 type load struct {
-	pod *world.Pod
+	pod     *world.Pod
+	clients sync.WaitGroup
 
 	mu      sync.Mutex
 	phase   phase
 	before  int
 	cut     int // opened before the kill, and ended by it
-	after   int
-	waiting map[int]time.Time // open connections made while the proxy is dead, by client
+	waiting int // open connections made while the proxy is dead
 	waited  []time.Duration
+	after   int
 	failure error
 	news    chan struct{} // closed and renewed when anything of this changes
 }
@@ -91,62 +102,51 @@ type load struct {
 func (l *load) run(ctx context.Context, fn func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*patience)
 	defer cancel()
-	l.waiting, l.news = map[int]time.Time{}, make(chan struct{})
+	l.news = make(chan struct{})
 	stop := make(chan struct{})
-	var clients sync.WaitGroup
-	for i := range loadClients {
-		clients.Go(func() {
-			for {
+	for range loadClients {
+		l.clients.Go(func() {
+			for ctx.Err() == nil {
 				select {
 				case <-stop:
 					return
-				case <-ctx.Done():
-					return
 				default:
-					l.once(ctx, i)
+					l.once(ctx)
 				}
 			}
 		})
 	}
 	err := fn(ctx)
 	close(stop)
-	clients.Wait()
+	l.clients.Wait()
 	return err
 }
 
 // once is one connection.
-func (l *load) once(ctx context.Context, client int) {
-	began := time.Now()
-	opened := l.note(func() {
-		if l.phase == dead {
-			l.waiting[client] = began
+func (l *load) once(ctx context.Context) {
+	began, opened := time.Now(), l.note(func() {})
+	c, err := l.pod.Dial(ctx, redisService)
+	if err == nil {
+		if opened == dead {
+			l.note(func() { l.waiting++ })
+			defer l.note(func() { l.waiting-- })
 		}
-	})
-	err := l.call(ctx)
+		err = errors.Join(ping(c), c.Close())
+	}
 	l.note(func() {
-		delete(l.waiting, client)
 		switch {
-		case err == nil && opened == alive:
+		case err == nil && opened < dead:
 			l.before++
 		case err == nil && opened == dead:
 			l.waited = append(l.waited, time.Since(began))
 		case err == nil:
 			l.after++
-		case opened == alive && l.phase == dead && !errors.Is(err, syscall.ECONNREFUSED):
+		case opened < dead && l.phase != alive && !errors.Is(err, syscall.ECONNREFUSED):
 			l.cut++
 		case ctx.Err() == nil && l.failure == nil:
-			l.failure = fmt.Errorf("a connection opened %s the kill: %w", map[phase]string{alive: "before", dead: "after", back: "well after"}[opened], err)
+			l.failure = fmt.Errorf("a connection opened %s: %w", opened, err)
 		}
 	})
-}
-
-func (l *load) call(ctx context.Context) error {
-	c, err := l.pod.Dial(ctx, redisService)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = c.Close() }()
-	return ping(c)
 }
 
 // note changes the counts and returns the phase of that moment.
@@ -191,6 +191,11 @@ func (l *load) waits() (n int, longest time.Duration) {
 func (d *Demo) workerCanPing(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	l := load{pod: d.world.Pod("shop/worker")}
-	return world.Poll(ctx, func() error { return l.call(ctx) })
+	return world.Poll(ctx, func() error {
+		c, err := d.world.Pod("shop/worker").Dial(ctx, redisService)
+		if err != nil {
+			return err
+		}
+		return errors.Join(ping(c), c.Close())
+	})
 }
