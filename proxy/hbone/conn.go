@@ -20,13 +20,13 @@ type conn struct {
 	wire   *Wire // nil where nc is not made on one: then reads block with a buffer
 	server *server
 	budget *Budget
+	timing timing
 
 	reader // used by the reading goroutine alone
 	mu     sync.Mutex
 	writer // guarded by mu
 	state  // guarded by mu
 	timer  *time.Timer
-	gone   chan struct{} // closed once the connection serves nobody any more
 }
 
 // state is what both ends know of their streams.
@@ -70,12 +70,12 @@ func protocolError(format string, args ...any) error {
 	return &connError{http2.ErrCodeProtocol, CauseProtocol, fmt.Sprintf(format, args...)}
 }
 
-func newConn(nc net.Conn, srv *server, budget *Budget, notAfter time.Time) *conn {
+func newConn(nc net.Conn, srv *server, budget *Budget, notAfter time.Time, t timing) *conn {
 	if budget == nil {
 		budget = NewBudget(64 << 20)
 	}
 	now := time.Now()
-	c := &conn{nc: nc, server: srv, budget: budget, gone: make(chan struct{})}
+	c := &conn{nc: nc, server: srv, budget: budget, timing: t.orDefault(srv != nil)}
 	c.wire = wireUnder(nc)
 	c.streams = make(map[uint32]*stream)
 	c.peer = defaultSettings
@@ -98,14 +98,13 @@ func wireUnder(nc net.Conn) *Wire {
 // run reads until the connection ends and returns why.
 func (c *conn) run() *ConnError {
 	c.mu.Lock()
-	c.timer = time.AfterFunc(tick, c.onTick)
+	c.timer = time.AfterFunc(c.timing.tick, c.onTick)
 	c.mu.Unlock()
 
 	err := c.readFrames()
 	c.close(err)
 	<-c.flushed
 	c.linger()
-	close(c.gone)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e := (*ConnError)(nil); errors.As(c.err, &e) {
@@ -161,18 +160,17 @@ func (c *conn) onTick() {
 		c.mu.Unlock()
 		return
 	}
-	idle := c.idleLimit()
 	expired := !c.notAfter.IsZero() && now.After(c.notAfter)
 	switch {
 	case !c.settled.Load():
 		c.mu.Unlock()
-		c.close(&ConnError{CauseSlowHandshake, fmt.Errorf("no HTTP/2 SETTINGS in %v", tick)})
+		c.close(&ConnError{CauseSlowHandshake, fmt.Errorf("no HTTP/2 SETTINGS in %v", c.timing.tick)})
 		return
-	case !c.pingSent.IsZero() && now.Sub(c.pingSent) >= pingTimeout:
+	case !c.pingSent.IsZero() && now.Sub(c.pingSent) >= c.timing.ping:
 		c.mu.Unlock()
-		c.close(&ConnError{CausePingTimeout, fmt.Errorf("no answer to PING in %v", pingTimeout)})
+		c.close(&ConnError{CausePingTimeout, fmt.Errorf("no answer to PING in %v", c.timing.ping)})
 		return
-	case len(c.streams) == 0 && c.handlers == 0 && now.Sub(c.idleSince) >= idle:
+	case len(c.streams) == 0 && c.handlers == 0 && now.Sub(c.idleSince) >= c.timing.idle:
 		c.mu.Unlock()
 		c.close(&connError{http2.ErrCodeNo, CauseClosed, "idle"})
 		return
@@ -180,7 +178,7 @@ func (c *conn) onTick() {
 		c.pingSent = now
 		c.control(func(f *http2.Framer) error { return f.WritePing(false, pingData) })
 	}
-	c.timer.Reset(tick)
+	c.timer.Reset(c.timing.tick)
 	c.mu.Unlock()
 	if expired {
 		c.goAway()
@@ -345,13 +343,6 @@ var (
 	pingData  = [8]byte{'t', 'a', 'c', 'i', 't'}
 	drainPing = [8]byte{'d', 'r', 'a', 'i', 'n'}
 )
-
-func (c *conn) idleLimit() time.Duration {
-	if c.server != nil {
-		return serverIdle
-	}
-	return clientIdle
-}
 
 // past is a deadline that has expired.
 var past = time.Unix(1, 0)

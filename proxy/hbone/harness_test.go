@@ -91,10 +91,10 @@ type world struct {
 }
 
 type worldOptions struct {
-	server       ServerConfig
-	clientLife   time.Duration
-	serverLife   time.Duration
-	noServerCert bool
+	server     ServerConfig
+	clientLife time.Duration
+	serverLife time.Duration
+	client     PoolConfig // its timing and timeouts
 }
 
 func newWorld(t testing.TB, handler Handler, opts ...worldOptions) *world {
@@ -149,21 +149,21 @@ func newWorld(t testing.TB, handler Handler, opts ...worldOptions) *world {
 			})
 		}
 	})
-	w.pool = NewPool(PoolConfig{
-		Dial: func(ctx context.Context, k Key) (*net.TCPConn, error) {
-			w.mu.Lock()
-			w.dials++
-			w.mu.Unlock()
-			nc, err := new(net.Dialer).DialContext(ctx, "tcp", k.Destination.String())
-			if err != nil {
-				return nil, err
-			}
-			return nc.(*net.TCPConn), nil
-		},
-		TLS: func(context.Context, Key) (*tls.Config, time.Time, error) {
-			return w.ca.config(clientCert), clientCert.Leaf.NotAfter, nil
-		},
-	})
+	config := o.client
+	config.Dial = func(ctx context.Context, k Key) (*net.TCPConn, error) {
+		w.mu.Lock()
+		w.dials++
+		w.mu.Unlock()
+		nc, err := new(net.Dialer).DialContext(ctx, "tcp", k.Destination.String())
+		if err != nil {
+			return nil, err
+		}
+		return nc.(*net.TCPConn), nil
+	}
+	config.TLS = func(context.Context, Key) (*tls.Config, time.Time, error) {
+		return w.ca.config(clientCert), clientCert.Leaf.NotAfter, nil
+	}
+	w.pool = NewPool(config)
 	t.Cleanup(func() {
 		w.pool.Close()
 		w.listener.Close()
@@ -171,6 +171,20 @@ func newWorld(t testing.TB, handler Handler, opts ...worldOptions) *world {
 		serving.Wait()
 	})
 	return w
+}
+
+// dialed is how many connections the pool made.
+func (w *world) dialed() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.dials
+}
+
+// tunnel is the server's end of the n-th connection.
+func (w *world) tunnel(n int) *net.TCPConn {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.conns[n]
 }
 
 // open begins a stream to authority.

@@ -15,7 +15,6 @@ package hbone
 import (
 	"errors"
 	"fmt"
-	"time"
 )
 
 // Header is one header field; the name is in lower case.
@@ -51,8 +50,6 @@ const (
 
 // Limits of both ends. What the peer is told is in settings.go.
 const (
-	tick              = 10 * time.Second // PING and idle check
-	pingTimeout       = 20 * time.Second
 	keptBytes         = 64 << 10 // sent before the answer, kept for a replay
 	firstWindow       = 64 << 10 // of a stream, until it is accepted and beyond while it is slow
 	largestWindow     = 4 << 20

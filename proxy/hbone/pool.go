@@ -34,10 +34,12 @@ type PoolConfig struct {
 	// when the certificate in it ends.
 	TLS func(context.Context, Key) (*tls.Config, time.Time, error)
 
-	DialTimeout   time.Duration     // dial and handshake; 10 s
-	AnswerTimeout time.Duration     // from Open to the answer; 20 s
-	Budget        func(Key) *Budget // receive memory of the source pod; nil: 64 MiB per connection
-	Closed        func(Key, *ConnError)
+	DialTimeout   time.Duration         // dial and handshake; 10 s
+	AnswerTimeout time.Duration         // from Open to the answer; 20 s
+	Budget        func(Key) *Budget     // receive memory of the source pod; nil: 64 MiB per connection
+	Closed        func(Key, *ConnError) // a connection ended
+
+	timing timing
 }
 
 // Pool holds the client's connections of all pods of a node.
@@ -224,7 +226,12 @@ func (p *Pool) dial(key Key) (*conn, error) {
 		tcp.Close()
 		return nil, fmt.Errorf("TLS handshake: peer does not speak HTTP/2 (ALPN %q)", state.NegotiatedProtocol)
 	}
-	c := newConn(nc, nil, p.config.Budget(key), earlier(notAfter, peerEnd(state)))
+	end := earlier(notAfter, peerEnd(state))
+	if !end.IsZero() && !time.Now().Before(end) {
+		tcp.Close()
+		return nil, fmt.Errorf("TLS handshake: a certificate ended at %v", end)
+	}
+	c := newConn(nc, nil, p.config.Budget(key), end, p.config.timing)
 	c.greetPeer()
 	return c, nil
 }

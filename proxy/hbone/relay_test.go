@@ -52,8 +52,8 @@ func TestManyStreamsByteExact(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if w.dials != 2 {
-		t.Errorf("%d connections for 150 streams, want 2", w.dials)
+	if n := w.dialed(); n != 2 {
+		t.Errorf("%d connections for 150 streams, want 2", n)
 	}
 }
 

@@ -24,6 +24,8 @@ type ServerConfig struct {
 	// Budget caps receive memory, shared by the pod's connections. nil:
 	// 64 MiB for this connection.
 	Budget *Budget
+
+	timing timing
 }
 
 // Handler serves one stream: it calls Refuse, or Accept and then Relay or
@@ -41,7 +43,7 @@ func Serve(ctx context.Context, nc net.Conn, config ServerConfig, handler Handle
 	if t, ok := nc.(*tls.Conn); ok {
 		notAfter = earlier(notAfter, peerEnd(t.ConnectionState()))
 	}
-	c := newConn(nc, srv, config.Budget, notAfter)
+	c := newConn(nc, srv, config.Budget, notAfter, config.timing)
 	defer context.AfterFunc(ctx, func() { c.close(&ConnError{CauseCanceled, context.Cause(ctx)}) })()
 	if config.Drain != nil {
 		defer context.AfterFunc(config.Drain, c.goAway)()

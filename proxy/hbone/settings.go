@@ -13,12 +13,25 @@ const (
 	defaultFrame  = 16384
 )
 
+// timing is what a connection waits for; tests wait for less.
+type timing struct {
+	tick time.Duration // between PINGs, and until SETTINGS have come
+	ping time.Duration // a PING unanswered
+	idle time.Duration // without streams
+}
+
 // A client leaves first, so that no stream meets a connection that the server
 // is closing for being idle.
-const (
-	clientIdle = 300 * time.Second
-	serverIdle = 600 * time.Second
-)
+func (t timing) orDefault(server bool) timing {
+	if t.tick != 0 {
+		return t
+	}
+	t = timing{tick: 10 * time.Second, ping: 20 * time.Second, idle: 300 * time.Second}
+	if server {
+		t.idle *= 2
+	}
+	return t
+}
 
 // settings are the peer's.
 type settings struct {

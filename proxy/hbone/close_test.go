@@ -1,0 +1,190 @@
+package hbone
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/tacit-mesh/tacit/proxy/relay"
+)
+
+// ends connects a client application to a server application through a world
+// and returns both, each with a deadline.
+func ends(t *testing.T) (w *world, client, server *net.TCPConn, done chan relay.Result, farDone chan relay.Result) {
+	t.Helper()
+	server, far := tcpPair(t)
+	farDone = make(chan relay.Result, 1)
+	w = newWorld(t, func(ctx context.Context, s *ServerStream) {
+		s.Accept()
+		farDone <- s.Relay(ctx, far)
+	})
+	client, done = w.connect("10.0.0.1:80")
+	server.SetDeadline(time.Now().Add(15 * time.Second))
+	client.SetDeadline(time.Now().Add(15 * time.Second))
+	pass(t, client, server, "hello")
+	pass(t, server, client, "world")
+	return w, client, server, done, farDone
+}
+
+func pass(t *testing.T, from, to *net.TCPConn, text string) {
+	t.Helper()
+	if _, err := from.Write([]byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(text))
+	if _, err := io.ReadFull(to, got); err != nil || string(got) != text {
+		t.Fatalf("%q arrived as %q, %v", text, got, err)
+	}
+}
+
+func TestHalfClose(t *testing.T) {
+	for _, swap := range []bool{false, true} {
+		_, a, b, done, farDone := ends(t)
+		if swap {
+			a, b = b, a
+		}
+		a.CloseWrite()
+		if _, err := b.Read(make([]byte, 1)); err != io.EOF {
+			t.Fatalf("FIN arrived as %v", err)
+		}
+		pass(t, b, a, "still here")
+		select {
+		case r := <-done:
+			t.Fatalf("ended by one FIN: %+v", r)
+		default:
+		}
+		b.CloseWrite()
+		if _, err := a.Read(make([]byte, 1)); err != io.EOF {
+			t.Fatalf("FIN arrived as %v", err)
+		}
+		for _, r := range []relay.Result{within(t, done), within(t, farDone)} {
+			if r.End != relay.Finished || r.Err != nil {
+				t.Errorf("result %+v", r)
+			}
+		}
+	}
+}
+
+func TestReset(t *testing.T) {
+	cases := []struct {
+		name   string
+		fin    bool // the peer has seen FIN before
+		before func(resets, peer *net.TCPConn)
+	}{
+		{"at once", false, func(_, _ *net.TCPConn) {}},
+		{"after its own FIN", true, func(r, peer *net.TCPConn) {
+			r.CloseWrite()
+			peer.Read(make([]byte, 1))
+		}},
+		{"after the other's FIN", false, func(r, peer *net.TCPConn) {
+			peer.CloseWrite()
+			r.Read(make([]byte, 1))
+		}},
+		{"while it does not read", false, func(r, peer *net.TCPConn) { fill(peer) }},
+		{"while the other does not read", false, func(r, peer *net.TCPConn) { fill(r) }},
+	}
+	for _, c := range cases {
+		for _, swap := range []bool{false, true} {
+			t.Run(c.name, func(t *testing.T) {
+				_, a, b, done, farDone := ends(t)
+				near, far := done, farDone
+				if swap {
+					a, b = b, a
+					near, far = farDone, done
+				}
+				c.before(a, b)
+				a.SetLinger(0)
+				a.Close()
+				if r := within(t, near); r.End != relay.ResetByApp {
+					t.Errorf("where the reset happened: %+v", r)
+				}
+				if r := within(t, far); r.End != relay.ResetByPeer {
+					t.Errorf("at the far side: %+v", r)
+				}
+				expectReset(t, b, c.fin)
+			})
+		}
+	}
+}
+
+// fill writes until everything on the way is full.
+func fill(c *net.TCPConn) {
+	c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+	for err := error(nil); err == nil; {
+		_, err = c.Write(make([]byte, 1<<20))
+	}
+}
+
+func TestAbort(t *testing.T) {
+	cause := errors.New("revoked")
+	server, far := tcpPair(t)
+	client, near := tcpPair(t)
+	farDone := make(chan relay.Result, 1)
+	w := newWorld(t, func(ctx context.Context, s *ServerStream) {
+		s.Accept()
+		farDone <- s.Relay(ctx, far)
+	})
+	ctx, cancel := context.WithCancelCause(t.Context())
+	s := w.open("10.0.0.1:80")
+	if _, err := s.Answer(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan relay.Result, 1)
+	go func() {
+		r, _ := s.Relay(ctx, near, nil)
+		done <- r
+	}()
+	pass(t, client, server, "x")
+	cancel(cause)
+	if r := within(t, done); r.End != relay.Aborted || !errors.Is(r.Err, cause) {
+		t.Errorf("aborted: %+v", r)
+	}
+	if r := within(t, farDone); r.End != relay.ResetByPeer {
+		t.Errorf("far side of an abort: %+v", r)
+	}
+	expectReset(t, client, false)
+	expectReset(t, server, false)
+}
+
+func TestLossOfTunnelIsReset(t *testing.T) {
+	cases := map[string]func(*net.TCPConn){
+		"FIN": func(c *net.TCPConn) { c.CloseWrite() },
+		"RST": func(c *net.TCPConn) {
+			c.SetLinger(0)
+			c.Close()
+		},
+	}
+	for name, kill := range cases {
+		t.Run(name, func(t *testing.T) {
+			w, client, server, done, farDone := ends(t)
+			kill(w.tunnel(0))
+			for _, r := range []relay.Result{within(t, done), within(t, farDone)} {
+				if r.End != relay.Lost {
+					t.Errorf("result %+v", r)
+				}
+			}
+			expectReset(t, client, false)
+			expectReset(t, server, false)
+		})
+	}
+}
+
+// expectReset drains c and wants RST at the end, without FIN before it unless
+// there was one already.
+func expectReset(t *testing.T, c *net.TCPConn, fin bool) {
+	t.Helper()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	_, err := io.Copy(io.Discard, c)
+	if fin {
+		s, e := relay.NewSocket(c)
+		must(t, e)
+		err = s.WaitReset()
+	}
+	if !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("want a reset, got %v", err)
+	}
+}
