@@ -188,20 +188,18 @@ func Restore(want []Table, have Saved) string {
 	return b.String()
 }
 
-// hook leaves one plain jump to each chain of ours, without a moment of none,
-// and takes away chains that an older version made.
+// hook leaves one plain jump to each chain of ours, ahead of all else, without
+// a moment of none, and takes away chains that an older version made.
 func (t SavedTable) hook(b *strings.Builder, want Table) {
 	hooked := map[string]bool{}
 	for _, chain := range t.names() {
-		for _, r := range t[chain] {
-			if isOurs(chain) || !isOurs(target(r.Text)) {
-				continue
-			}
-			if c := want.hookedAt(chain); r.Text == "-j "+c && !hooked[c] {
-				hooked[c] = true
-				continue
-			}
-			fmt.Fprintf(b, "-D %s %s\n", chain, r.Text)
+		jumps := t.jumps(chain)
+		if c := want.hookedAt(chain); len(jumps) == 1 && jumps[0] == 0 && t[chain][0].Text == "-j "+c {
+			hooked[c] = true
+			continue
+		}
+		for _, i := range jumps {
+			fmt.Fprintf(b, "-D %s %s\n", chain, t[chain][i].Text)
 		}
 	}
 	for _, c := range want.Chains {
@@ -249,10 +247,8 @@ func Remove(have Saved) string {
 		}
 		fmt.Fprintf(&b, "*%s\n", name)
 		for _, chain := range t.names() {
-			for _, r := range t[chain] {
-				if !isOurs(chain) && isOurs(target(r.Text)) {
-					fmt.Fprintf(&b, "-D %s %s\n", chain, r.Text)
-				}
+			for _, i := range t.jumps(chain) {
+				fmt.Fprintf(&b, "-D %s %s\n", chain, t[chain][i].Text)
 			}
 		}
 		deleteChains(&b, ours)

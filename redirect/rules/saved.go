@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -49,16 +50,19 @@ func ParseSave(text string) Saved {
 	return saved
 }
 
-// Ours is our part, in a form to compare and to show: how many jumps lead to
-// each of our chains, and what is in these.
+// Ours is our part, in a form to compare and to show: the jumps that lead to
+// our chains and where they stand, and what is in these.
 func (s Saved) Ours() string {
 	var b strings.Builder
 	for _, name := range s.tables() {
 		t := s[name]
 		for _, chain := range t.names() {
-			for _, r := range t[chain] {
-				if isOurs(chain) || isOurs(target(r.Text)) {
-					b.WriteString(name + ": -A " + chain + " " + r.Text + "\n")
+			for i, r := range t[chain] {
+				switch {
+				case isOurs(chain):
+					fmt.Fprintf(&b, "%s: -A %s %s\n", name, chain, r.Text)
+				case isOurs(target(r.Text)):
+					fmt.Fprintf(&b, "%s: -I %s %d %s\n", name, chain, i+1, r.Text)
 				}
 			}
 		}
@@ -150,6 +154,16 @@ func target(rule string) string {
 		}
 	}
 	return ""
+}
+
+// jumps are the places of the rules that lead from a chain of others to ours.
+func (t SavedTable) jumps(chain string) (at []int) {
+	for i, r := range t[chain] {
+		if !isOurs(chain) && isOurs(target(r.Text)) {
+			at = append(at, i)
+		}
+	}
+	return at
 }
 
 // ours are the names of our chains. A jump to one of ours without the chain
