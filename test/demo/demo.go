@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -101,11 +102,32 @@ func (d *Demo) Walk(ctx context.Context) error {
 		d.out.step(i+1, len(steps), s.title)
 		if err := s.run(ctx); err != nil {
 			d.out.failed(err)
+			d.showLogs()
 			return fmt.Errorf("step %d (%s): %w", i+1, s.title, err)
 		}
 	}
 	d.out.title(fmt.Sprintf("All %d steps showed what they claim, in %.0f s.", len(steps), time.Since(d.began).Seconds()))
 	return nil
+}
+
+// showLogs prints what the programs complained of last, when a step failed.
+func (d *Demo) showLogs() {
+	programs := []*world.Program{d.world.Control()}
+	for _, n := range d.world.Nodes() {
+		programs = append(programs, n.Agent(), n.Proxy())
+	}
+	for _, p := range programs {
+		text, err := os.ReadFile(p.Log)
+		if err != nil {
+			text = []byte(err.Error())
+		}
+		lines := slices.DeleteFunc(strings.Split(strings.TrimSpace(string(text)), "\n"), func(line string) bool {
+			return line == "" || strings.Contains(line, `"level":"info"`)
+		})
+		const most = 4
+		d.out.say("%s: %d warnings and errors", p.Name, len(lines))
+		d.out.output(strings.Join(lines[max(0, len(lines)-most):], "\n"))
+	}
 }
 
 // Close ends everything. Its error names what is left.
