@@ -298,3 +298,16 @@ func within[T any](t testing.TB, c <-chan T) T {
 		panic("unreachable")
 	}
 }
+
+// eventually polls for what offers no event.
+func eventually(t testing.TB, ok func() bool) {
+	t.Helper()
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); <-poll.C {
+		if time.Now().After(deadline) {
+			t.Error("did not come about in 10 s")
+			return
+		}
+	}
+}

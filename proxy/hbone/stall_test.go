@@ -1,0 +1,169 @@
+package hbone
+
+import (
+	"context"
+	"io"
+	"net"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Any number of readers that do not read must not slow the others down, though
+// all share one connection.
+func TestStalledReadersSlowNobody(t *testing.T) {
+	const stalled, busy, volume = 20, 50, 4 << 20
+	budget := NewBudget(32 << 20)
+	release := make(chan struct{})
+	lazy := application(t, func(c *net.TCPConn) { <-release })
+	brisk := application(t, echo)
+	w := newWorld(t, func(ctx context.Context, s *ServerStream) {
+		target := brisk
+		if s.Authority() == "10.0.0.9:9" {
+			target = lazy
+		}
+		forward(target)(ctx, s)
+	}, worldOptions{server: ServerConfig{Budget: budget}})
+
+	var stuck []*net.TCPConn
+	var all sync.WaitGroup
+	for range stalled {
+		app, _ := w.connect("10.0.0.9:9")
+		all.Go(func() { fill(app) })
+		stuck = append(stuck, app)
+	}
+	all.Wait()
+	start := time.Now()
+	for range busy {
+		all.Go(func() {
+			app, _ := w.connect("10.0.0.1:80")
+			app.SetDeadline(time.Now().Add(60 * time.Second))
+			exchange(t, app, volume)
+		})
+	}
+	all.Wait()
+	elapsed := time.Since(start)
+	if n := w.dialed(); n != 1 {
+		t.Errorf("%d connections, want one", n)
+	}
+	t.Logf("%d MB both ways beside %d stalled readers in %v, %d bytes of window granted", busy*volume>>20, stalled, elapsed, budget.Used())
+	if budget.Used() > 32<<20 {
+		t.Errorf("%d bytes granted over the budget", budget.Used())
+	}
+	close(release)
+	closeAll(stuck)
+}
+
+func TestBudget(t *testing.T) {
+	b := NewBudget(100)
+	if !b.take(60) || b.take(60) || !b.take(40) || b.Used() != 100 {
+		t.Errorf("used %d", b.Used())
+	}
+	b.give(100)
+	if b.Used() != 0 {
+		t.Errorf("used %d after giving all back", b.Used())
+	}
+}
+
+// Windows that streams were granted come back when these end.
+func TestBudgetIsGivenBack(t *testing.T) {
+	budget := NewBudget(64 << 20)
+	w := newWorld(t, forward(application(t, func(c *net.TCPConn) { io.Copy(io.Discard, c) })),
+		worldOptions{server: ServerConfig{Budget: budget}})
+	app, done := w.connect("10.0.0.1:80")
+	app.Write(make([]byte, 32<<20))
+	if budget.Used() == 0 {
+		t.Error("bulk did not grow the window")
+	}
+	app.CloseWrite()
+	within(t, done)
+	if err := w.pool.Run(ended(t)); err == nil {
+		t.Error("Run returned without an error")
+	}
+	within(t, w.ended)
+	if budget.Used() != 0 {
+		t.Errorf("%d bytes not given back", budget.Used())
+	}
+}
+
+func ended(t *testing.T) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	return ctx
+}
+
+// A stream whose application does not read holds no more than its window.
+func TestReceivedBytesAreBounded(t *testing.T) {
+	accept := make(chan struct{})
+	streams := make(chan *ServerStream, 1)
+	w := newWorld(t, func(ctx context.Context, s *ServerStream) {
+		streams <- s
+		<-accept
+	})
+	defer close(accept)
+	app, _ := w.connect("10.0.0.1:80")
+	fill(app)
+	s := within(t, streams)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.inbox.held > firstWindow || s.inbox.window < 0 {
+		t.Errorf("%d bytes held before the stream was accepted", s.inbox.held)
+	}
+}
+
+// Relaying a message must allocate nothing. Without TLS: crypto/tls itself
+// allocates 24 bytes for each record that it reads.
+func TestAllocatesNothingPerMessage(t *testing.T) {
+	apps := plainWorld(t, 4)
+	p := make([]byte, 1000)
+	message := func() {
+		for _, app := range apps {
+			exchangeOnce(t, app, p)
+		}
+	}
+	for range 100 {
+		message()
+	}
+	var before, after runtime.MemStats
+	const rounds = 1000
+	runtime.ReadMemStats(&before)
+	for range rounds {
+		message()
+	}
+	runtime.ReadMemStats(&after)
+	per := float64(after.Mallocs-before.Mallocs) / float64(rounds*len(apps))
+	if per > 0.25 { // WINDOW_UPDATE, once in 32 messages
+		t.Errorf("%.2f allocations per message and its echo", per)
+	}
+}
+
+// plainWorld relays n connections through both ends, without TLS.
+func plainWorld(t testing.TB, n int) []*net.TCPConn {
+	t.Helper()
+	a, b := tcpPair(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	target := application(t, echo)
+	near, err := NewWire(a)
+	must(t, err)
+	far, err := NewWire(b)
+	must(t, err)
+	running.Go(func() { Serve(ctx, far, ServerConfig{}, forward(target)) })
+	c := newConn(near, nil, nil, time.Time{}, timing{})
+	c.greetPeer()
+	running.Go(func() { c.run() })
+	var apps []*net.TCPConn
+	for range n {
+		app, relayed := tcpPair(t)
+		s := c.openStream(Request{Authority: "10.0.0.1:80"}, time.Minute)
+		running.Go(func() { s.Relay(ctx, relayed, nil) })
+		exchangeOnce(t, app, make([]byte, 1))
+		apps = append(apps, app)
+	}
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+	return apps
+}
