@@ -29,7 +29,8 @@ type ServerConfig struct {
 }
 
 // Handler serves one stream: it calls Refuse, or Accept and then Relay or
-// waits for Done. A stream that is not over when it returns is reset.
+// waits for Done. Its context ends when the stream is reset or lost. A stream
+// that is not over when it returns is reset.
 type Handler func(context.Context, *ServerStream)
 
 // Serve handles the streams of a connection, each in a goroutine, until it
@@ -103,23 +104,26 @@ func (srv *server) open(c *conn, id uint32, m message) error {
 	}
 	s := &ServerStream{authority: value(m.fields, ":authority"), headers: m.fields}
 	s.stream.init(c, id)
+	ctx, cancel := context.WithCancel(srv.ctx)
+	s.cancel = cancel
 	c.handlers++
 	c.mu.Unlock()
 	if m.end {
 		s.remoteFIN()
 	}
-	srv.running.Go(func() { srv.serve(s, m) })
+	srv.running.Go(func() { srv.serve(ctx, s, m) })
 	return nil
 }
 
-func (srv *server) serve(s *ServerStream, m message) {
+func (srv *server) serve(ctx context.Context, s *ServerStream, m message) {
 	defer s.c.handlerDone()
+	defer s.cancel()
 	defer s.Reset()
 	if status := invalid(m); status != 0 {
 		s.Refuse(status)
 		return
 	}
-	srv.handler(srv.ctx, s)
+	srv.handler(ctx, s)
 }
 
 // invalid returns the status for a request that no handler needs to see. Plain

@@ -1,6 +1,7 @@
 package hbone
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -34,6 +35,8 @@ type stream struct {
 	over      bool
 	failure   failure
 	answer    answer // of the client's side
+
+	cancel context.CancelFunc // server: of the handler; set before it runs
 }
 
 // failure is an end that is not orderly.
@@ -148,6 +151,9 @@ func (s *stream) fail(f failure) {
 		app.Interrupt()
 	}
 	s.mu.Unlock()
+	if s.cancel != nil {
+		s.cancel()
+	}
 	if app != nil && !keep {
 		app.Reset()
 	}
