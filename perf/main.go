@@ -65,7 +65,7 @@ func exit(err error) {
 }
 
 func run(ctx context.Context, c config) (err error) {
-	w, err := world.New(ctx, world.Config{Manifests: c.manifests, Programs: c.programs})
+	w, err := world.New(ctx, world.Config{Manifests: c.manifests, Programs: c.programs, SplitCPUs: true})
 	if err != nil {
 		return err
 	}

@@ -95,7 +95,7 @@ func (r *report) print(out io.Writer) {
 		_, _ = fmt.Fprintln(w, strings.Join(cells, "\t")+"\t")
 	}
 	_ = w.Flush() // a terminal that is gone needs no table
-	_, _ = fmt.Fprintf(out, "\nMedians of %d rounds on %d CPUs, Linux %s, %s.\nA ratio above 1 means better. Only compare within one run.\n",
+	_, _ = fmt.Fprintf(out, "\nMedians of %d rounds on %d CPUs, half of them for each node, Linux %s, %s.\nA ratio above 1 means better. Only compare within one run.\n",
 		r.Rounds, r.CPUs, r.Kernel, r.HAProxy)
 }
 

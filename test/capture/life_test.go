@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -91,42 +92,48 @@ func (l *liveConns) finish(t *testing.T) {
 }
 
 // Enrolling and un-enrolling cut nothing, whoever speaks first afterwards;
-// nothing of ours is left at the end.
+// nothing of ours is left at the end. Without rules of others, the kernel
+// begins and ends connection tracking together with ours.
 func TestEnrolmentUnderLiveConnections(t *testing.T) {
-	for _, backend := range []pods.Backend{pods.BackendNFT, pods.BackendLegacy} {
-		t.Run(string(backend), func(t *testing.T) {
+	for _, tt := range []struct {
+		backend pods.Backend
+		foreign bool
+	}{{pods.BackendNFT, false}, {pods.BackendNFT, true}, {pods.BackendLegacy, true}} {
+		t.Run(fmt.Sprintf("%s, foreign rules: %v", tt.backend, tt.foreign), func(t *testing.T) {
 			pod, peer := newPair(t)
-			prepare(t, pod, backend)
+			if tt.foreign {
+				prepare(t, pod, tt.backend)
+			}
 			before := snapshot(t, pod)
-			echo(t, peer.listen(t, ":80"))
-
-			clientFirst, serverFirst, idle := newLiveConns(t, pod, peer, 1000), newLiveConns(t, pod, peer, 1100), newLiveConns(t, pod, peer, 1200)
 			n := newNode(t, pod)
-			n.start(backend)
-			clientFirst.speak(t, 0, "client after enrolment")
-			serverFirst.speak(t, 1, "server after enrolment")
+
+			old := newLiveConns(t, pod, peer, 1000)
+			oldIdle := newLiveConns(t, pod, peer, 1100)
+			oldServerFirst := newLiveConns(t, pod, peer, 1200)
+			n.start(tt.backend)
+			old.speak(t, 0, "client after enrolment")
+			oldServerFirst.speak(t, 1, "server after enrolment")
 			if n.relay.out.Load()+n.relay.in.Load() > 0 {
 				t.Error("connections from before were captured")
 			}
 
 			captured := newLiveConns(t, pod, peer, 1300)
-			captured2, capturedIdle := newLiveConns(t, pod, peer, 1400), newLiveConns(t, pod, peer, 1500)
+			capturedIdle := newLiveConns(t, pod, peer, 1400)
+			capturedServerFirst := newLiveConns(t, pod, peer, 1500)
 			captured.speak(t, 0, "captured")
 			n.update(func(p *pods.Pod) { p.Capture = false })
 			n.await(pods.StateReleasing)
-			seen := n.relay.out.Load()
+			old.speak(t, 1, "server after release")
 			captured.speak(t, 0, "client after release")
-			captured2.speak(t, 1, "server after release")
-			clientFirst.speak(t, 1, "server after release")
-			c := pod.dial(t, netip.AddrPortFrom(peer4, 80))
-			if _, err := say(c, "hello"); err != nil || n.relay.out.Load() != seen {
-				t.Errorf("a new connection after the release: %v; captured %d", err, n.relay.out.Load()-seen)
-			}
-			for _, l := range []*liveConns{captured, captured2, capturedIdle} {
+			capturedServerFirst.speak(t, 1, "server after release")
+			notCaptured(t, n, pod, peer)
+			stays(t, 3*time.Second, "releasing, while connections live", func() bool { return n.set.Status()[0].State == pods.StateReleasing })
+			captured.speak(t, 1, "server, later")
+			for _, l := range []*liveConns{captured, capturedIdle, capturedServerFirst} {
 				l.finish(t)
 			}
 			n.await(pods.StateLeft)
-			for _, l := range []*liveConns{clientFirst, serverFirst, idle} {
+			for _, l := range []*liveConns{old, oldIdle, oldServerFirst} {
 				l.finish(t)
 			}
 			if diff := cmp.Diff(before, snapshot(t, pod)); diff != "" {
@@ -134,6 +141,19 @@ func TestEnrolmentUnderLiveConnections(t *testing.T) {
 			}
 		})
 	}
+}
+
+// notCaptured makes a new connection that the proxy must not see.
+func notCaptured(t *testing.T, n *node, pod, peer testNS) {
+	t.Helper()
+	l := peer.listen(t, ":80")
+	echo(t, l)
+	seen := n.relay.out.Load()
+	c := pod.dial(t, netip.AddrPortFrom(peer4, 80))
+	if _, err := say(c, "hello"); err != nil || n.relay.out.Load() != seen {
+		t.Errorf("a new connection after the release: %v; captured %d", err, n.relay.out.Load()-seen)
+	}
+	c.Close()
 }
 
 // A pod that is let go and taken back before its last connection has ended.
@@ -364,8 +384,7 @@ func TestReplacement(t *testing.T) {
 func (r *relay) wasRemoved(uid string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_, ok := r.removed[uid]
-	return ok
+	return slices.Contains(r.removed, uid)
 }
 
 // A namespace that vanishes under live connections takes every descriptor
@@ -476,6 +495,8 @@ func TestWrongNamespace(t *testing.T) {
 	if len(all) != 1 || all[0].Err == nil || all[0].State != pods.StatePending {
 		t.Errorf("status %+v", all)
 	}
+	n.relay.mu.Lock()
+	defer n.relay.mu.Unlock()
 	if len(n.relay.pods) > 0 {
 		t.Error("the proxy got the pod")
 	}

@@ -183,3 +183,22 @@ func eventually(t *testing.T, within time.Duration, what string, holds func() bo
 		}
 	}
 }
+
+// stays is for what must not happen, and so never announces itself.
+func stays(t *testing.T, during time.Duration, what string, holds func() bool) {
+	t.Helper()
+	end := time.NewTimer(during)
+	defer end.Stop()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if !holds() {
+			t.Fatalf("not so for %v: %s", during, what)
+		}
+		select {
+		case <-tick.C:
+		case <-end.C:
+			return
+		}
+	}
+}

@@ -40,18 +40,17 @@ type relay struct {
 
 	mu      sync.Mutex
 	pods    map[string]sockets.Pod
-	removed map[string]bool // gone or not
+	removed []string // UIDs, one for each Remove
 	conns   map[string]map[net.Conn]bool
 }
 
 func newRelay(log *zap.Logger) *relay {
-	return &relay{log: log, synced: make(chan struct{}), pods: map[string]sockets.Pod{}, removed: map[string]bool{}, conns: map[string]map[net.Conn]bool{}}
+	return &relay{log: log, synced: make(chan struct{}), pods: map[string]sockets.Pod{}, conns: map[string]map[net.Conn]bool{}}
 }
 
 func (r *relay) Add(p sockets.Pod, l sockets.Listeners) {
 	r.mu.Lock()
 	r.pods[p.UID] = p
-	delete(r.removed, p.UID)
 	r.mu.Unlock()
 	r.accept(l.Outbound, func(c *net.TCPConn) { r.serve(p.UID, c, &r.out, false) })
 	r.accept(l.Plaintext, func(c *net.TCPConn) { r.serve(p.UID, c, &r.in, true) })
@@ -62,7 +61,7 @@ func (r *relay) Remove(uid string, gone bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.pods, uid)
-	r.removed[uid] = gone
+	r.removed = append(r.removed, uid)
 	if gone {
 		for c := range r.conns[uid] {
 			c.Close()
@@ -189,7 +188,7 @@ func background(t *testing.T, fns ...func(context.Context) error) (stop func()) 
 
 func (n *node) startAgent(backend pods.Backend) {
 	n.server = handoff.New(handoff.Config{Socket: filepath.Join(n.dir, "agent.sock"), ProxyUID: os.Geteuid(), Log: n.log.Named("agent")})
-	n.set = pods.New(pods.Config{Sockets: n.server, Backend: backend, Check: 300 * time.Millisecond, Log: n.log.Named("agent")})
+	n.set = pods.New(pods.Config{Sockets: n.server, Backend: backend, Check: 100 * time.Millisecond, Log: n.log.Named("agent")})
 	n.set.Update([]pods.Pod{n.pod})
 	n.stop = background(n.t, n.server.Run, n.set.Run)
 }

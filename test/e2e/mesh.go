@@ -227,16 +227,21 @@ func (m *Mesh) Connections(node, which, from, to string) []admin.Connection {
 
 // Admin asks a node's proxy on its admin socket.
 func (m *Mesh) Admin(node, path string, answer any) error {
+	body, err := m.AdminText(node, path)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(body, answer)
+}
+
+// AdminText is Admin for an answer as it stands.
+func (m *Mesh) AdminText(node, path string) ([]byte, error) {
 	socket := m.Node(node).AdminSocket()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	}}
 	defer transport.CloseIdleConnections()
-	body, err := fetch(m.Context(), &http.Client{Transport: transport}, "http://proxy"+path)
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(body, answer)
+	return fetch(m.Context(), &http.Client{Transport: transport}, "http://proxy"+path)
 }
 
 // Metric sums the samples of a metric of a node's proxy whose labels include

@@ -23,6 +23,7 @@ type execSpec struct {
 	Mounts       []mount
 	Dir          string
 	Cgroup       string // directory
+	CPUs         []int
 	User, Group  int
 	Unprivileged bool // no capability in any set, nor a way to get one
 	Path         string
@@ -94,6 +95,15 @@ func (s execSpec) join() error {
 	if s.Cgroup != "" {
 		if err := os.WriteFile(filepath.Join(s.Cgroup, "cgroup.procs"), []byte("0"), 0); err != nil {
 			return fmt.Errorf("join control group: %w", err)
+		}
+	}
+	if len(s.CPUs) > 0 {
+		var set unix.CPUSet
+		for _, cpu := range s.CPUs {
+			set.Set(cpu)
+		}
+		if err := unix.SchedSetaffinity(0, &set); err != nil {
+			return fmt.Errorf("bind to CPUs %v: %w", s.CPUs, err)
 		}
 	}
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWUTS); err != nil {

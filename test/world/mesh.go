@@ -110,7 +110,7 @@ func (n *Node) StartAgent(ctx context.Context) error {
 		args = append(args, "--proxy-cgroup", cgroupPath(n.cgroup))
 	}
 	n.world.mu.Lock()
-	p, err := n.world.start("agent-"+n.Name, execSpec{Netns: n.netns.path}, n.world.program("tacit-agent"), append(args, n.world.config.AgentArgs...)...)
+	p, err := n.world.start("agent-"+n.Name, execSpec{Netns: n.netns.path, CPUs: n.cpus}, n.world.program("tacit-agent"), append(args, n.world.config.AgentArgs...)...)
 	if err == nil {
 		n.agent = p
 	}
@@ -143,7 +143,7 @@ func (n *Node) StartProxy(ctx context.Context) error {
 		"--xds", n.world.control4(), "--ca", n.world.control4(), "--server-name", serverName,
 		"--root", n.rootFile(), "--token", n.tokenFile(), "--trust-domain", trustDomain,
 		"--admin-socket", n.AdminSocket(), "--metrics", port(0), "--readiness", port(1)}
-	spec := execSpec{Netns: n.netns.path, Cgroup: n.cgroup, User: ProxyUID, Group: ProxyUID, Unprivileged: true}
+	spec := execSpec{Netns: n.netns.path, CPUs: n.cpus, Cgroup: n.cgroup, User: ProxyUID, Group: ProxyUID, Unprivileged: true}
 	n.world.mu.Lock()
 	p, err := n.world.start("proxy-"+n.Name, spec, n.world.program("tacit-proxy"), append(args, n.world.config.ProxyArgs...)...)
 	if err == nil {

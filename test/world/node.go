@@ -35,6 +35,7 @@ type Node struct {
 	netns  *namespace
 	dir    string
 	cgroup string
+	cpus   []int // those its programs may use; empty: all
 	agent  *Program
 	proxy  *Program
 	rolls  int
@@ -116,7 +117,7 @@ func (n *Node) Do(fn func() error) error { return n.netns.Do(fn) }
 
 // Command is a program to run on the node, as root.
 func (n *Node) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	return execSpec{Netns: n.netns.path, Hostname: n.Name}.command(ctx, name, args)
+	return execSpec{Netns: n.netns.path, CPUs: n.cpus, Hostname: n.Name}.command(ctx, name, args)
 }
 
 // HTTP is a client inside the node's network namespace.

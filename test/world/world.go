@@ -29,6 +29,9 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // Config says what to build. Only Manifests is required.
@@ -39,6 +42,9 @@ type Config struct {
 	// Programs is the directory of tacitd, tacit-agent and tacit-proxy;
 	// the default is what [Enter] was asked to build.
 	Programs string
+	// SplitCPUs gives each node CPUs of its own, as far as there are enough:
+	// else a client and its server may share a cache by chance, or not.
+	SplitCPUs bool
 	// Arguments to add to each program's own.
 	ControlArgs, AgentArgs, ProxyArgs []string
 }
@@ -191,6 +197,9 @@ func (w *World) reconcile() error {
 			if err := w.addNode(name); err != nil {
 				return fmt.Errorf("node %s: %w", name, err)
 			}
+			if w.config.SplitCPUs {
+				w.nodes[name].cpus = shareOfCPUs(len(w.nodes)-1, len(nodeNames(wanted)))
+			}
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(wanted)) {
@@ -211,6 +220,24 @@ func (w *World) reconcile() error {
 		}
 	}
 	return nil
+}
+
+// shareOfCPUs are those that one of n nodes gets of what this process may use;
+// where there are fewer than nodes, several share one.
+func shareOfCPUs(index, n int) []int {
+	var set unix.CPUSet
+	if unix.SchedGetaffinity(0, &set) != nil {
+		return nil
+	}
+	var all []int
+	for cpu := range 8 * int(unsafe.Sizeof(set)) {
+		if set.IsSet(cpu) {
+			all = append(all, cpu)
+		}
+	}
+	each := max(1, len(all)/n)
+	first := index * each % len(all)
+	return all[first:min(len(all), first+each)]
 }
 
 // Close ends every program that the world started and removes its namespaces

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -236,6 +237,35 @@ func TestUnprivilegedProgram(t *testing.T) {
 		if !strings.Contains(string(out), s) {
 			t.Errorf("missing %q in\n%s", s, out)
 		}
+	}
+}
+
+func TestSplitCPUs(t *testing.T) {
+	w, err := New(t.Context(), Config{Manifests: "testdata", SplitCPUs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	allowed := func(pod string) string {
+		out, err := w.Pod(pod).Command(t.Context(), "nproc").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := w.Pod(pod).Command(t.Context(), "grep", "Cpus_allowed_list", "/proc/self/status").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := strings.TrimSpace(string(out)), strconv.Itoa(max(1, runtime.NumCPU()/2)); got != want {
+			t.Errorf("%s has %s CPUs, want %s", pod, got, want)
+		}
+		return string(list)
+	}
+	if a, b := allowed("shop/client"), allowed("shop/server"); a == b && runtime.NumCPU() > 1 {
+		t.Errorf("both nodes have %s", a)
 	}
 }
 

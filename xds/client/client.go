@@ -36,10 +36,10 @@ type Config struct {
 	ClusterID string // sent as gRPC metadata "clusterid"; empty: not sent
 	Node      Node
 	Sink      Sink
-	// Saved, if set, gets the export soon after a change, at most once a
-	// second and one call at a time; it may block. An empty export means
-	// that there is nothing worth keeping: what was saved before is to be
-	// forgotten, as it no longer holds.
+	// Saved, if set, gets the export at once after a change, but takes no
+	// more than a tenth of the time, and one call at a time; it may block.
+	// An empty export means that there is nothing worth keeping: what was
+	// saved before is to be forgotten, as it no longer holds.
 	Saved func([]byte)
 	// MaxSaved bounds an export in bytes; 0: 64 MiB.
 	MaxSaved int
@@ -48,7 +48,9 @@ type Config struct {
 
 const (
 	defaultMaxSaved = 64 << 20
-	saveEvery       = time.Second
+	// What changed since the last save is old news to the next process,
+	// until the control plane tells it again: the shorter the better.
+	saveEvery = 50 * time.Millisecond
 )
 
 // Client is the delta xDS client. Make one with New.

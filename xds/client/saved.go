@@ -67,15 +67,17 @@ func (c *Client) restore(state *tacit.SavedState) (u model.Update) {
 	return u
 }
 
-// save hands the export out after changes, spaced by saveEvery, and a last
-// time at the end.
+// save hands the export out after changes, spaced by saveEvery or, where it is
+// large, by nine times what it took, and a last time at the end.
 func (c *Client) save(ended <-chan struct{}) {
 	if c.config.Saved == nil {
 		return
 	}
 	for {
+		var began time.Time
 		select {
 		case <-c.dirty:
+			began = time.Now()
 			c.handOut()
 		case <-ended:
 			select {
@@ -85,7 +87,7 @@ func (c *Client) save(ended <-chan struct{}) {
 			}
 			return
 		}
-		timer := time.NewTimer(c.saveEvery)
+		timer := time.NewTimer(max(c.saveEvery, 9*time.Since(began)))
 		select {
 		case <-timer.C:
 		case <-ended:
