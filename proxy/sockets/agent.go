@@ -73,7 +73,7 @@ func NewAgent(cfg AgentConfig) *Agent {
 
 const (
 	firstReconnect = 10 * time.Millisecond
-	lastReconnect  = time.Second
+	lastReconnect  = 200 * time.Millisecond
 	trimInterval   = 10 * time.Second
 )
 
@@ -91,22 +91,32 @@ func (a *Agent) Run(ctx context.Context, h Handler) error {
 }
 
 func (a *Agent) reconnect(ctx context.Context) error {
+	said := ""
 	for pause := firstReconnect; ; pause = min(2*pause, lastReconnect) {
-		began := time.Now()
+		before := a.sessions()
 		err := a.serve(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if time.Since(began) > lastReconnect {
-			pause = firstReconnect
+		if a.sessions() != before { // there was one, for a while
+			pause, said = firstReconnect, ""
 		}
-		a.cfg.Log.Warn("no connection to tacit-agent; the pods that are known are served on", zap.Error(err), zap.Duration("retry", pause))
+		if text := err.Error(); text != said {
+			said = text
+			a.cfg.Log.Warn("no connection to tacit-agent; pods that are known are served on", zap.Error(err))
+		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
+}
+
+func (a *Agent) sessions() uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.session
 }
 
 // trim takes back what pools no longer need.

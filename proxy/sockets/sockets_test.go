@@ -145,6 +145,12 @@ func (r *recorder) Add(p Pod, l Listeners) {
 	r.say("add " + p.UID + " " + p.Name)
 }
 
+func (r *recorder) listeners(uid string) Listeners {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.last[uid]
+}
+
 func (r *recorder) Remove(uid string, gone bool) {
 	what := "remove "
 	if gone {
@@ -336,7 +342,7 @@ func TestAgentRestart(t *testing.T) {
 		ready = ready || m.GetReady() != nil
 	}
 
-	before := r.last["x"]
+	before := r.listeners("x")
 	agent.Close()
 	agent = accept()
 	offers := agent.greet()
@@ -349,7 +355,7 @@ func TestAgentRestart(t *testing.T) {
 	r.expect(t, "gone y")
 	agent.add("x", "2", x)
 	r.expect(t, "add x 2")
-	if r.last["x"] != before {
+	if r.listeners("x") != before {
 		t.Error("the same listeners came as others")
 	}
 	for {
