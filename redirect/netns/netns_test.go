@@ -11,6 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The main thread cannot end, so it must not be the one that is given away
+// to a namespace.
+func TestMain(m *testing.M) {
+	runtime.LockOSThread()
+	os.Exit(m.Run())
+}
+
 // fresh makes a namespace that lives as long as the test.
 func fresh(t *testing.T) *NS {
 	t.Helper()
@@ -41,7 +48,7 @@ func fresh(t *testing.T) *NS {
 
 func TestDo(t *testing.T) {
 	ns := fresh(t)
-	home, err := At("/proc/self/ns/net")
+	home, err := At("/proc/thread-self/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}

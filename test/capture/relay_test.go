@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,7 +27,11 @@ import (
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// The main thread cannot end, so it must not be the one that newNS gives away.
+func TestMain(m *testing.M) {
+	runtime.LockOSThread()
+	goleak.VerifyTestMain(m)
+}
 
 // relay stands where the proxy is: it copies bytes to the original
 // destination.
