@@ -52,6 +52,7 @@ func Start(ctx context.Context, c Config) (*Demo, error) {
 		return nil, errors.Join(err, w.Close())
 	}
 	d.show()
+	d.out.took(time.Since(d.began))
 	return d, nil
 }
 
@@ -100,11 +101,13 @@ func (d *Demo) Walk(ctx context.Context) error {
 	}
 	for i, s := range steps {
 		d.out.step(i+1, len(steps), s.title)
+		began := time.Now()
 		if err := s.run(ctx); err != nil {
 			d.out.failed(err)
 			d.showLogs()
 			return fmt.Errorf("step %d (%s): %w", i+1, s.title, err)
 		}
+		d.out.took(time.Since(began))
 	}
 	d.out.title(fmt.Sprintf("All %d steps showed what they claim, in %.0f s.", len(steps), time.Since(d.began).Seconds()))
 	return nil

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -33,6 +34,9 @@ func (p printer) proven(format string, args ...any) {
 }
 
 func (p printer) failed(err error) { p.print("  %s✗%s %v\n", red, plain, err) }
+
+// took says how long something was, for who wonders.
+func (p printer) took(d time.Duration) { p.print("  %s%.1f s%s\n", dim, d.Seconds(), plain) }
 
 // command shows what is run, and where.
 func (p printer) command(where, line string) { p.print("  %s%s$%s %s\n", dim, where, plain, line) }

@@ -179,7 +179,7 @@ func (d *Demo) compareLatency(ctx context.Context) error {
 	if err := os.WriteFile(script, []byte("SELECT 1;\n"), 0o644); err != nil {
 		return err
 	}
-	const rounds, transactions = 3, 1000
+	const rounds, transactions = 5, 1000
 	d.out.command("each", fmt.Sprintf("pgbench -c 1 -t %d, `SELECT 1`, %d rounds in turn", transactions, rounds))
 	times := make([][]float64, len(paths))
 	for range rounds {
