@@ -254,10 +254,11 @@ func TestHostile(t *testing.T) {
 				t.Errorf("answered %+v, want %+v", got, c.want)
 			}
 			if c.cause == "" {
+				<-sent
 				a.expectAlive(t)
 			}
 			a.nc.Close()
-			within(t, sent)
+			<-sent
 			if end := within(t, w.ended); c.cause != "" && end.Cause != c.cause {
 				t.Errorf("connection ended by %v, want %s", end, c.cause)
 			}
