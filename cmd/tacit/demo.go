@@ -79,7 +79,7 @@ func runDemo(ctx context.Context, config demo.Config, keep bool) error {
 	}
 	err = d.Walk(ctx)
 	if err == nil && keep {
-		d.LookAround(filepath.Join(config.Programs, "tacit"))
+		d.LookAround(os.Args[0])
 		_, _ = config.Out.Write([]byte{endOfShow})
 		<-ctx.Done()
 	}

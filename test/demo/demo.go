@@ -144,7 +144,7 @@ func (d *Demo) LookAround(program string) {
 	d.out.table([][]string{
 		{program + " demo enter shop/frontend curl -s http://web", "run something in a pod"},
 		{program + " demo enter shop/frontend", "a shell in a pod: try ss, ip, iptables-save, curl"},
-		{program + " demo enter b " + program + " connections --socket " + node.AdminSocket(), "what node b's proxy carries"},
+		{program + " demo enter b " + filepath.Join(d.config.Programs, "tacit") + " connections --socket " + node.AdminSocket(), "what node b's proxy carries"},
 		{program + " demo enter b curl -s " + node.MetricsURL(), "its metrics"},
 		{program + " demo enter b tail -f " + node.Proxy().Log, "its log"},
 		{program + " demo enter b ls " + d.world.Manifests(), "the manifests; edit them, they are live"},
