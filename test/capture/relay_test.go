@@ -29,6 +29,9 @@ import (
 
 // The main thread cannot end, so it must not be the one that newNS gives away.
 func TestMain(m *testing.M) {
+	if socket := os.Getenv(proxyEnv); socket != "" {
+		os.Exit(unprivilegedProxy(socket))
+	}
 	runtime.LockOSThread()
 	goleak.VerifyTestMain(m)
 }
@@ -149,21 +152,22 @@ func (r *relay) closeAll() {
 
 // node is an agent and the proxies that it serves.
 type node struct {
-	t      *testing.T
-	log    *zap.Logger
-	dir    string
-	pod    pods.Pod
-	set    *pods.Set
-	server *handoff.Server
-	relay  *relay
-	proxy  *sockets.Agent
-	stop   func() // the agent
+	t        *testing.T
+	log      *zap.Logger
+	dir      string
+	proxyUID int
+	pod      pods.Pod
+	set      *pods.Set
+	server   *handoff.Server
+	relay    *relay
+	proxy    *sockets.Agent
+	stop     func() // the agent
 }
 
 // newNode describes the pod and starts nothing.
 func newNode(t *testing.T, ns testNS) *node {
 	return &node{
-		t: t, log: zaptest.NewLogger(t, zaptest.Level(zap.InfoLevel)), dir: filepath.Join(t.TempDir(), "run"),
+		t: t, log: zaptest.NewLogger(t, zaptest.Level(zap.InfoLevel)), dir: filepath.Join(t.TempDir(), "run"), proxyUID: os.Geteuid(),
 		pod: pods.Pod{
 			Pod:     handoff.Pod{UID: "uid-1", Name: "pod", Namespace: "default", ServiceAccount: "default", TrustDomain: "cluster.local", Addresses: []netip.Addr{pod4, pod6}},
 			NetNS:   ns.path,
@@ -192,7 +196,7 @@ func background(t *testing.T, fns ...func(context.Context) error) (stop func()) 
 }
 
 func (n *node) startAgent(backend pods.Backend) {
-	n.server = handoff.New(handoff.Config{Socket: filepath.Join(n.dir, "agent.sock"), ProxyUID: os.Geteuid(), Log: n.log.Named("agent")})
+	n.server = handoff.New(handoff.Config{Socket: filepath.Join(n.dir, "agent.sock"), ProxyUID: n.proxyUID, Log: n.log.Named("agent")})
 	n.set = pods.New(pods.Config{Sockets: n.server, Backend: backend, Check: 100 * time.Millisecond, Log: n.log.Named("agent")})
 	n.set.Update([]pods.Pod{n.pod})
 	n.stop = background(n.t, n.server.Run, n.set.Run)
