@@ -48,7 +48,8 @@ fuzz:
 	grep -rl --include='*_test.go' '^func Fuzz' . | sort | while read -r file; do
 		for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$file"); do
 			printf 'fuzz %s %s: ' "$$(dirname "$$file")" "$$target"
-			go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZ_TIME) -timeout 5m "$$(dirname "$$file")" | tail -n 1
+			out=$$(go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZ_TIME) -timeout 5m "$$(dirname "$$file")" 2>&1) || { echo "$$out"; exit 1; }
+			tail -n 1 <<<"$$out"
 		done
 	done
 
