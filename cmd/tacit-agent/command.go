@@ -45,8 +45,9 @@ and listening sockets in their network namespace, which is found as the file
 NAMESPACE_NAME in --netns-dir. tacit-proxy connects to agent.sock in --run-dir
 and gets the sockets.
 
-It needs CAP_SYS_ADMIN and CAP_NET_ADMIN, and iptables with its -save and
--restore programs. When it ends, rules and listeners stay: the proxy goes on,
+It needs CAP_SYS_ADMIN (to enter namespaces), CAP_NET_ADMIN and CAP_NET_RAW (for
+rules, routes and sockets there), CAP_DAC_OVERRIDE and CAP_CHOWN (for the proxy's
+directory), and iptables with its -save and -restore programs. When it ends, rules and listeners stay: the proxy goes on,
 and the next agent takes over. "tacit-agent cleanup" takes all of it away.`,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,

@@ -87,7 +87,6 @@ type Set struct {
 
 	mu      sync.Mutex
 	wanted  []Pod
-	first   bool // the first list is in
 	workers map[string]*worker
 }
 
@@ -106,7 +105,7 @@ func New(cfg Config) *Set {
 func (s *Set) Update(pods []Pod) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.wanted, s.first = slices.Clone(pods), true
+	s.wanted = slices.Clone(pods)
 	select {
 	case s.updated <- struct{}{}:
 	default:
