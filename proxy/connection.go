@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,16 +38,24 @@ type Connection struct {
 }
 
 // denied ends a connection's context when it is no longer allowed.
-type denied struct{ policy.Decision }
+type denied struct {
+	policy.Decision
+	skipped bool // by the client: hence no identity
+}
 
-func (d denied) Error() string { return d.String() }
+func (d denied) Error() string {
+	if d.skipped {
+		return d.String() + "; its client skips this port or address on the way out, and so comes without an identity"
+	}
+	return d.String()
+}
 
 // begin is a connection that was captured in a pod.
 func (p *Proxy) begin(pod *pod, conn *net.TCPConn, direction telemetry.Direction) *Connection {
 	c := p.newConnection(pod, addrPort(conn.RemoteAddr()), direction)
 	c.conn = conn
+	c.record.ID = newID()
 	if direction == telemetry.Outbound {
-		c.record.ID = newID()
 		c.record.Source.Identity = pod.identity
 		c.record.Source.Name, c.record.Source.Namespace = pod.Name, pod.Namespace
 		p.conns.Add(c) // inbound ones enter with their destination
@@ -107,7 +116,7 @@ func (c *Connection) Request(s *model.Snapshot, now time.Time) (policy.Request, 
 
 // Deny implements conns.Conn: it ends the connection, whose goroutine resets
 // both of its sides.
-func (c *Connection) Deny(d policy.Decision) { c.cancel(denied{d}) }
+func (c *Connection) Deny(d policy.Decision) { c.cancel(denied{Decision: d}) }
 
 // setDestination notes where the application meant to go.
 func (c *Connection) setDestination(dst netip.AddrPort) {
@@ -216,7 +225,22 @@ func (c *Connection) deny(d policy.Decision) {
 	c.record.Outcome = telemetry.Denied
 	c.record.Policy, c.record.Attribute, c.record.DryRun = d.Policy, d.Attribute, d.DryRun
 	c.record.Reason = d.Reason.String()
-	c.record.Err = denied{d}
+	skipped := c.clientSkips()
+	if skipped {
+		c.record.Reason = "client_skips_port"
+	}
+	c.record.Err = denied{d, skipped}
+}
+
+// clientSkips reports whether a plaintext connection would have had an
+// identity, had its client not skipped this destination. The caller holds mu.
+func (c *Connection) clientSkips() bool {
+	w := c.record.Source.Workload
+	if w == nil || !c.peer.IsZero() || w.Protocol != model.ProtocolHBONE {
+		return false
+	}
+	return w.SkipOutbound.Contains(c.original.Port()) ||
+		slices.ContainsFunc(w.SkipOutboundCIDRs, func(p netip.Prefix) bool { return p.Contains(c.original.Addr()) })
 }
 
 // sourceFor is the client's own address where it is of the target's family.

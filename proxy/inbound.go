@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -173,22 +172,8 @@ func (p *Proxy) authorize(c *Connection) (allowed bool) {
 	c.judged(d, request)
 	if !d.Allowed {
 		c.deny(d)
-		if clientSkips(&request) {
-			c.record.Reason = "client_skips_port"
-		}
 	}
 	return d.Allowed
-}
-
-// clientSkips reports whether a plaintext connection would have had an
-// identity, had its client not skipped this destination.
-func clientSkips(r *policy.Request) bool {
-	w := r.SourceWorkload
-	if w == nil || !r.Identity.IsZero() || w.Protocol != model.ProtocolHBONE {
-		return false
-	}
-	return w.SkipOutbound.Contains(r.Destination.Port()) ||
-		slices.ContainsFunc(w.SkipOutboundCIDRs, func(p netip.Prefix) bool { return p.Contains(r.Destination.Addr()) })
 }
 
 // dialApp connects to the application from the client's own address, unless
