@@ -86,6 +86,7 @@ func (p *Proxy) end(c *Connection) {
 	c.ended = time.Now()
 	if c.counts != nil {
 		c.record.Sent, c.record.Received = c.counts.Sent.Load(), c.counts.Received.Load()
+		c.counts = nil // a part of the stream, which is not to be remembered
 	}
 	p.Recorder.Closed(&c.record)
 	c.mu.Unlock()
@@ -112,6 +113,12 @@ func (c *Connection) Request(s *model.Snapshot, now time.Time) (policy.Request, 
 		r.SourceWorkload = w
 	}
 	return r, true
+}
+
+// decide evaluates the policies as they are in a snapshot.
+func (c *Connection) decide(s *model.Snapshot) (policy.Decision, policy.Request) {
+	request, _ := c.Request(s, time.Now())
+	return policy.Evaluate(s, &request), request
 }
 
 // Deny implements conns.Conn: it ends the connection, whose goroutine resets
@@ -196,11 +203,19 @@ func (c *Connection) fail(reason string, err error) {
 	c.record.Outcome, c.record.Reason, c.record.Err = telemetry.Failed, reason, err
 }
 
+// revoked reports, and notes, that the connection is no longer allowed.
+func (c *Connection) revoked() bool {
+	var d denied
+	if !errors.As(context.Cause(c.ctx), &d) {
+		return false
+	}
+	c.deny(d.Decision)
+	return true
+}
+
 // closed notes how the bytes ended.
 func (c *Connection) closed(r relay.Result) {
-	var d denied
-	if errors.As(context.Cause(c.ctx), &d) {
-		c.deny(d.Decision)
+	if c.revoked() {
 		return
 	}
 	if r.End == relay.Finished {

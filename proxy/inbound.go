@@ -30,9 +30,14 @@ func (p *Proxy) inbound(pod *pod, conn *net.TCPConn) {
 	stop := context.AfterFunc(pod.ctx, func() { reset(conn) })
 	defer stop()
 	from := caller{addr: addrPort(conn.RemoteAddr()), arrived: addrPort(conn.LocalAddr())}
+	if !pod.share.handshakes.begin(from.addr.Addr()) {
+		p.Recorder.HandshakeFailed(telemetry.Inbound, from.addr, from.arrived, "too_many", errHandshakes)
+		return
+	}
 
 	began := time.Now()
 	tlsConn, notAfter, err := p.handshake(pod, conn)
+	pod.share.handshakes.end(from.addr.Addr())
 	if err != nil {
 		p.Recorder.HandshakeFailed(telemetry.Inbound, from.addr, from.arrived, identity.FailureReason(err), err)
 		return
@@ -53,6 +58,8 @@ func (p *Proxy) inbound(pod *pod, conn *net.TCPConn) {
 	})
 	p.reportCut(from, err)
 }
+
+var errHandshakes = errors.New("too many handshakes under way from this address, or to this pod")
 
 // caller is the verified other end of an mTLS connection.
 type caller struct {
@@ -93,24 +100,38 @@ func (p *Proxy) serve(pod *pod, from caller, s *hbone.ServerStream) {
 	c.record.Phases[telemetry.PhaseHandshake] = from.handshake()
 
 	dst, err := target(s.Authority(), from.arrived.Addr())
+	if err == nil && !pod.has(dst.Addr()) {
+		err = fmt.Errorf("CONNECT to %v, which is not the pod's", dst)
+	}
 	if err != nil {
 		c.fail("bad_request", err)
 		s.Refuse(statusBadRequest)
 		return
 	}
 	c.setDestination(dst)
+	if !take(pod.share.inbound) {
+		c.fail("too_many_connections", errConnections)
+		s.Refuse(statusUnavailable)
+		return
+	}
+	defer give(pod.share.inbound)
 
 	if !p.authorize(c) {
 		s.Refuse(statusDenied)
 		return
 	}
 	app, err := p.dialApp(c)
-	if err != nil {
+	switch {
+	case err == nil:
+	case c.revoked():
+		s.Refuse(statusDenied)
+		return
+	default:
 		c.fail("application_unavailable", err)
 		s.Refuse(statusUnavailable)
 		return
 	}
-	if offer := p.local.claim(s.Header(localTokenHeader)); offer != nil {
+	if offer := p.local.claim(s.Header(localTokenHeader), pod.UID, dst); offer != nil {
 		p.join(c, s, offer, app)
 		return
 	}
@@ -118,6 +139,8 @@ func (p *Proxy) serve(pod *pod, from caller, s *hbone.ServerStream) {
 	p.opening(c, telemetry.MTLS, s.Counts())
 	c.closed(s.Relay(c.ctx, app))
 }
+
+var errConnections = errors.New("the pod has as many connections as its share allows")
 
 // reportCut tells of a peer that was cut off, unless its end was ordinary.
 func (p *Proxy) reportCut(from caller, err error) {
@@ -140,7 +163,7 @@ func target(authority string, arrived netip.Addr) (netip.AddrPort, error) {
 	case err != nil:
 		return dst, fmt.Errorf("CONNECT to %.64q: want ADDRESS:PORT", authority)
 	case dst.Addr().Unmap() != arrived || dst.Port() == 0:
-		return dst, fmt.Errorf("CONNECT to %v, which is not the pod at %v", dst, arrived)
+		return dst, fmt.Errorf("CONNECT to %.64q, which is not the pod at %v", authority, arrived)
 	case ownPort(dst.Port()):
 		return dst, fmt.Errorf("CONNECT to %v, a port of the proxy itself", dst)
 	}
@@ -152,23 +175,19 @@ func ownPort(port uint16) bool {
 }
 
 // authorize decides in one snapshot, the connection being in the table of
-// live ones: from here on a change of policy ends it. It waits for the control
-// plane's first word on the pod and its policies, and then denies for the lack
-// of it.
+// live ones: from here on a change of policy ends it. Before that it waits for
+// the control plane's first word on the pod and its policies, outside of the
+// table, whose next look would deny for the lack of it at once.
 func (p *Proxy) authorize(c *Connection) (allowed bool) {
 	defer c.phase(telemetry.PhaseAuthorize)()
 	ctx, cancel := context.WithTimeout(c.ctx, decisionTimeout)
 	defer cancel()
-	p.conns.Add(c)
-	var d policy.Decision
-	var request policy.Request
-	// The last evaluation is the answer, whether or not the wait was long
-	// enough.
 	_, _ = p.State.Wait(ctx, func(s *model.Snapshot) bool {
-		request, _ = c.Request(s, time.Now())
-		d = policy.Evaluate(s, &request)
+		d, _ := c.decide(s)
 		return d.Reason != policy.ReasonNotReady && d.Reason != policy.ReasonUnknownWorkload && d.Reason != policy.ReasonMissingPolicy
 	})
+	p.conns.Add(c)
+	d, request := c.decide(p.State.Snapshot())
 	c.judged(d, request)
 	if !d.Allowed {
 		c.deny(d)
@@ -189,6 +208,10 @@ func (p *Proxy) dialApp(c *Connection) (*net.TCPConn, error) {
 	app, err := p.Sockets.Dial(ctx, c.pod.UID, src, c.original)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the application at %v: %w", c.original, err)
+	}
+	if c.ctx.Err() != nil { // denied meanwhile, or the pod is gone: nothing may reach it
+		reset(app)
+		return nil, context.Cause(c.ctx)
 	}
 	return app, nil
 }

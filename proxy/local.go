@@ -3,7 +3,9 @@ package proxy
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"net"
+	"net/netip"
 	"sync"
 
 	"github.com/tacit-mesh/tacit/proxy/hbone"
@@ -24,6 +26,8 @@ const (
 
 // handover is one offered hand-over.
 type handover struct {
+	pod    string            // UID of the one to whose application it leads
+	target netip.AddrPort    // of that application
 	app    chan *net.TCPConn // one, from the server's side
 	counts *relay.Counts     // of the pair, for both sides
 	result chan relay.Result // one, from the client's side before it ends the stream
@@ -35,10 +39,13 @@ type handovers struct {
 	offered map[string]*handover
 }
 
-// offer makes a token; withdraw must follow.
-func (h *handovers) offer() (string, *handover) {
+// offer makes a token for one application of a local pod; withdraw must follow.
+func (h *handovers) offer(pod string, target netip.AddrPort) (string, *handover) {
 	token := rand.Text()
-	o := &handover{app: make(chan *net.TCPConn, 1), counts: new(relay.Counts), result: make(chan relay.Result, 1)}
+	o := &handover{
+		pod: pod, target: target,
+		app: make(chan *net.TCPConn, 1), counts: new(relay.Counts), result: make(chan relay.Result, 1),
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.offered == nil {
@@ -48,22 +55,29 @@ func (h *handovers) offer() (string, *handover) {
 	return token, o
 }
 
-// claim takes an offer, once. It is nil for a token that is not ours: such a
-// stream is carried through the tunnel.
-func (h *handovers) claim(token string) *handover {
+// claim takes an offer, once. It is nil for a token that is not ours, or is
+// for another application: such a stream is carried through the tunnel.
+func (h *handovers) claim(token, pod string, target netip.AddrPort) *handover {
 	if token == "" {
 		return nil
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	o := h.offered[token]
+	if o == nil || o.pod != pod || o.target != target {
+		return nil
+	}
 	delete(h.offered, token)
 	return o
 }
 
 // withdraw ends an offer that was not claimed. A socket that was given but
 // not taken is closed by the server's side, whose stream ends.
-func (h *handovers) withdraw(token string) { h.claim(token) }
+func (h *handovers) withdraw(token string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.offered, token)
+}
 
 // isLocal reports whether both ends may be joined in this process.
 func (p *Proxy) isLocal(w *model.Workload) bool {
@@ -80,6 +94,14 @@ func (p *Proxy) awaitJoin(a *attempt, stream *hbone.Stream, offer *handover) (jo
 	if err != nil || answer.Header(localJoinedHeader) == "" {
 		return false, err
 	}
+	// The peer may be another, and not have given anything.
+	var app *net.TCPConn
+	select {
+	case app = <-offer.app:
+	default:
+		stream.Reset()
+		return false, errNotJoined
+	}
 	p.opening(a.Connection, telemetry.Local, offer.counts)
 	// The permit: when the server's side ends the stream, the pair ends too.
 	ctx, cancel := context.WithCancelCause(a.Connection.ctx)
@@ -92,7 +114,7 @@ func (p *Proxy) awaitJoin(a *attempt, stream *hbone.Stream, offer *handover) (jo
 		case <-ctx.Done():
 		}
 	}()
-	result := relay.Copy(ctx, a.conn, <-offer.app, offer.counts)
+	result := relay.Copy(ctx, a.conn, app, offer.counts)
 	cancel(nil)
 	<-ended
 	offer.result <- result
@@ -100,6 +122,8 @@ func (p *Proxy) awaitJoin(a *attempt, stream *hbone.Stream, offer *handover) (jo
 	stream.End()
 	return true, nil
 }
+
+var errNotJoined = errors.New("peer says that it has joined the connection, and has not")
 
 // join is the server's side of awaitJoin: it gives the application's socket
 // and keeps the stream open while the pair lives.

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -22,7 +23,8 @@ import (
 )
 
 // A refused HBONE port is most likely that of a pod which is being captured
-// just now: it is tried again, first after retryFirst, until the deadline.
+// just now, a lost connection that of a proxy which is being replaced: it is
+// tried again, first after retryFirst, until the deadline.
 const (
 	retryFirst = 20 * time.Millisecond
 	retryMost  = 500 * time.Millisecond
@@ -34,6 +36,10 @@ func (p *Proxy) outbound(pod *pod, app *net.TCPConn) {
 	defer p.end(c)
 
 	dst, err := sockets.OriginalDst(app)
+	if err == nil && dst == addrPort(app.LocalAddr()) {
+		// To itself it would go on for ever.
+		err = fmt.Errorf("connection to %v, the proxy itself, that was not redirected", dst)
+	}
 	if err != nil {
 		c.fail("no_original_destination", err)
 		return
@@ -122,9 +128,24 @@ func (p *Proxy) connect(a *attempt, r route.Route) (again bool) {
 		if a.ctx.Err() != nil {
 			return false
 		}
-		again = again || to.Means == route.HBONE && errors.Is(err, syscall.ECONNREFUSED)
+		again = again || to.Means == route.HBONE && peerAway(err)
 	}
 	return again
+}
+
+// peerAway reports whether the peer's proxy may be back in a moment: it refused
+// the connection, or was lost before it had taken anything.
+func peerAway(err error) bool {
+	var refused *hbone.RefusedError
+	if errors.As(err, &refused) {
+		return refused.Status == 0
+	}
+	for _, passing := range []error{syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF} {
+		if errors.Is(err, passing) {
+			return true
+		}
+	}
+	return false
 }
 
 // direct carries the connection in plain TCP.
@@ -150,7 +171,7 @@ func (p *Proxy) tunnel(a *attempt, to route.Candidate) error {
 	var token string
 	var offer *handover
 	if p.isLocal(to.Workload) {
-		token, offer = p.local.offer()
+		token, offer = p.local.offer(to.Workload.PodUID, to.Target)
 		defer p.local.withdraw(token)
 		request.Headers = append(request.Headers, hbone.Header{Name: localTokenHeader, Value: token})
 	}

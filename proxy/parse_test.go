@@ -60,7 +60,7 @@ func TestTarget(t *testing.T) {
 
 // Whatever a peer asks for, it gets the pod that it has reached or nothing.
 func FuzzTarget(f *testing.F) {
-	for _, seed := range []string{"198.18.1.1:80", "[fd00:7ac1:1::1]:80", "[::ffff:198.18.1.1]:80", "198.18.1.1:15008", "x:1", "[::1%0]:1"} {
+	for _, seed := range []string{"198.18.1.1:80", "[fd00:7ac1:1::1]:80", "[::ffff:198.18.1.1]:80", "198.18.1.1:15008", "x:1", "[::1%0]:1", "[::1%" + strings.Repeat("x", 1000) + "]:1"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, authority string) {
@@ -101,16 +101,20 @@ func TestBaggageLeavesOutWhatIsEmpty(t *testing.T) {
 
 func TestAHandoverIsClaimedOnceAndByItsTokenAlone(t *testing.T) {
 	var h handovers
-	token, offer := h.offer()
-	other, _ := h.offer()
-	if h.claim("") != nil || h.claim(token+"x") != nil {
+	at := netip.AddrPortFrom(arrived4, 80)
+	token, offer := h.offer("uid", at)
+	other, _ := h.offer("uid", at)
+	if h.claim("", "uid", at) != nil || h.claim(token+"x", "uid", at) != nil {
 		t.Error("an offer was claimed without its token")
 	}
-	if h.claim(token) != offer || h.claim(token) != nil {
+	if h.claim(token, "other", at) != nil || h.claim(token, "uid", netip.AddrPortFrom(arrived4, 81)) != nil {
+		t.Error("an offer was claimed for another application")
+	}
+	if h.claim(token, "uid", at) != offer || h.claim(token, "uid", at) != nil {
 		t.Error("want the offer claimed once")
 	}
 	h.withdraw(other)
-	if h.claim(other) != nil || len(h.offered) != 0 {
+	if h.claim(other, "uid", at) != nil || len(h.offered) != 0 {
 		t.Errorf("a withdrawn offer is left: %v", h.offered)
 	}
 }

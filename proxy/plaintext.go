@@ -16,8 +16,14 @@ func (p *Proxy) plaintext(pod *pod, client *net.TCPConn) {
 	defer p.end(c)
 
 	dst, err := sockets.OriginalDst(client)
-	if err == nil && ownPort(dst.Port()) {
+	switch {
+	case err != nil:
+	case ownPort(dst.Port()):
 		err = fmt.Errorf("connection to %v, a port of the proxy itself", dst)
+	case !pod.has(dst.Addr()):
+		// A neighbor on the pod's link can send it packets for any address,
+		// its loopback included.
+		err = fmt.Errorf("connection to %v, which is not the pod's", dst)
 	}
 	if err != nil {
 		c.fail("bad_request", err)
@@ -30,7 +36,9 @@ func (p *Proxy) plaintext(pod *pod, client *net.TCPConn) {
 	}
 	app, err := p.dialApp(c)
 	if err != nil {
-		c.fail("application_unavailable", err)
+		if !c.revoked() {
+			c.fail("application_unavailable", err)
+		}
 		return
 	}
 	counts := new(relay.Counts)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,9 +21,11 @@ type pod struct {
 	identity model.Identity
 	ctx      context.Context // ends when the pod is gone: its connections then are reset
 	kill     context.CancelFunc
-	release  func()         // gives the identity back
-	slots    chan struct{}  // one for each connection
+	release  func() // gives the identity back
+	share    *share
 	live     sync.WaitGroup // connections and accept loops
+	before   *pod           // what shares ctx and may have connections still
+	left     chan struct{}  // closed once its last connection, and those of before, have ended
 	carried  atomic.Int64   // connections
 	budget   *hbone.Budget
 
@@ -43,13 +47,18 @@ func (p *Proxy) Add(facts sockets.Pod, l sockets.Listeners) {
 	added := &pod{
 		Pod: facts, identity: id, listeners: l,
 		release: p.Identities.Acquire(id),
-		slots:   make(chan struct{}, p.MaxConnsPerPod),
-		budget:  hbone.NewBudget(podMemory),
+		before:  old,
+		left:    make(chan struct{}),
 	}
-	if old != nil {
-		added.ctx, added.kill = old.ctx, old.kill // for its connections too
+	if old != nil { // with its connections, and what they hold
+		added.ctx, added.kill = old.ctx, old.kill
+		added.share, added.budget = old.share, old.budget
 		old.release()
+		if p.leaving[facts.UID] != old {
+			go p.leave(old)
+		}
 	} else {
+		added.share, added.budget = newShare(p.MaxConnsPerPod), hbone.NewBudget(podMemory)
 		added.ctx, added.kill = context.WithCancel(context.Background())
 	}
 	p.pods[facts.UID] = added
@@ -60,9 +69,9 @@ func (p *Proxy) Add(facts sockets.Pod, l sockets.Listeners) {
 	// cannot miss one.
 	p.live.Add(3)
 	added.live.Add(3)
-	go p.accept(added, l.Outbound, p.outbound)
-	go p.accept(added, l.Plaintext, p.plaintext)
-	go p.accept(added, l.HBONE, p.inbound)
+	go p.accept(added, l.Outbound, added.share.outbound, p.outbound)
+	go p.accept(added, l.Plaintext, added.share.inbound, p.plaintext)
+	go p.accept(added, l.HBONE, added.share.inbound, p.inbound)
 }
 
 // Remove implements sockets.Handler. Connections of a pod that merely is no
@@ -74,7 +83,7 @@ func (p *Proxy) Remove(uid string, gone bool) {
 		delete(p.pods, uid)
 		removed.release()
 		p.leaving[uid] = removed
-		go p.left(removed)
+		go p.leave(removed)
 	}
 	if left := p.leaving[uid]; left != nil && gone {
 		left.kill()
@@ -82,14 +91,21 @@ func (p *Proxy) Remove(uid string, gone bool) {
 	p.pool.Evict(func(k hbone.Key) bool { return k.SourceUID == uid }, gone)
 }
 
-// left forgets a pod once its last connection has ended.
-func (p *Proxy) left(pod *pod) {
+// leave forgets a pod once its last connection has ended, and those from
+// before it was captured again.
+func (p *Proxy) leave(pod *pod) {
 	pod.live.Wait()
+	if pod.before != nil {
+		<-pod.before.left
+		pod.before = nil
+	}
+	close(pod.left)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.leaving[pod.UID] == pod {
-		delete(p.leaving, pod.UID)
+	if p.leaving[pod.UID] != pod {
+		return
 	}
+	delete(p.leaving, pod.UID)
 	if p.pods[pod.UID] == nil {
 		pod.kill()
 	}
@@ -113,15 +129,15 @@ func (p *Proxy) localPod(uid string) *pod {
 
 // accept hands each connection to its own goroutine, at most a pod's share of
 // them at a time. It ends when the listener is closed.
-func (p *Proxy) accept(pod *pod, l net.Listener, handle func(*pod, *net.TCPConn)) {
+func (p *Proxy) accept(pod *pod, l net.Listener, slots chan struct{}, handle func(*pod, *net.TCPConn)) {
 	defer p.live.Done()
 	defer pod.live.Done()
 	var pause time.Duration
 	for {
-		pod.slots <- struct{}{}
+		slots <- struct{}{}
 		conn, err := l.Accept()
 		if err != nil {
-			<-pod.slots
+			give(slots)
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
@@ -141,7 +157,7 @@ func (p *Proxy) accept(pod *pod, l net.Listener, handle func(*pod, *net.TCPConn)
 		go func() {
 			defer p.live.Done()
 			defer pod.live.Done()
-			defer func() { <-pod.slots }()
+			defer give(slots)
 			pod.carried.Add(1)
 			defer pod.carried.Add(-1)
 			handle(pod, conn.(*net.TCPConn))
@@ -176,6 +192,10 @@ func (p *Proxy) closePods() {
 		pod.kill()
 	}
 }
+
+// has reports whether the address is the pod's: a captured connection may have
+// been meant for any other, which is not the pod's to receive.
+func (pod *pod) has(a netip.Addr) bool { return slices.Contains(pod.Addresses, a.Unmap()) }
 
 // budgetOf is the memory share of a pooled connection's source.
 func (p *Proxy) budgetOf(k hbone.Key) *hbone.Budget {

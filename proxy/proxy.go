@@ -47,8 +47,8 @@ type Config struct {
 	Recorder   *telemetry.Recorder
 	// Drain is how long live connections may go on once Run is told to end.
 	Drain time.Duration
-	// MaxConnsPerPod bounds the connections accepted for one pod at a time;
-	// more wait in the kernel's queue.
+	// MaxConnsPerPod bounds the connections from one pod at a time, and as
+	// many to it; more wait in the kernel's queue.
 	MaxConnsPerPod int
 	// DirectLocal joins the two sockets of a connection between pods of
 	// this node, after authorization, instead of carrying its bytes through

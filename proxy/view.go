@@ -80,6 +80,7 @@ func (c *Connection) view() admin.Connection {
 	if c.record.Err != nil {
 		v.Reason = c.record.Err.Error()
 	}
+	v.Sent, v.Received = uint64(c.record.Sent), uint64(c.record.Received)
 	if c.counts != nil {
 		v.Sent, v.Received = uint64(c.counts.Sent.Load()), uint64(c.counts.Received.Load())
 	}

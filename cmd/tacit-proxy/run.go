@@ -109,13 +109,15 @@ func newProcess(o options) (*process, error) {
 }
 
 // connectionsPerPod leaves at least half of the descriptors to other pods: a
-// connection takes at most two.
+// connection takes at most six, its two sockets and a pipe each way, and a pod
+// may have as many to it as from it.
 func connectionsPerPod() int {
+	const most = 1 << 20
 	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<20 {
-		return 1 << 18
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > most {
+		limit.Cur = most
 	}
-	return max(int(limit.Cur)/4, 16)
+	return max(int(limit.Cur)/2/2/6, 16)
 }
 
 func (p *process) certificates() iter.Seq2[model.Identity, time.Time] {

@@ -263,13 +263,20 @@ func (a *Agent) addPod(m *protocol.AddPod, fds []int, session uint64) error {
 		return nil
 	}
 	if known && sameSockets(p.fds, fds) {
-		protocol.CloseAll(fds)
 		p.session = session
-		if !samePod(p.Pod, facts) {
-			p.Pod = facts
-			a.feed.add(facts, p.listeners)
-		}
 		a.wakeWriter()
+		if samePod(p.Pod, facts) {
+			protocol.CloseAll(fds)
+			return nil
+		}
+		// Closing the earlier descriptors of the same listeners ends what
+		// serves them with the earlier facts.
+		listeners, err := newListeners(fds)
+		if err != nil {
+			return fmt.Errorf("pod %s/%s: %w", facts.Namespace, facts.Name, err)
+		}
+		p.Pod, p.listeners = facts, listeners
+		a.feed.add(facts, listeners)
 		return nil
 	}
 	copies, err := duplicate(fds)
