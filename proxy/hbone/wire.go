@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -22,7 +23,8 @@ type Wire struct {
 	polling bool
 	fd      int
 
-	// Of whoever holds the connection's writer.
+	// The reader writes too: alerts, and answers to key updates.
+	mu     sync.Mutex // guards what follows
 	corked bool
 	held   *relay.Buffer
 	n      int
@@ -83,6 +85,8 @@ func (w *Wire) Read(p []byte) (int, error) {
 
 // Write sends a TLS record, or keeps it until uncork.
 func (w *Wire) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if !w.corked {
 		return w.Conn.Write(p)
 	}
@@ -98,10 +102,16 @@ func (w *Wire) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (w *Wire) cork() { w.corked = true }
+func (w *Wire) cork() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.corked = true
+}
 
 // uncork sends what was held and gives the memory back.
 func (w *Wire) uncork() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.corked = false
 	if w.held == nil {
 		return nil
@@ -112,10 +122,23 @@ func (w *Wire) uncork() error {
 	return err
 }
 
+// send is called with mu held.
 func (w *Wire) send() error {
 	_, err := w.Conn.Write(w.held.B[:w.n])
 	w.n = 0
 	return err
+}
+
+// peerEnded reports whether the peer's FIN or RST has come, which the reader may
+// not have seen yet.
+func (w *Wire) peerEnded() bool {
+	ended := true
+	err := w.raw.Control(func(fd uintptr) {
+		events := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		n, err := unix.Poll(events[:], 0)
+		ended = err == nil && n > 0
+	})
+	return ended || err != nil
 }
 
 // shut ends both directions without waiting for goroutines that use the
