@@ -191,6 +191,11 @@ func (m *Mesh) Call(pod, address string) (seen string, err error) {
 	if err != nil {
 		return "", err
 	}
+	return Exchange(c)
+}
+
+// Exchange is [Mesh.Call] on a connection to an Echo server, which it closes.
+func Exchange(c *net.TCPConn) (seen string, err error) {
 	defer func() { _ = c.Close() }()
 	if err := c.SetDeadline(time.Now().Add(Patience)); err != nil {
 		return "", err
