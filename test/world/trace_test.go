@@ -53,15 +53,18 @@ func TestNoTrace(t *testing.T) {
 			before := traces(t)
 			cmd := exec.Command("/proc/self/exe", "-test.run=^TestHold$")
 			cmd.Env = append(withoutVariables(os.Environ(), roleVariable, specVariable), holdVariable+"=1")
-			stdin, err := cmd.StdinPipe()
+			// No cmd.StdinPipe, which ends with the outer process: the world
+			// must not even notice that by itself.
+			read, stdin, err := os.Pipe()
 			if err != nil {
 				t.Fatal(err)
 			}
+			defer func() { _, _ = read.Close(), stdin.Close() }()
+			cmd.Stdin = read
 			stdout, err := cmd.StdoutPipe()
 			if err != nil {
 				t.Fatal(err)
 			}
-			cmd.Stderr = os.Stderr
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
