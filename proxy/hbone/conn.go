@@ -195,6 +195,7 @@ func (c *conn) close(err error) {
 		return
 	}
 	c.cause, c.err = causeOf(err), err
+	c.ended.Store(true)
 	if c.timer != nil {
 		c.timer.Stop()
 	}

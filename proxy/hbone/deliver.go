@@ -1,6 +1,7 @@
 package hbone
 
 import (
+	"errors"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -26,13 +27,18 @@ type chunk struct {
 	r, w int
 }
 
+func (k *chunk) free(budget *Budget) {
+	budget.drop(len(k.buf.B))
+	k.buf.Free()
+}
+
 func (b *inbox) init() { b.window, b.target = firstWindow, firstWindow }
 
 func (b *inbox) empty() bool { return len(b.queue) == 0 && !b.flushing }
 
 func (b *inbox) release(budget *Budget) {
 	for _, k := range b.queue {
-		k.buf.Free()
+		k.free(budget)
 	}
 	b.queue = nil
 	budget.give(b.target - firstWindow)
@@ -82,28 +88,38 @@ func (s *stream) deliver(p []byte) {
 		s.delivered(n)
 		p = p[n:]
 	}
-	if len(p) > 0 {
-		s.inbox.put(p)
-		s.startFlush()
-	}
+	fits := s.inbox.put(p, s.c.budget)
+	s.startFlush()
 	s.mu.Unlock()
+	if !fits {
+		s.fail(failure{end: relay.Lost, err: errUnreadTotal, code: http2.ErrCodeEnhanceYourCalm, tell: true})
+	}
 }
 
-// put queues bytes; they fit, because the window said so.
-func (b *inbox) put(p []byte) {
+var errUnreadTotal = errors.New("the pod's applications leave more unread than its share of memory")
+
+// put queues bytes. They fit the window; false means that they do not fit the
+// budget.
+func (b *inbox) put(p []byte, budget *Budget) bool {
 	for len(p) > 0 {
 		if n := len(b.queue); n == 0 || b.queue[n-1].w == len(b.queue[n-1].buf.B) {
 			class := relay.Small
 			if len(p) > 4<<10 {
 				class = relay.Medium
 			}
-			b.queue = append(b.queue, chunk{buf: relay.Get(class)})
+			k := chunk{buf: relay.Get(class)}
+			if !budget.keep(len(k.buf.B)) {
+				k.buf.Free()
+				return false
+			}
+			b.queue = append(b.queue, k)
 		}
 		last := &b.queue[len(b.queue)-1]
 		n := copy(last.buf.B[last.w:], p)
 		last.w += n
 		p = p[n:]
 	}
+	return true
 }
 
 // startFlush makes a goroutine that lives as long as something is queued.
@@ -132,7 +148,7 @@ func (s *stream) flushInbox(app *relay.Socket) {
 				s.delivered(n)
 				return false
 			}
-			k.buf.Free()
+			k.free(s.c.budget)
 			s.inbox.queue = append(s.inbox.queue[:0], s.inbox.queue[1:]...)
 			s.delivered(n)
 		}

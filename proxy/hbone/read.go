@@ -2,6 +2,7 @@ package hbone
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"sync/atomic"
@@ -30,6 +31,7 @@ type reader struct {
 	nuisance allowance // PING, SETTINGS, PRIORITY, empty and unknown frames
 	cancels  allowance // streams that the peer resets
 	settled  atomic.Bool
+	ended    atomic.Bool // nothing more is to be read
 }
 
 // body is a DATA frame that is being passed on.
@@ -97,11 +99,16 @@ func (c *conn) readFrames() error {
 
 // readSome reads what there is and handles it.
 func (c *conn) readSome() error {
+	if c.ended.Load() { // also while the peer sends without a pause
+		return errEnded
+	}
 	if err := c.fill(); err != nil {
 		return err
 	}
 	return c.frames()
 }
+
+var errEnded = errors.New("connection has ended")
 
 // fill reads at least one TLS record. Bulk data comes in full records: those
 // that are there already are taken together, for fewer and larger writes to

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/tacit-mesh/tacit/proxy/relay"
 )
 
 // Any number of readers that do not read must not slow the others down, though
@@ -53,6 +55,40 @@ func TestStalledReadersSlowNobody(t *testing.T) {
 	}
 	close(release)
 	closeAll(stuck)
+}
+
+// What is within every stream's window is still too much if there are enough
+// streams: some are reset, and memory is bounded.
+func TestStalledReadersAreBoundedTogether(t *testing.T) {
+	const limit, streams = 256 << 10, 30
+	budget := NewBudget(limit)
+	release := make(chan struct{})
+	lazy := application(t, func(c *net.TCPConn) {
+		c.SetReadBuffer(4096)
+		<-release
+	})
+	w := newWorld(t, forward(lazy), worldOptions{server: ServerConfig{Budget: budget}})
+	reset := 0
+	for range streams {
+		app, done := w.connect("10.0.0.9:9")
+		fill(app)
+		if kept := budget.kept.Load(); kept > 2*limit {
+			t.Fatalf("%d bytes are kept, want at most %d", kept, 2*limit)
+		}
+		select {
+		case r := <-done:
+			if r.End != relay.ResetByPeer {
+				t.Errorf("a stream ended by %+v", r)
+			}
+			reset++
+		default:
+		}
+		defer app.Close()
+	}
+	if reset == 0 || reset == streams {
+		t.Errorf("%d of %d streams were reset, want some", reset, streams)
+	}
+	close(release)
 }
 
 func TestBudget(t *testing.T) {
