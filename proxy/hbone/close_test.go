@@ -188,3 +188,37 @@ func expectReset(t *testing.T, c *net.TCPConn, fin bool) {
 		t.Errorf("want a reset, got %v", err)
 	}
 }
+
+// What is on its way when a stream is reset must not end the connection that
+// it shares with others.
+func TestResetsLeaveOthersAlone(t *testing.T) {
+	w := newWorld(t, func(ctx context.Context, s *ServerStream) {
+		target := application(t, echo)
+		if s.Authority() == "10.0.0.9:9" {
+			target = application(t, func(c *net.TCPConn) { // takes a little and resets
+				io.ReadFull(c, make([]byte, 100_000))
+				c.SetLinger(0)
+			})
+		}
+		forward(target)(ctx, s)
+	})
+	steady, steadyDone := w.connect("10.0.0.1:80")
+	steady.SetDeadline(time.Now().Add(20 * time.Second))
+	exchangeOnce(t, steady, []byte("before"))
+	for range 100 {
+		app, done := w.connect("10.0.0.9:9")
+		go app.Write(make([]byte, 1<<20))
+		if r := within(t, done); r.End != relay.ResetByPeer && r.End != relay.ResetByApp {
+			t.Fatalf("result %+v", r)
+		}
+		app.Close()
+	}
+	exchangeOnce(t, steady, []byte("after"))
+	steady.CloseWrite()
+	if r := within(t, steadyDone); r.End != relay.Finished {
+		t.Errorf("result %+v", r)
+	}
+	if n := w.dialed(); n != 1 {
+		t.Errorf("%d connections, want the first to live on", n)
+	}
+}

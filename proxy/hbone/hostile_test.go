@@ -184,6 +184,12 @@ func TestHostile(t *testing.T) {
 				a.WriteData(1, false, data)
 			}
 		}, verdict{none, http2.ErrCodeFlowControl, "200"}, ""},
+		{"DATA on its way when the stream was reset", func(a *attacker) {
+			a.connect(1, "reset", "yes")
+			for range 3000 { // none of it is the client's fault
+				a.WriteData(1, false, data[:20])
+			}
+		}, verdict{none, http2.ErrCodeCancel, "200"}, ""},
 		{"WINDOW_UPDATE of 0", func(a *attacker) { a.connect(1); frame(a, http2.FrameWindowUpdate, 0, 1, make([]byte, 4)) }, verdict{none, http2.ErrCodeProtocol, "200"}, ""},
 		{"WINDOW_UPDATE of 0 for all", func(a *attacker) { frame(a, http2.FrameWindowUpdate, 0, 0, make([]byte, 4)) }, goAway(http2.ErrCodeProtocol), CauseProtocol},
 		{"WINDOW_UPDATE overflows a stream", func(a *attacker) { a.connect(1); a.WriteWindowUpdate(1, 1<<31-1) }, verdict{none, http2.ErrCodeFlowControl, "200"}, ""},
@@ -226,6 +232,9 @@ func TestHostile(t *testing.T) {
 				switch {
 				case s.Header("wait") != "":
 					<-ctx.Done()
+				case s.Header("reset") != "":
+					s.Accept()
+					s.Reset()
 				case s.Header("hold") != "":
 					s.Accept()
 					<-ctx.Done()

@@ -253,6 +253,7 @@ func earlier(a, b time.Time) time.Time {
 }
 
 func (p *Pool) run(key Key, e *entry, c *conn) {
+	c.flush() // the first stream does it, if there still is one
 	err := c.run()
 	e.mu.Lock()
 	for i := range e.conns {
