@@ -283,3 +283,13 @@ func repeat(send func() error) {
 		}
 	}
 }
+
+// A peer that says nothing after the handshake is cut.
+func TestSlowPreface(t *testing.T) {
+	w := newWorld(t, hold, worldOptions{server: ServerConfig{timing: timing{tick: 20 * time.Millisecond, ping: time.Minute, idle: time.Minute}}})
+	a := newAttacker(t, w)
+	io.WriteString(a.nc, http2.ClientPreface[:10])
+	if end := within(t, w.ended); end.Cause != CauseSlowHandshake {
+		t.Errorf("connection ended by %v", end)
+	}
+}

@@ -65,7 +65,6 @@ type entry struct {
 	conns     []*conn
 	dialing   *dialing
 	evictions int
-	removed   bool // from the shard
 }
 
 // dialing is one attempt, shared by all who wait for it.
