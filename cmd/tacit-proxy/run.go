@@ -65,6 +65,7 @@ func run(ctx context.Context, o options) error {
 		case <-p.agent.Draining():
 			p.log.Info("a newer proxy has taken over; draining", zap.Duration("at most", o.drain))
 		case <-serving.Done():
+			p.agent.Leave()
 		case <-draining.Done():
 		}
 		return nil

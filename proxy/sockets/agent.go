@@ -45,6 +45,7 @@ type Agent struct {
 	session  uint64 // counts connections to an agent; 0 is none yet
 	ready    uint64 // the session whose first list the handler has
 	drained  bool
+	leaving  bool
 	saved    *state // the newest, nil if none
 	unsent   bool   // saved has not gone to this session's agent
 	restored []byte
@@ -77,8 +78,12 @@ const (
 	trimInterval   = 10 * time.Second
 )
 
+// errSuperseded ends a proxy that drains while the next one begins to.
+var errSuperseded = errors.New("a second newer proxy has taken over while this one drained")
+
 // Run serves the handler from the agent until the context ends, reconnecting
-// by itself. Then it removes every pod and closes its listeners.
+// by itself, or until another proxy drains, which ends this one's time. Then
+// it removes every pod and closes its listeners.
 func (a *Agent) Run(ctx context.Context, h Handler) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.feed.run(ctx, h) })
@@ -97,6 +102,10 @@ func (a *Agent) reconnect(ctx context.Context) error {
 		err := a.serve(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if errors.Is(err, errSuperseded) {
+			a.cfg.Log.Warn("ending; live connections are reset", zap.Error(err))
+			return err
 		}
 		if a.sessions() != before { // there was one, for a while
 			pause, said = firstReconnect, ""
@@ -155,6 +164,15 @@ func (a *Agent) closeAll() {
 // Draining is closed when a newer proxy has taken over. From then on the
 // listeners accept nothing, and no new pod is added; Dial goes on.
 func (a *Agent) Draining() <-chan struct{} { return a.draining }
+
+// Leave says that this process accepts nothing more, whether or not there is a
+// newer one: an agent that restarts gets the listeners from it, but must not
+// take it for the one that serves.
+func (a *Agent) Leave() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.leaving = true
+}
 
 // Save gives the agent a state to keep for the next proxy, in the place of
 // the one before. The agent cannot change it, does not read it, and writes it

@@ -97,7 +97,7 @@ func peerUID(c *net.UnixConn) (int, error) {
 
 func (a *Agent) hello(c *protocol.Conn) error {
 	a.mu.Lock()
-	own := &protocol.Hello{Version: protocol.Version, Draining: a.drained}
+	own := &protocol.Hello{Version: protocol.Version, Draining: a.drained || a.leaving}
 	a.mu.Unlock()
 	if err := c.Send(&protocol.FromProxy{Message: &protocol.FromProxy_Hello{Hello: own}}); err != nil {
 		return err
@@ -170,7 +170,7 @@ func (a *Agent) write(ctx context.Context, c *protocol.Conn, session uint64) err
 		if a.unsent {
 			save, a.unsent = a.saved, false
 		}
-		ready := a.ready == session && !a.drained && !announced
+		ready := a.ready == session && !a.drained && !a.leaving && !announced
 		wants := a.wants(session)
 		a.mu.Unlock()
 
@@ -227,8 +227,13 @@ func (a *Agent) read(c *protocol.Conn, session uint64) error {
 			a.synced(session)
 		case *protocol.FromAgent_Sockets:
 			a.takeSockets(x.Sockets, fds)
+		case *protocol.FromAgent_Keep:
+			a.keepPod(x.Keep.GetUid(), session)
 		case *protocol.FromAgent_Drain:
 			a.drain()
+			if x.Drain.GetEnd() {
+				err = errSuperseded
+			}
 		}
 		if err != nil {
 			return err
@@ -315,6 +320,16 @@ func podOf(m *protocol.AddPod) Pod {
 func samePod(x, y Pod) bool {
 	return x.Name == y.Name && x.Namespace == y.Namespace && x.ServiceAccount == y.ServiceAccount &&
 		x.TrustDomain == y.TrustDomain && slices.Equal(x.Addresses, y.Addresses)
+}
+
+// keepPod notes that the agent knows the pod, which it cannot add.
+func (a *Agent) keepPod(uid string, session uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p, ok := a.pods[uid]; ok {
+		p.session = session
+		a.wakeWriter()
+	}
 }
 
 func (a *Agent) removePod(uid string, gone bool) {

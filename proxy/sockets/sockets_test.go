@@ -355,9 +355,10 @@ func TestAgentRestart(t *testing.T) {
 	r.expect(t, "gone y")
 	agent.add("x", "2", x)
 	r.expect(t, "add x 2")
-	if r.listeners("x") != before {
-		t.Error("the same listeners came as others")
+	if _, err := before.Outbound.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("what serves the earlier facts still accepts: %v", err)
 	}
+	now := r.listeners("x")
 	for {
 		m, fds := agent.next()
 		protocol.CloseAll(fds)
@@ -367,11 +368,49 @@ func TestAgentRestart(t *testing.T) {
 	}
 	agent.send(&protocol.FromAgent{Message: &protocol.FromAgent_Drain{Drain: &protocol.Drain{}}})
 	<-a.Draining()
-	if _, err := before.Outbound.Accept(); !errors.Is(err, net.ErrClosed) {
+	if _, err := now.Outbound.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a draining proxy accepts: %v", err)
 	}
 	if !isOpen(x[0]) {
 		t.Error("the agent's own listener was closed")
+	}
+}
+
+// A process that accepts nothing more gives its listeners to a new agent, but
+// does not say that it is ready to serve. Pods that the agent has not got back
+// stay; when its time is over, it ends.
+func TestLeavingProxy(t *testing.T) {
+	a, r, accept := startAgent(t)
+	agent := accept()
+	agent.greet()
+	x := listening(t)
+	agent.add("x", "1", x)
+	agent.add("y", "1", listening(t))
+	agent.synced()
+	r.expect(t, "add x 1", "add y 1", "synced")
+	a.Leave()
+	agent.Close()
+
+	agent = accept()
+	if m, _ := agent.next(); !m.GetHello().GetDraining() {
+		t.Errorf("greeting %v, want one that drains", m)
+	}
+	agent.send(&protocol.FromAgent{Message: &protocol.FromAgent_Hello{Hello: &protocol.Hello{Version: protocol.Version}}})
+	offers := 0
+	for offered := false; !offered; {
+		m, fds := agent.next()
+		protocol.CloseAll(fds)
+		offers += len(fds)
+		offered = m.GetOffered() != nil
+	}
+	if offers != 2*protocol.ListenersPerPod {
+		t.Errorf("%d listeners offered, want those of two pods", offers)
+	}
+	agent.send(&protocol.FromAgent{Message: &protocol.FromAgent_Keep{Keep: &protocol.KeepPod{Uid: "x"}}})
+	agent.synced()
+	r.expect(t, "gone y")
+	if m, _ := agent.next(); m.GetWant().GetUid() != "x" { // it goes on with x, and wants sockets for it
+		t.Errorf("said %v", m)
 	}
 }
 

@@ -34,6 +34,7 @@ const (
 	starting role = iota // has not taken everything over yet
 	active
 	draining
+	ended // told to give up, as another one drains
 )
 
 // proxy is one connected proxy. Its fields are guarded by Server.mu.
@@ -162,7 +163,7 @@ func (s *Server) write(ctx context.Context, p *proxy) error {
 			return err
 		}
 		s.mu.Lock()
-		drain, synced := p.drain, p.offered && s.synced && !p.told && len(p.news) == 0
+		drain, end, synced := p.drain, p.role == ended, p.offered && s.synced && !p.told && len(p.news) == 0
 		p.drain = false
 		p.told = p.told || synced
 		s.mu.Unlock()
@@ -172,7 +173,7 @@ func (s *Server) write(ctx context.Context, p *proxy) error {
 			}
 		}
 		if drain {
-			if err := p.sendMessage(&protocol.FromAgent{Message: &protocol.FromAgent_Drain{Drain: &protocol.Drain{}}}); err != nil {
+			if err := p.sendMessage(&protocol.FromAgent{Message: &protocol.FromAgent_Drain{Drain: &protocol.Drain{End: end}}}); err != nil {
 				return err
 			}
 		}
@@ -207,8 +208,10 @@ func (s *Server) newsOf(p *proxy, uid string) (*protocol.FromAgent, []int, error
 	delete(p.news, uid)
 	e, ok := s.pods[uid]
 	switch {
-	case !due || ok && e.listeners == nil:
+	case !due:
 		return nil, nil, nil
+	case ok && e.listeners == nil:
+		return &protocol.FromAgent{Message: &protocol.FromAgent_Keep{Keep: &protocol.KeepPod{Uid: uid}}}, nil, nil
 	case !ok:
 		return &protocol.FromAgent{Message: &protocol.FromAgent_Remove{Remove: &protocol.RemovePod{Uid: uid, Gone: gone}}}, nil, nil
 	}
@@ -294,7 +297,8 @@ func (s *Server) offersDone(p *proxy) {
 }
 
 // takeOver makes a proxy that has everything the active one. The one before
-// drains; one that was draining already has had its time.
+// drains; one that was draining until then has had its time, so that rolls in
+// a row do not pile up processes.
 func (s *Server) takeOver(p *proxy) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -319,8 +323,9 @@ func (s *Server) takeOver(p *proxy) {
 			old.role, old.drain = draining, true
 			old.wakeWriter()
 		case successor:
-			s.cfg.Log.Warn("a second proxy drains; the first one gets no more sockets", zap.Int("pid", old.pid))
-			old.conn.Close()
+			s.cfg.Log.Warn("another proxy drains; the one before is told to end", zap.Int("pid", old.pid))
+			old.role, old.drain = ended, true
+			old.wakeWriter()
 		}
 	}
 	s.cfg.Log.Info("proxy is ready", zap.Int("pid", p.pid))
@@ -356,7 +361,8 @@ func (s *Server) sendSockets(p *proxy, w *protocol.Want) error {
 }
 
 // keepState keeps the newest state of the proxy that serves. One that is
-// starting may not replace it before it takes over.
+// starting may not replace it before it takes over; what one that drains knows
+// is better than nothing.
 func (s *Server) keepState(p *proxy, fd int) error {
 	if err := protocol.CheckSealed(fd); err != nil {
 		protocol.CloseAll([]int{fd})
@@ -370,8 +376,12 @@ func (s *Server) keepState(p *proxy, fd int) error {
 	case starting:
 		protocol.CloseAll([]int{p.saved})
 		p.saved = fd
-	case draining:
-		protocol.CloseAll([]int{fd})
+	default:
+		if s.state < 0 {
+			s.replaceState(fd)
+		} else {
+			protocol.CloseAll([]int{fd})
+		}
 	}
 	return nil
 }

@@ -58,6 +58,8 @@ func ParseFromAgent(payload []byte, descriptors int) (*FromAgent, error) {
 		least, most, err = ListenersPerPod, ListenersPerPod, checkPod(x.Add)
 	case *FromAgent_Remove:
 		err = checkName("uid", x.Remove.GetUid())
+	case *FromAgent_Keep:
+		err = checkName("uid", x.Keep.GetUid())
 	case *FromAgent_Sockets:
 		most, err = int(x.Sockets.GetCount()), checkWant(x.Sockets.GetUid(), x.Sockets.GetFamily(), x.Sockets.GetCount())
 	}

@@ -235,6 +235,7 @@ type FromAgent struct {
 	//	*FromAgent_Synced
 	//	*FromAgent_Sockets
 	//	*FromAgent_Drain
+	//	*FromAgent_Keep
 	Message       isFromAgent_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -340,6 +341,15 @@ func (x *FromAgent) GetDrain() *Drain {
 	return nil
 }
 
+func (x *FromAgent) GetKeep() *KeepPod {
+	if x != nil {
+		if x, ok := x.Message.(*FromAgent_Keep); ok {
+			return x.Keep
+		}
+	}
+	return nil
+}
+
 type isFromAgent_Message interface {
 	isFromAgent_Message()
 }
@@ -372,6 +382,10 @@ type FromAgent_Drain struct {
 	Drain *Drain `protobuf:"bytes,7,opt,name=drain,proto3,oneof"`
 }
 
+type FromAgent_Keep struct {
+	Keep *KeepPod `protobuf:"bytes,8,opt,name=keep,proto3,oneof"`
+}
+
 func (*FromAgent_Hello) isFromAgent_Message() {}
 
 func (*FromAgent_Restore) isFromAgent_Message() {}
@@ -385,6 +399,8 @@ func (*FromAgent_Synced) isFromAgent_Message() {}
 func (*FromAgent_Sockets) isFromAgent_Message() {}
 
 func (*FromAgent_Drain) isFromAgent_Message() {}
+
+func (*FromAgent_Keep) isFromAgent_Message() {}
 
 // Hello is the first message both ways. Both then speak the lower version;
 // versions more than one apart do not talk.
@@ -944,7 +960,9 @@ func (x *Sockets) GetError() string {
 
 // Drain says that a newer proxy is Ready.
 type Drain struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// That one drains now, too, and this one's time is over.
+	End           bool `protobuf:"varint,1,opt,name=end,proto3" json:"end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -979,6 +997,59 @@ func (*Drain) Descriptor() ([]byte, []int) {
 	return file_redirect_handoff_protocol_protocol_proto_rawDescGZIP(), []int{13}
 }
 
+func (x *Drain) GetEnd() bool {
+	if x != nil {
+		return x.End
+	}
+	return false
+}
+
+// KeepPod names a pod that is there, but whose listeners the agent has not got
+// (back): what is held of it stays.
+type KeepPod struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepPod) Reset() {
+	*x = KeepPod{}
+	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepPod) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepPod) ProtoMessage() {}
+
+func (x *KeepPod) ProtoReflect() protoreflect.Message {
+	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepPod.ProtoReflect.Descriptor instead.
+func (*KeepPod) Descriptor() ([]byte, []int) {
+	return file_redirect_handoff_protocol_protocol_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *KeepPod) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
 var File_redirect_handoff_protocol_protocol_proto protoreflect.FileDescriptor
 
 const file_redirect_handoff_protocol_protocol_proto_rawDesc = "" +
@@ -991,7 +1062,7 @@ const file_redirect_handoff_protocol_protocol_proto_rawDesc = "" +
 	"\x05ready\x18\x04 \x01(\v2\x17.tacit.handoff.v1.ReadyH\x00R\x05ready\x12,\n" +
 	"\x04want\x18\x05 \x01(\v2\x16.tacit.handoff.v1.WantH\x00R\x04want\x12,\n" +
 	"\x04save\x18\x06 \x01(\v2\x16.tacit.handoff.v1.SaveH\x00R\x04saveB\t\n" +
-	"\amessage\"\xff\x02\n" +
+	"\amessage\"\xb0\x03\n" +
 	"\tFromAgent\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.tacit.handoff.v1.HelloH\x00R\x05hello\x125\n" +
 	"\arestore\x18\x02 \x01(\v2\x19.tacit.handoff.v1.RestoreH\x00R\arestore\x12,\n" +
@@ -999,7 +1070,8 @@ const file_redirect_handoff_protocol_protocol_proto_rawDesc = "" +
 	"\x06remove\x18\x04 \x01(\v2\x1b.tacit.handoff.v1.RemovePodH\x00R\x06remove\x122\n" +
 	"\x06synced\x18\x05 \x01(\v2\x18.tacit.handoff.v1.SyncedH\x00R\x06synced\x125\n" +
 	"\asockets\x18\x06 \x01(\v2\x19.tacit.handoff.v1.SocketsH\x00R\asockets\x12/\n" +
-	"\x05drain\x18\a \x01(\v2\x17.tacit.handoff.v1.DrainH\x00R\x05drainB\t\n" +
+	"\x05drain\x18\a \x01(\v2\x17.tacit.handoff.v1.DrainH\x00R\x05drain\x12/\n" +
+	"\x04keep\x18\b \x01(\v2\x19.tacit.handoff.v1.KeepPodH\x00R\x04keepB\t\n" +
 	"\amessage\"=\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1a\n" +
@@ -1029,8 +1101,11 @@ const file_redirect_handoff_protocol_protocol_proto_rawDesc = "" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x120\n" +
 	"\x06family\x18\x02 \x01(\x0e2\x18.tacit.handoff.v1.FamilyR\x06family\x12\x14\n" +
 	"\x05count\x18\x03 \x01(\rR\x05count\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\"\a\n" +
-	"\x05Drain*B\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\x19\n" +
+	"\x05Drain\x12\x10\n" +
+	"\x03end\x18\x01 \x01(\bR\x03end\"\x1b\n" +
+	"\aKeepPod\x12\x10\n" +
+	"\x03uid\x18\x01 \x01(\tR\x03uid*B\n" +
 	"\x06Family\x12\x16\n" +
 	"\x12FAMILY_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vFAMILY_IPV4\x10\x04\x12\x0f\n" +
@@ -1049,7 +1124,7 @@ func file_redirect_handoff_protocol_protocol_proto_rawDescGZIP() []byte {
 }
 
 var file_redirect_handoff_protocol_protocol_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_redirect_handoff_protocol_protocol_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_redirect_handoff_protocol_protocol_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_redirect_handoff_protocol_protocol_proto_goTypes = []any{
 	(Family)(0),       // 0: tacit.handoff.v1.Family
 	(*FromProxy)(nil), // 1: tacit.handoff.v1.FromProxy
@@ -1066,6 +1141,7 @@ var file_redirect_handoff_protocol_protocol_proto_goTypes = []any{
 	(*Synced)(nil),    // 12: tacit.handoff.v1.Synced
 	(*Sockets)(nil),   // 13: tacit.handoff.v1.Sockets
 	(*Drain)(nil),     // 14: tacit.handoff.v1.Drain
+	(*KeepPod)(nil),   // 15: tacit.handoff.v1.KeepPod
 }
 var file_redirect_handoff_protocol_protocol_proto_depIdxs = []int32{
 	3,  // 0: tacit.handoff.v1.FromProxy.hello:type_name -> tacit.handoff.v1.Hello
@@ -1081,13 +1157,14 @@ var file_redirect_handoff_protocol_protocol_proto_depIdxs = []int32{
 	12, // 10: tacit.handoff.v1.FromAgent.synced:type_name -> tacit.handoff.v1.Synced
 	13, // 11: tacit.handoff.v1.FromAgent.sockets:type_name -> tacit.handoff.v1.Sockets
 	14, // 12: tacit.handoff.v1.FromAgent.drain:type_name -> tacit.handoff.v1.Drain
-	0,  // 13: tacit.handoff.v1.Want.family:type_name -> tacit.handoff.v1.Family
-	0,  // 14: tacit.handoff.v1.Sockets.family:type_name -> tacit.handoff.v1.Family
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	15, // 13: tacit.handoff.v1.FromAgent.keep:type_name -> tacit.handoff.v1.KeepPod
+	0,  // 14: tacit.handoff.v1.Want.family:type_name -> tacit.handoff.v1.Family
+	0,  // 15: tacit.handoff.v1.Sockets.family:type_name -> tacit.handoff.v1.Family
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_redirect_handoff_protocol_protocol_proto_init() }
@@ -1111,6 +1188,7 @@ func file_redirect_handoff_protocol_protocol_proto_init() {
 		(*FromAgent_Synced)(nil),
 		(*FromAgent_Sockets)(nil),
 		(*FromAgent_Drain)(nil),
+		(*FromAgent_Keep)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1118,7 +1196,7 @@ func file_redirect_handoff_protocol_protocol_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redirect_handoff_protocol_protocol_proto_rawDesc), len(file_redirect_handoff_protocol_protocol_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
