@@ -66,10 +66,7 @@ func startAgent(t *testing.T, m *e2e.Mesh, node string) {
 	if err := m.Node(node).StartAgent(m.Context()); err != nil {
 		t.Fatal(err)
 	}
-	_, err := m.Node(node).Agent().WaitLog(m.Context(), 0, func(line string) bool { return strings.Contains(line, "proxy is ready") })
-	if err != nil {
-		t.Fatal(err)
-	}
+	logs(t, m, m.Node(node).Agent(), 0, "proxy is ready")
 }
 
 // SIGKILL under load, on each node: nothing is refused; what comes while a

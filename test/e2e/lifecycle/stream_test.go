@@ -2,11 +2,13 @@ package lifecycle
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -115,6 +117,21 @@ func (s *stream) finish() error {
 		}
 	}
 	return nil
+}
+
+// ended waits for the end of the stream at one end of it: io.EOF, or the errno.
+func (s *stream) ended(end int) error {
+	if err := s.ends[end].SetReadDeadline(time.Now().Add(e2e.Patience)); err != nil {
+		return err
+	}
+	n, err := s.ends[end].Read(make([]byte, 1))
+	if n > 0 {
+		return errors.New("bytes that nobody sent")
+	}
+	if errno := syscall.Errno(0); errors.As(err, &errno) {
+		return errno
+	}
+	return err
 }
 
 // abort closes both ends as the end of their processes would, or harder.
