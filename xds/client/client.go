@@ -61,6 +61,8 @@ type Client struct {
 	dirty     chan struct{} // holds one value when there is something to save
 	ready     chan struct{}
 
+	applying sync.Mutex // held while an update is made and applied; before mu
+
 	mu     sync.Mutex // guards all below
 	kinds  []*kind    // in the order of subscription
 	status Status
@@ -86,7 +88,7 @@ func New(config Config) *Client {
 }
 
 // Ready is closed once the first full lists of addresses and of policies have
-// been applied, or restored.
+// been applied; restored ones count as Restore says.
 func (c *Client) Ready() <-chan struct{} { return c.ready }
 
 // Run connects, again and again, until the context ends, and returns the
@@ -98,6 +100,8 @@ func (c *Client) Run(ctx context.Context) error {
 	saving.Go(func() { c.save(ended) })
 	defer saving.Wait()
 	defer close(ended)
+	silence := time.AfterFunc(trustAfter, c.trust)
+	defer silence.Stop()
 	var retry backoff
 	for {
 		began := time.Now()
@@ -107,6 +111,7 @@ func (c *Client) Run(ctx context.Context) error {
 			return ctx.Err()
 		}
 		c.disconnected(err)
+		c.trust()
 		wait := retry.after(responses > 0 && time.Since(began) >= usefulSession)
 		c.log.Warn("xDS connection ended", zap.String("server", c.config.Server), zap.Error(err), zap.Duration("retry_in", wait))
 		timer := time.NewTimer(wait)

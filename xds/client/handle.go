@@ -31,6 +31,8 @@ func (c *Client) subscriptions() []*discovery.DeltaDiscoveryRequest {
 
 // handle applies a response and returns the answer to it.
 func (c *Client) handle(response *discovery.DeltaDiscoveryResponse) *discovery.DeltaDiscoveryRequest {
+	c.applying.Lock()
+	defer c.applying.Unlock()
 	update, rejected := c.accept(response)
 	if !isEmpty(update) {
 		c.config.Sink.Apply(update)

@@ -22,6 +22,7 @@ type kind struct {
 	complete func(u *model.Update)
 
 	isComplete bool // the first full list is in
+	restored   bool // or was, in an earlier process, and may have changed since
 	resources  map[string]resource
 	status     TypeStatus
 }
@@ -140,7 +141,7 @@ func (k *kind) versions() map[string]string {
 }
 
 func (k *kind) export() *tacit.SavedType {
-	out := &tacit.SavedType{TypeUrl: k.typeURL, Complete: k.isComplete}
+	out := &tacit.SavedType{TypeUrl: k.typeURL, Complete: k.isComplete || k.restored}
 	for _, name := range slices.Sorted(maps.Keys(k.resources)) {
 		r := k.resources[name]
 		out.Resources = append(out.Resources, &tacit.SavedResource{Name: name, Version: r.known(), Resource: r.body})
@@ -157,8 +158,6 @@ func (k *kind) restore(saved *tacit.SavedType, u *model.Update) (rejected []erro
 			rejected = append(rejected, err)
 		}
 	}
-	if saved.GetComplete() {
-		k.markComplete(u)
-	}
+	k.restored = saved.GetComplete()
 	return rejected
 }

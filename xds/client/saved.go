@@ -31,9 +31,10 @@ func (c *Client) Export() ([]byte, error) {
 }
 
 // Restore takes in what an earlier process exported and applies it, in one
-// update, before the control plane has been reached. It may be called once,
-// before Run; empty data is nothing to restore. On an error nothing has been
-// applied.
+// update. What was a full list counts as one once the control plane has said
+// what has changed since, or cannot be reached, or has not answered within a
+// second. It may be called once, before Run; empty data is nothing to restore.
+// On an error nothing has been applied.
 func (c *Client) Restore(data []byte) error {
 	if len(data) == 0 {
 		return nil
@@ -46,10 +47,33 @@ func (c *Client) Restore(data []byte) error {
 		return fmt.Errorf("restore xDS state: %w", err)
 	}
 	c.config.Sink.Apply(c.restore(state))
+	return nil
+}
+
+// trustAfter is how long the control plane is given to say what has changed
+// since the restored state was saved.
+const trustAfter = time.Second
+
+// trust takes the restored lists for complete, as the control plane does not
+// answer.
+func (c *Client) trust() {
+	c.applying.Lock()
+	defer c.applying.Unlock()
+	var u model.Update
+	c.mu.Lock()
+	for _, k := range c.kinds {
+		if k.restored {
+			k.markComplete(&u)
+		}
+	}
+	c.mu.Unlock()
+	if isEmpty(u) {
+		return
+	}
+	c.config.Sink.Apply(u)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.announceReady()
-	return nil
 }
 
 func (c *Client) restore(state *tacit.SavedState) (u model.Update) {

@@ -35,16 +35,23 @@ func TestRestoredBeforeTheServerIsThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	u := sink.one(t)
-	if !u.AddressesComplete || !u.PoliciesComplete || len(u.Workloads) != 2 || len(u.Services) != 1 || len(u.Policies) != 2 {
-		t.Errorf("update %+v", u)
+	if u.AddressesComplete || u.PoliciesComplete || len(u.Workloads) != 2 || len(u.Services) != 1 || len(u.Policies) != 2 {
+		t.Errorf("update %+v, want all of it and nothing complete", u)
 	}
 	if p, _ := sink.snapshot.Policy("ns/q"); p == nil || p.Unknown == "" {
 		t.Errorf("the policy that was rejected is %+v, want a denial", p)
 	}
+
+	running := run(t, client) // it cannot reach the server
 	next(t, "readiness", client.Ready())
+	if u := sink.one(t); !u.AddressesComplete || !u.PoliciesComplete || len(u.Workloads) != 0 {
+		t.Errorf("update %+v, want both lists complete", u)
+	}
+	if data, err := running.Export(); err != nil || !bytes.Equal(data, exported(t)) {
+		t.Errorf("the next export differs from the restored one (%v)", err)
+	}
 
 	srv.start(t)
-	run(t, client)
 	st := next(t, "a stream", srv.streams)
 	p, a := st.subscriptions(t)
 	if diff := cmp.Diff(map[string]string{"ns/p": "v1", "ns/q": ""}, p.GetInitialResourceVersions()); diff != "" {
@@ -73,8 +80,12 @@ func TestRestoredHalf(t *testing.T) {
 	if err := c.Restore(data); err != nil {
 		t.Fatal(err)
 	}
-	if u := sink.one(t); !u.PoliciesComplete || u.AddressesComplete {
+	if u := sink.one(t); u.PoliciesComplete || u.AddressesComplete {
 		t.Errorf("update %+v", u)
+	}
+	c.trust()
+	if u := sink.one(t); !u.PoliciesComplete || u.AddressesComplete {
+		t.Errorf("update %+v, want the policies complete", u)
 	}
 	select {
 	case <-c.Ready():
@@ -83,6 +94,32 @@ func TestRestoredHalf(t *testing.T) {
 	}
 	c.handle(addresses("1"))
 	next(t, "readiness", c.Ready())
+}
+
+// What was saved may be old: it decides nothing while the server may yet say
+// what has changed, and then never as it was.
+func TestRestoredIsNotTrustedBeforeTheServerAnswers(t *testing.T) {
+	srv := newServer(t)
+	config, sink := srv.config(t), newRecorder()
+	config.Sink = sink
+	client := New(config)
+	if err := client.Restore(exported(t)); err != nil {
+		t.Fatal(err)
+	}
+	sink.one(t)
+	run(t, client)
+	st := next(t, "a stream", srv.streams)
+	st.subscriptions(t)
+	st.mustAck(t, policies("1", aPolicy("p", "v2", 443)))
+	if u := sink.one(t); !u.PoliciesComplete || len(u.Policies) != 1 {
+		t.Errorf("update %+v, want the changed policy together with the complete list", u)
+	}
+	st.mustAck(t, addresses("2"))
+	if u := sink.one(t); !u.AddressesComplete {
+		t.Errorf("update %+v, want the addresses complete", u)
+	}
+	client.trust()
+	sink.none(t)
 }
 
 func TestRestoreRefuses(t *testing.T) {
