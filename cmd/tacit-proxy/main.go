@@ -63,6 +63,7 @@ type options struct {
 	readiness   string
 	drain       time.Duration
 	lifetime    time.Duration
+	podShare    int
 	directLocal bool
 }
 
@@ -98,6 +99,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.readiness, "readiness", ":15021", "address for readiness, at /healthz/ready")
 	f.DurationVar(&o.drain, "drain", time.Hour, "how long live connections may go on after SIGTERM")
 	f.DurationVar(&o.lifetime, "certificate-ttl", 24*time.Hour, "life to ask for in certificates; they are renewed at half of it")
+	f.IntVar(&o.podShare, "connections-per-pod", 0, "connections from one pod at a time, and as many to it; 0: by the limit of open files")
 	f.BoolVar(&o.directLocal, "direct-local", true, "join connections between two pods of this node, once authorized, without encrypting their bytes in between")
 	for _, name := range []string{"node", "xds", "ca", "root", "token"} {
 		_ = cmd.MarkFlagRequired(name) // fails for unknown names only

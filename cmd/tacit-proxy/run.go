@@ -104,16 +104,19 @@ func newProcess(o options) (*process, error) {
 	})
 	p.proxy = proxy.New(proxy.Config{
 		Node: o.node, Sockets: p.agent, State: p.state, Identities: p.store, Recorder: p.recorder,
-		Drain: o.drain, MaxConnsPerPod: connectionsPerPod(), DirectLocal: o.directLocal,
+		Drain: o.drain, MaxConnsPerPod: connectionsPerPod(o.podShare), DirectLocal: o.directLocal,
 	})
 	return p, nil
 }
 
 // connectionsPerPod leaves at least half of the descriptors to other pods: a
 // connection takes at most six, its two sockets and a pipe each way, and a pod
-// may have as many to it as from it.
-func connectionsPerPod() int {
+// may have as many to it as from it. configured is 0 for that.
+func connectionsPerPod(configured int) int {
 	const most = 1 << 20
+	if configured > 0 {
+		return max(configured, 4) // the three that accept take one each
+	}
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > most {
 		limit.Cur = most
