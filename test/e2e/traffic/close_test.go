@@ -43,6 +43,30 @@ func meet(t *testing.T, m *e2e.Mesh, pod, address string) func(t *testing.T, fro
 	}
 }
 
+// path is one of the ways that a connection may take.
+type path struct {
+	name     string
+	meet     func(t *testing.T, from, to string) (client, server *net.TCPConn)
+	from, to string
+}
+
+func (p path) connect(t *testing.T) (client, server *net.TCPConn) {
+	t.Helper()
+	return p.meet(t, p.from, p.to)
+}
+
+func paths(t *testing.T, m *e2e.Mesh) []path {
+	t.Helper()
+	toServer, toNear, toTarget := meet(t, m, serverPod, ":8080"), meet(t, m, nearPod, ":8080"), meet(t, m, "outside/target", ":8080")
+	return []path{
+		{"across nodes", toServer, "mesh/client", serverTo},
+		{"across nodes, IPv6", toServer, "mesh/client", serverTo6},
+		{"same node", toNear, "mesh/client", nearTo},
+		{"into the mesh", toServer, "outside/plain", serverTo},
+		{"out of the mesh", toTarget, "mesh/client", "198.18.2.30:8080"},
+	}
+}
+
 func say(t *testing.T, c *net.TCPConn, text string) {
 	t.Helper()
 	if _, err := io.WriteString(c, text); err != nil {
@@ -101,18 +125,7 @@ func hearLateReset(t *testing.T, m *e2e.Mesh, c *net.TCPConn) {
 // A close arrives as what it was, at either end and on every path.
 func TestCloses(t *testing.T) {
 	m := e2e.Start(t)
-	toServer, toNear, toTarget := meet(t, m, serverPod, ":8080"), meet(t, m, nearPod, ":8080"), meet(t, m, "outside/target", ":8080")
-	for _, path := range []struct {
-		name     string
-		connect  func(t *testing.T, from, to string) (client, server *net.TCPConn)
-		from, to string
-	}{
-		{"across nodes", toServer, "mesh/client", serverTo},
-		{"across nodes, IPv6", toServer, "mesh/client", serverTo6},
-		{"same node", toNear, "mesh/client", nearTo},
-		{"into the mesh", toServer, "outside/plain", serverTo},
-		{"out of the mesh", toTarget, "mesh/client", "198.18.2.30:8080"},
-	} {
+	for _, path := range paths(t, m) {
 		for _, serverFirst := range []bool{false, true} {
 			who := "client first"
 			if serverFirst {
@@ -120,7 +133,7 @@ func TestCloses(t *testing.T) {
 			}
 			run := func(what string, test func(t *testing.T, first, second *net.TCPConn)) {
 				t.Run(path.name+"/"+what+", "+who, func(t *testing.T) {
-					first, second := path.connect(t, path.from, path.to)
+					first, second := path.connect(t)
 					if serverFirst {
 						first, second = second, first
 					}

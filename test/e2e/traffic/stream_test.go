@@ -85,19 +85,25 @@ type streams struct{ Seed, Up, Down uint64 }
 func (s streams) up() random   { return random{2 * s.Seed, int64(s.Up)} }
 func (s streams) down() random { return random{2*s.Seed + 1, int64(s.Down)} }
 
-// serveStreams is a server of random streams.
-func serveStreams(t *testing.T) func(*net.TCPConn) {
-	return func(c *net.TCPConn) {
+// serveStreams runs a server of random streams in a pod. The test does not end
+// before it has checked what its clients have sent.
+func serveStreams(t *testing.T, m *e2e.Mesh, pod, address string) {
+	t.Helper()
+	var serving sync.WaitGroup
+	m.Serve(pod, address, func(c *net.TCPConn) {
+		serving.Add(1)
+		defer serving.Done()
 		_ = c.SetDeadline(time.Now().Add(bulkPatience))
 		var s streams
 		if err := binary.Read(c, binary.BigEndian, &s); err != nil {
-			t.Errorf("the server reads which streams to carry: %v", err)
+			t.Errorf("%s reads which streams to carry: %v", pod, err)
 			return
 		}
 		if err := talk(c, s.down(), s.up()); err != nil {
-			t.Errorf("at the server, connection %d: %v", s.Seed, err)
+			t.Errorf("at %s, connection %d: %v", pod, s.Seed, err)
 		}
-	}
+	})
+	t.Cleanup(serving.Wait) // before the server is closed
 }
 
 // begin is the first thing that a client of serveStreams says.
@@ -155,8 +161,8 @@ const (
 // leave nothing behind.
 func TestLongConnections(t *testing.T) {
 	m := e2e.Start(t)
-	m.Serve(serverPod, ":8080", serveStreams(t))
-	m.Serve(nearPod, ":8080", serveStreams(t))
+	serveStreams(t, m, serverPod, ":8080")
+	serveStreams(t, m, nearPod, ":8080")
 	to := []string{serverTo, nearTo, serverTo6, nearTo6, "198.18.100.1:80", "198.18.100.2:80"}
 	carry(t, m, len(to), 1<<10, []string{"mesh/client"}, to)
 	before := usage(t, m)
