@@ -2,18 +2,14 @@ package proxy
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
-	"slices"
-	"strings"
 	"syscall"
 	"time"
 
-	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/proxy/hbone"
 	"github.com/tacit-mesh/tacit/proxy/relay"
 	"github.com/tacit-mesh/tacit/proxy/route"
@@ -204,37 +200,4 @@ func (p *Proxy) tunnel(a *attempt, to route.Candidate) error {
 	}
 	a.closed(result)
 	return nil
-}
-
-// key separates connections: one is shared only by streams that agree in
-// every part of it.
-func (p *Proxy) key(c *Connection, to route.Candidate) hbone.Key {
-	var accepted []string
-	for _, id := range to.Identities() {
-		accepted = append(accepted, id.String())
-	}
-	slices.Sort(accepted)
-	return hbone.Key{
-		SourceUID:      c.pod.UID,
-		Source:         c.sourceFor(to.Target),
-		Identity:       c.pod.identity,
-		DestinationUID: to.Workload.UID + "/" + to.Workload.PodUID,
-		Destination:    to.Dial(),
-		Accepted:       strings.Join(accepted, ","),
-	}
-}
-
-// dialPeer opens the TCP connection of a pooled one, inside the source pod.
-func (p *Proxy) dialPeer(ctx context.Context, k hbone.Key) (*net.TCPConn, error) {
-	return p.Sockets.Dial(ctx, k.SourceUID, k.Source, k.Destination)
-}
-
-// peerTLS authenticates a pooled connection: as the source pod, to one of the
-// accepted identities.
-func (p *Proxy) peerTLS(ctx context.Context, k hbone.Key) (*tls.Config, time.Time, error) {
-	material, err := p.Identities.Get(ctx, k.Identity)
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	return identity.ClientConfig(material, strings.Split(k.Accepted, ",")), material.NotAfter(), nil
 }

@@ -3,10 +3,10 @@
 //
 // The story of a connection is outbound.go on the client's node, then
 // inbound.go (mTLS) or plaintext.go on the server's; each is one function with
-// named phases. pods.go accepts them, local.go joins the two ends where both
-// are in this process. What does not belong here: making sockets
-// (proxy/sockets), deciding (proxy/policy, proxy/route), moving bytes
-// (proxy/relay, proxy/hbone).
+// named phases. pods.go accepts them, tunnels.go says which of them share an
+// mTLS connection, local.go joins the two ends where both are in this process.
+// What does not belong here: making sockets (proxy/sockets), deciding
+// (proxy/policy, proxy/route), moving bytes (proxy/relay, proxy/hbone).
 package proxy
 
 import (
@@ -98,6 +98,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	group.Go(func() error { return p.Sockets.Run(inner, p) })
 	group.Go(func() error { return p.conns.Run(inner, p.State) })
 	group.Go(func() error { return p.pool.Run(inner) })
+	group.Go(func() error { return p.evictMoved(inner) })
 	group.Go(func() error { return p.Recorder.Run(inner) })
 	group.Go(func() error { return p.reportProgress(inner) })
 	select {

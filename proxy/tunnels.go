@@ -1,0 +1,69 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tacit-mesh/tacit/identity"
+	"github.com/tacit-mesh/tacit/proxy/hbone"
+	"github.com/tacit-mesh/tacit/proxy/route"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// key separates connections: one is shared only by streams that agree in
+// every part of it.
+func (p *Proxy) key(c *Connection, to route.Candidate) hbone.Key {
+	var accepted []string
+	for _, id := range to.Identities() {
+		accepted = append(accepted, id.String())
+	}
+	slices.Sort(accepted)
+	return hbone.Key{
+		SourceUID:      c.pod.UID,
+		Source:         c.sourceFor(to.Target),
+		Identity:       c.pod.identity,
+		DestinationUID: tunnelUID(to.Workload),
+		Destination:    to.Dial(),
+		Accepted:       strings.Join(accepted, ","),
+	}
+}
+
+// tunnelUID tells a pod from the one that had its name before.
+func tunnelUID(w *model.Workload) string { return w.UID + "/" + w.PodUID }
+
+// dialPeer opens the TCP connection of a pooled one, inside the source pod.
+func (p *Proxy) dialPeer(ctx context.Context, k hbone.Key) (*net.TCPConn, error) {
+	return p.Sockets.Dial(ctx, k.SourceUID, k.Source, k.Destination)
+}
+
+// peerTLS authenticates a pooled connection: as the source pod, to one of the
+// accepted identities.
+func (p *Proxy) peerTLS(ctx context.Context, k hbone.Key) (*tls.Config, time.Time, error) {
+	material, err := p.Identities.Get(ctx, k.Identity)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	return identity.ClientConfig(material, strings.Split(k.Accepted, ",")), material.NotAfter(), nil
+}
+
+// evictMoved lets pooled connections end with their last stream once their
+// address is no longer that of the very pod that they lead to, or that pod
+// takes none any more.
+func (p *Proxy) evictMoved(ctx context.Context) error {
+	for {
+		snapshot, changed := p.State.Watch()
+		p.pool.Evict(func(k hbone.Key) bool {
+			w := snapshot.WorkloadAt("", k.Destination.Addr())
+			return w == nil || tunnelUID(w) != k.DestinationUID || w.Protocol != model.ProtocolHBONE
+		}, false)
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
