@@ -54,6 +54,18 @@ func Start(t testing.TB, manifests ...string) *Mesh {
 // StartWith is Start with arguments for the programs.
 func StartWith(t testing.TB, config world.Config, manifests ...string) *Mesh {
 	t.Helper()
+	m := Build(t, config, manifests...)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*Patience)
+	defer cancel()
+	if err := m.World.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// Build is StartWith without starting any program.
+func Build(t testing.TB, config world.Config, manifests ...string) *Mesh {
+	t.Helper()
 	config.Manifests = "../testdata"
 	w, err := world.New(t.Context(), config)
 	if err != nil {
@@ -63,11 +75,6 @@ func StartWith(t testing.TB, config world.Config, manifests ...string) *Mesh {
 	t.Cleanup(m.takeDown)
 	for _, yaml := range manifests {
 		m.MustApply(yaml)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*Patience)
-	defer cancel()
-	if err := w.Start(ctx); err != nil {
-		t.Fatal(err)
 	}
 	return m
 }
