@@ -43,14 +43,11 @@ func (m *mesh) update(objects *build.Objects, errs []error) {
 
 func (m *mesh) rebuild(objects *build.Objects) {
 	result := build.Build(m.settings, *objects)
-	stages := result.Stages(m.result)
-	changed, removed := 0, 0
-	for _, u := range stages {
-		changed += len(u.Workloads) + len(u.Services) + len(u.Policies)
-		removed += len(u.RemovedAddresses) + len(u.RemovedPolicies)
-	}
+	u := result.Since(m.result)
+	changed := len(u.Workloads) + len(u.Services) + len(u.Policies)
+	removed := len(u.RemovedAddresses) + len(u.RemovedPolicies)
 	if m.result == nil || changed+removed > 0 {
-		if err := m.ads.Apply(stages...); err != nil {
+		if err := m.ads.Apply(u); err != nil {
 			m.log.Error("nothing of the last change is in force", zap.Error(err))
 			return
 		}

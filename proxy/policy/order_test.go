@@ -159,41 +159,6 @@ func (c *cluster) outcomes(s *model.Snapshot) map[string]policy.Decision {
 	return out
 }
 
-// At every stage of a change a proxy decides as before the change or as after.
-func TestChangesOpenNoWindowAndDenyNothingThatStaysAllowed(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		c := newCluster()
-		for range rapid.IntRange(0, 8).Draw(t, "earlier changes") {
-			c.change(t)
-		}
-		before := c.build()
-		s := model.NewSnapshot()
-		for _, u := range before.Stages(nil) {
-			s = s.Apply(u)
-		}
-		was := c.outcomes(s)
-
-		c.change(t)
-		after := c.build()
-		will := c.outcomes(model.NewSnapshot().Apply(after.Since(nil)))
-		for i, u := range after.Stages(before) {
-			s = s.Apply(u)
-			for request, d := range c.outcomes(s) {
-				x, y := was[request], will[request]
-				if x.Reason == policy.ReasonUndecided || y.Reason == policy.ReasonUndecided {
-					continue // the destination comes or goes
-				}
-				if x.Allowed == y.Allowed && d.Allowed != x.Allowed {
-					t.Fatalf("stage %d, %+v: %s: %v; before %v, after %v", i, u, request, d, x, y)
-				}
-			}
-		}
-		if got := c.outcomes(s); !maps.Equal(got, will) {
-			t.Fatalf("after all stages: %v, want %v", got, will)
-		}
-	})
-}
-
 // Whatever the order in which resources arrive, what is denied in the end is
 // never allowed on the way: a proxy that has the mesh's and the namespaces'
 // policies needs no particular order of the rest.

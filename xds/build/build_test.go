@@ -300,7 +300,8 @@ func TestSince(t *testing.T) {
 	}
 }
 
-func BenchmarkBuild(b *testing.B) {
+// One of 10,000 pods changes.
+func BenchmarkRebuild(b *testing.B) {
 	var o Objects
 	for i := range 10_000 {
 		o.Pods = append(o.Pods, &corev1.Pod{
@@ -314,8 +315,14 @@ func BenchmarkBuild(b *testing.B) {
 			Spec:       corev1.ServiceSpec{Selector: map[string]string{"app": fmt.Sprint("a", i/100)}, Ports: []corev1.ServicePort{{Port: 80}}},
 		})
 	}
+	before := Build(Settings{}, o)
+	changed := o.Pods[5000].DeepCopy()
+	changed.Status.PodIP = "198.18.100.1"
+	o.Pods[5000] = changed
 	for b.Loop() {
 		r := Build(Settings{}, o)
-		r.Since(&r)
+		if u := r.Since(&before); len(u.Workloads) != 1 {
+			b.Fatalf("%d workloads changed", len(u.Workloads))
+		}
 	}
 }

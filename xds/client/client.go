@@ -1,7 +1,8 @@
 // Package client keeps a proxy's view of the mesh up to date: a delta xDS
 // client for workloads, services and policies, all of them (wildcard).
 //
-// It acknowledges each response once it has been applied, whole; resources
+// It acknowledges each response once it has been applied, whole, and together
+// with those that the control plane says belong to the same change; resources
 // that are wrong are rejected by name while the others of the same response
 // apply. It holds what it was sent, so that after a reconnect, or after a
 // restart with [Client.Restore], the control plane sends only what changed.
@@ -19,8 +20,8 @@ import (
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-// Sink takes updates, one at a time and in order. The response is acknowledged
-// once Apply has returned.
+// Sink takes updates, one at a time and in order. The responses behind one are
+// acknowledged once Apply has returned.
 type Sink interface {
 	Apply(model.Update)
 }

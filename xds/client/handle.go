@@ -29,38 +29,44 @@ func (c *Client) subscriptions() []*discovery.DeltaDiscoveryRequest {
 	return out
 }
 
-// handle applies a response and returns the answer to it.
-func (c *Client) handle(response *discovery.DeltaDiscoveryResponse) *discovery.DeltaDiscoveryRequest {
-	c.applying.Lock()
-	defer c.applying.Unlock()
-	update, rejected := c.accept(response)
+// handle applies responses as one change and returns the answers to them.
+func (c *Client) handle(responses ...*discovery.DeltaDiscoveryResponse) (answers []*discovery.DeltaDiscoveryRequest) {
+	update, rejected := c.accept(responses)
 	if !isEmpty(update) {
 		c.config.Sink.Apply(update)
 	}
-	reason := rejection(rejected, len(response.GetResources()))
-	c.answered(response, reason)
-	answer := &discovery.DeltaDiscoveryRequest{TypeUrl: response.GetTypeUrl(), ResponseNonce: response.GetNonce()}
-	if reason != "" {
-		c.log.Error("xDS resources rejected", zap.String("type", response.GetTypeUrl()), zap.String("reason", reason))
-		answer.ErrorDetail = &statuspb.Status{Code: int32(codes.InvalidArgument), Message: reason}
+	for i, response := range responses {
+		reason := rejection(rejected[i], len(response.GetResources()))
+		c.answered(response, reason)
+		answer := &discovery.DeltaDiscoveryRequest{TypeUrl: response.GetTypeUrl(), ResponseNonce: response.GetNonce()}
+		if reason != "" {
+			c.log.Error("xDS resources rejected", zap.String("type", response.GetTypeUrl()), zap.String("reason", reason))
+			answer.ErrorDetail = &statuspb.Status{Code: int32(codes.InvalidArgument), Message: reason}
+		}
+		answers = append(answers, answer)
 	}
-	return answer
+	return answers
 }
 
-func (c *Client) accept(response *discovery.DeltaDiscoveryResponse) (model.Update, []error) {
+// accept returns the update that responses lead to, and for each response what
+// is rejected of it.
+func (c *Client) accept(responses []*discovery.DeltaDiscoveryResponse) (u model.Update, rejected [][]error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.connected()
-	k := c.kind(response.GetTypeUrl())
-	if k == nil {
-		return model.Update{}, []error{fmt.Errorf("type %q was not subscribed to", response.GetTypeUrl())}
+	for _, response := range responses {
+		k := c.kind(response.GetTypeUrl())
+		if k == nil {
+			rejected = append(rejected, []error{fmt.Errorf("type %q was not subscribed to", response.GetTypeUrl())})
+			continue
+		}
+		rejected = append(rejected, k.accept(response, &u))
+		select {
+		case c.dirty <- struct{}{}:
+		default: // already to be saved
+		}
 	}
-	update, rejected := k.accept(response)
-	select {
-	case c.dirty <- struct{}{}:
-	default: // already to be saved
-	}
-	return update, rejected
+	return u, rejected
 }
 
 // answered notes how a response was answered; from then on the first full

@@ -53,14 +53,14 @@ func newKinds() []*kind {
 			typeURL:   wire.AuthorizationType,
 			resources: map[string]resource{},
 			decode:    decodePolicy,
-			remove:    func(names []string, u *model.Update) { u.RemovedPolicies = names },
+			remove:    removePolicies,
 			complete:  func(u *model.Update) { u.PoliciesComplete = true },
 		},
 		{
 			typeURL:   wire.AddressType,
 			resources: map[string]resource{},
 			decode:    decodeAddress,
-			remove:    func(names []string, u *model.Update) { u.RemovedAddresses = names },
+			remove:    removeAddresses,
 			complete:  func(u *model.Update) { u.AddressesComplete = true },
 		},
 	}
@@ -88,20 +88,46 @@ func decodeAddress(name string, body *anypb.Any, u *model.Update) (bool, error) 
 	return err == nil, err
 }
 
-// accept takes a response in: it returns the update that it leads to and an
-// error for each resource that is rejected.
-func (k *kind) accept(response *discovery.DeltaDiscoveryResponse) (u model.Update, rejected []error) {
-	for _, name := range response.GetRemovedResources() {
-		delete(k.resources, name)
+// removePolicies takes from the update what an earlier response put there: an
+// update removes before it adds.
+func removePolicies(names []string, u *model.Update) {
+	u.Policies = without(u.Policies, names, (*model.Policy).Key)
+	u.RemovedPolicies = append(u.RemovedPolicies, names...)
+}
+
+func removeAddresses(names []string, u *model.Update) {
+	u.Workloads = without(u.Workloads, names, func(w *model.Workload) string { return w.UID })
+	u.Services = without(u.Services, names, (*model.Service).Key)
+	u.RemovedAddresses = append(u.RemovedAddresses, names...)
+}
+
+func without[T any](list []*T, names []string, key func(*T) string) []*T {
+	if len(list) == 0 {
+		return list
 	}
-	k.remove(response.GetRemovedResources(), &u)
+	gone := make(map[string]bool, len(names))
+	for _, name := range names {
+		gone[name] = true
+	}
+	return slices.DeleteFunc(list, func(v *T) bool { return gone[key(v)] })
+}
+
+// accept adds a response to an update, and returns an error for each resource
+// that is rejected.
+func (k *kind) accept(response *discovery.DeltaDiscoveryResponse, u *model.Update) (rejected []error) {
+	if removed := response.GetRemovedResources(); len(removed) > 0 {
+		for _, name := range removed {
+			delete(k.resources, name)
+		}
+		k.remove(removed, u)
+	}
 	for _, r := range response.GetResources() {
-		if err := k.set(r.GetName(), r.GetVersion(), r.GetResource(), &u); err != nil {
+		if err := k.set(r.GetName(), r.GetVersion(), r.GetResource(), u); err != nil {
 			rejected = append(rejected, err)
 		}
 	}
-	k.markComplete(&u)
-	return u, rejected
+	k.markComplete(u)
+	return rejected
 }
 
 func (k *kind) set(name, version string, body *anypb.Any, u *model.Update) error {

@@ -17,6 +17,8 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+
+	"github.com/tacit-mesh/tacit/xds/wire"
 )
 
 const (
@@ -24,10 +26,14 @@ const (
 	connectTimeout = 10 * time.Second
 	keepaliveAfter = 30 * time.Second
 	keepaliveWait  = 10 * time.Second
+	// maxHeld bounds the responses that are put by until the last of a change
+	// is in. It takes three.
+	maxHeld = 16
 )
 
 // session is one connection: subscribe to every type, then answer responses
-// until it ends. It returns how many came, and why it ended.
+// until it ends. It returns how many came, and why it ended. What came of a
+// change that had not come whole by then is as if it had never been sent.
 func (c *Client) session(ctx context.Context) (responses int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -48,15 +54,26 @@ func (c *Client) session(ctx context.Context) (responses int, err error) {
 			return 0, c.failed("subscribe", err)
 		}
 	}
+	var held []*discovery.DeltaDiscoveryResponse
 	for {
 		response, err := stream.Recv()
 		if err != nil {
 			return responses, c.failed("receive", err)
 		}
 		responses++
-		if err := send(stream, c.handle(response)); err != nil {
-			return responses, c.failed("acknowledge", err)
+		held = append(held, response)
+		if wire.MoreFollows(response.GetSystemVersionInfo()) {
+			if len(held) == maxHeld {
+				return responses, c.failed("receive", fmt.Errorf("a change is not complete after %d responses", maxHeld))
+			}
+			continue
 		}
+		for _, answer := range c.handle(held...) {
+			if err := send(stream, answer); err != nil {
+				return responses, c.failed("acknowledge", err)
+			}
+		}
+		held = nil
 	}
 }
 

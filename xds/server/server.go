@@ -2,10 +2,13 @@
 // aggregated, incremental form.
 //
 // The protocol's bookkeeping is go-control-plane's; what each stream is sent,
-// and in which order, is decided here. Policies go out before the workloads
-// that name them, and go away after the workloads that no longer do. What
-// does not belong here: how the mesh is made (xds/build), the encoding
-// (xds/wire), and who may connect.
+// and in which order, is decided here. A change of the mesh goes out as one
+// generation, in up to three responses: policies, then the addresses that name
+// them, then the removal of policies. All but the last say that more follows,
+// so that a proxy can apply the generation whole; one that does not know of
+// this never meets a name before what it stands for. What does not belong
+// here: how the mesh is made (xds/build), the encoding (xds/wire), and who may
+// connect.
 package server
 
 import (
@@ -54,26 +57,17 @@ func New(log *zap.Logger, node func(context.Context) string) *Server {
 	return s
 }
 
-// Apply brings updates to every stream, one after the other: none is merged
-// with the one before it, so that they may be stages of one change. On an
-// error, which a resource that cannot be encoded causes, none is applied.
-func (s *Server) Apply(updates ...model.Update) error {
+// Apply brings an update to every stream, as one generation or, to those that
+// are behind, as a part of one. On an error, which a resource that cannot be
+// encoded causes, nothing changes.
+func (s *Server) Apply(u model.Update) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	last := s.current.Load()
-	var states []*state
-	for _, u := range updates {
-		next, err := last.apply(u)
-		if err != nil {
-			return fmt.Errorf("apply update to xDS server: %w", err)
-		}
-		states = append(states, next)
-		last = next
+	next, err := s.current.Load().apply(u)
+	if err != nil {
+		return fmt.Errorf("apply update to xDS server: %w", err)
 	}
-	for _, next := range states {
-		s.current.Load().next.Store(next)
-		s.current.Store(next)
-	}
+	s.current.Store(next)
 	for v := range s.views {
 		v.wake()
 	}

@@ -158,9 +158,9 @@ func started(t *testing.T, u model.Update) *Server {
 	return s
 }
 
-func apply(t *testing.T, s *Server, u ...model.Update) {
+func apply(t *testing.T, s *Server, u model.Update) {
 	t.Helper()
-	if err := s.Apply(u...); err != nil {
+	if err := s.Apply(u); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -263,26 +263,31 @@ func TestPoliciesComeFirstAndGoLast(t *testing.T) {
 	c.ack(c.next(wire.AuthorizationType, nil, []string{"ns/q"}))
 }
 
-// The stages of one change are not merged, though nothing is acknowledged.
-func TestStagesStayApart(t *testing.T) {
-	s := started(t, model.Update{Workloads: []*model.Workload{pod("a", "198.18.0.1")}})
+// The responses of one change say that more follows, but for the last.
+func TestChangesAreWhole(t *testing.T) {
+	s := started(t, model.Update{Workloads: []*model.Workload{pod("a", "198.18.0.1")}, Policies: []*model.Policy{policy("p")}})
 	c := connect(t, serve(t, s)())
 	c.ask(wire.AuthorizationType, nil)
 	c.ask(wire.AddressType, nil)
-	c.next(wire.AuthorizationType, nil, nil)
-	c.next(wire.AddressType, []string{"K//Pod/ns/a"}, nil)
-	apply(t, s,
-		model.Update{Policies: []*model.Policy{policy("p")}},
-		model.Update{Workloads: []*model.Workload{pod("b", "198.18.0.2", "ns/p")}},
-		model.Update{Policies: []*model.Policy{policy("q")}},
-		model.Update{Workloads: []*model.Workload{pod("b", "198.18.0.2", "ns/q")}},
-		model.Update{RemovedPolicies: []string{"ns/p"}},
-	)
-	c.next(wire.AuthorizationType, []string{"ns/p"}, nil)
-	c.next(wire.AddressType, []string{"K//Pod/ns/b"}, nil)
-	c.next(wire.AuthorizationType, []string{"ns/q"}, nil)
-	c.next(wire.AddressType, []string{"K//Pod/ns/b"}, nil)
-	c.next(wire.AuthorizationType, nil, []string{"ns/p"})
+	more := func(want bool, r *discovery.DeltaDiscoveryResponse) {
+		t.Helper()
+		if got := wire.MoreFollows(r.SystemVersionInfo); got != want {
+			t.Errorf("%s of version %s: more follows: %v, want %v", r.TypeUrl, r.SystemVersionInfo, got, want)
+		}
+		c.ack(r)
+	}
+	more(true, c.next(wire.AuthorizationType, []string{"ns/p"}, nil))
+	more(false, c.next(wire.AddressType, []string{"K//Pod/ns/a"}, nil))
+	apply(t, s, model.Update{
+		Policies: []*model.Policy{policy("q")}, Workloads: []*model.Workload{pod("b", "198.18.0.2")}, RemovedPolicies: []string{"ns/p"},
+	})
+	more(true, c.next(wire.AuthorizationType, []string{"ns/q"}, nil))
+	more(true, c.next(wire.AddressType, []string{"K//Pod/ns/b"}, nil))
+	more(false, c.next(wire.AuthorizationType, nil, []string{"ns/p"}))
+	apply(t, s, model.Update{Policies: []*model.Policy{policy("r")}})
+	more(false, c.next(wire.AuthorizationType, []string{"ns/r"}, nil))
+	apply(t, s, model.Update{RemovedAddresses: []string{"K//Pod/ns/b"}})
+	more(false, c.next(wire.AddressType, nil, []string{"K//Pod/ns/b"}))
 }
 
 // A name that is given up under a wildcard comes once more, as the protocol
@@ -291,8 +296,8 @@ func TestNameGivenUpUnderWildcard(t *testing.T) {
 	const a = "K//Pod/ns/a"
 	c := connect(t, serve(t, started(t, model.Update{Workloads: []*model.Workload{pod("a", "198.18.0.1")}}))())
 	c.ask(wire.AuthorizationType, nil)
-	c.next(wire.AuthorizationType, nil, nil)
 	c.send(&discovery.DeltaDiscoveryRequest{TypeUrl: wire.AddressType, ResourceNamesSubscribe: []string{"*", a, "gone"}})
+	c.next(wire.AuthorizationType, nil, nil)
 	c.ack(c.next(wire.AddressType, []string{a}, nil))
 	c.send(&discovery.DeltaDiscoveryRequest{TypeUrl: wire.AddressType, ResourceNamesUnsubscribe: []string{a, "gone"}})
 	c.ack(c.next(wire.AddressType, []string{a}, []string{"gone"}))
@@ -310,7 +315,7 @@ func TestOneKindAlone(t *testing.T) {
 			continue
 		}
 		c.ack(c.next(typeURL, []string{name}, nil))
-		c.next(typeURL, nil, []string{"ns/gone"})
+		c.next(typeURL, nil, []string{"ns/gone"}) // removals come apart
 	}
 }
 
@@ -324,8 +329,8 @@ func TestOnDemand(t *testing.T) {
 	})
 	c := connect(t, serve(t, s)())
 	c.ask(wire.AuthorizationType, nil)
-	c.ack(c.next(wire.AuthorizationType, nil, nil))
 	c.send(&discovery.DeltaDiscoveryRequest{TypeUrl: wire.AddressType, ResourceNamesSubscribe: []string{"*"}, ResourceNamesUnsubscribe: []string{"*"}})
+	c.ack(c.next(wire.AuthorizationType, nil, nil))
 	c.ack(c.next(wire.AddressType, []string{local}, nil)) // the node's own, unasked
 
 	ask := func(names ...string) {
@@ -355,11 +360,16 @@ func TestRejectionsAreCounted(t *testing.T) {
 	c := connect(t, serve(t, s)())
 	c.ask("type.googleapis.com/of.the.future", nil) // no answer, and no harm
 	c.ask(wire.AuthorizationType, nil)
+	c.ask(wire.AddressType, nil)
 	r := c.next(wire.AuthorizationType, []string{"ns/p"}, nil)
+	c.ack(c.next(wire.AddressType, nil, nil))
 	c.send(&discovery.DeltaDiscoveryRequest{TypeUrl: r.TypeUrl, ResponseNonce: r.Nonce, ErrorDetail: &rpcstatus.Status{Message: "no"}})
+	c.send(&discovery.DeltaDiscoveryRequest{TypeUrl: wire.AddressType, ResourceNamesSubscribe: []string{"gone"}})
+	c.send(&discovery.DeltaDiscoveryRequest{TypeUrl: wire.AddressType, ResourceNamesUnsubscribe: []string{"gone"}})
+	c.ack(c.next(wire.AddressType, nil, []string{"gone"})) // so the rejection has been read
 	apply(t, s, model.Update{Policies: []*model.Policy{policy("q")}})
 	c.next(wire.AuthorizationType, []string{"ns/q"}, nil)
-	if got := s.Stats(); got.Streams != 1 || got.Rejections != 1 || got.Responses != 2 || got.Generation != 2 {
+	if got := s.Stats(); got.Streams != 1 || got.Rejections != 1 || got.Responses != 4 || got.Generation != 2 {
 		t.Errorf("stats %+v", got)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"hash/maphash"
 	"sync"
-	"sync/atomic"
 
 	"github.com/benbjohnson/immutable"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -37,11 +36,9 @@ type set struct {
 	removed []string
 }
 
-// state is everything at one generation. But for the next one, it never
-// changes.
+// state is everything at one generation. It never changes.
 type state struct {
 	generation uint64
-	next       atomic.Pointer[state]
 	snapshot   *model.Snapshot // to resolve names other than the resources' own
 	policies   set
 	addresses  set

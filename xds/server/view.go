@@ -3,7 +3,6 @@ package server
 import (
 	"errors"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -17,9 +16,8 @@ import (
 	"github.com/tacit-mesh/tacit/xds/wire"
 )
 
-// A stream takes both kinds, but asks for them one after the other. What
-// would have to wait for the other kind waits this long for it to be asked
-// for, and then goes out alone.
+// A stream takes both kinds, but asks for them one after the other. Nothing
+// goes out before both are asked for, or this time is over.
 const bothKindsGrace = 2 * time.Second
 
 const (
@@ -28,9 +26,6 @@ const (
 	// maxUnacknowledged bounds the responses of one kind under way; those of
 	// both kinds fit into the channel that go-control-plane takes them from.
 	maxUnacknowledged = 8
-	// maxLag is how many generations a slow stream may be behind before what
-	// it missed is merged into one.
-	maxLag = 256
 )
 
 // view is what one stream sees. It is the cache behind go-control-plane's
@@ -43,7 +38,7 @@ type view struct {
 
 	mu        sync.Mutex
 	graceOver bool
-	at        *state // all of it has been sent; nil at first
+	open      *state // the generation of which the proxy was sent only a part; nil if none
 	policies  subscription
 	addresses subscription
 }
@@ -58,8 +53,6 @@ type subscription struct {
 	// answered says that there was a response, which may be empty: it tells
 	// the proxy that it has everything.
 	answered bool
-	// generation is that of the state whose changed resources were all sent.
-	generation uint64
 }
 
 type watch struct {
@@ -138,86 +131,90 @@ func (v *view) wake() {
 	v.advance()
 }
 
-// advance takes the stream as far as it goes now, one generation after the
-// other.
+// advance takes the stream as far as it goes now: to the newest generation,
+// by way of one that it has in part.
 func (v *view) advance() {
-	for {
-		s := v.target()
-		if !s.ready() || !v.bring(s) {
-			return
+	for v.mayBegin() {
+		s := v.open
+		if s == nil {
+			s = v.server.current.Load()
 		}
-		v.at = s
-		if s.next.Load() == nil {
+		if !s.ready() || !v.bring(s) || s == v.server.current.Load() {
 			return
 		}
 	}
 }
 
-// target is the generation to send next: the newest, for a stream that begins
-// or is far behind.
-func (v *view) target() *state {
-	newest := v.server.current.Load()
-	if v.at == nil || newest.generation-v.at.generation > maxLag {
-		return newest
+func (v *view) mayBegin() bool {
+	p, a := &v.policies, &v.addresses
+	if p.asked && p.watch == nil || a.asked && a.watch == nil {
+		return false
 	}
-	if next := v.at.next.Load(); next != nil {
-		return next
-	}
-	return v.at
+	return p.asked && a.asked || v.graceOver && (p.asked || a.asked)
 }
 
-// bring sends what may be sent now of one generation: changed policies first,
-// then addresses, and last the removal of policies, which no address sent so
-// far names any more. It reports whether that was all.
+// bring sends what is left to send of one generation, and reports whether that
+// was all.
 func (v *view) bring(s *state) bool {
-	v.sendPolicies(s)
-	v.sendAddresses(s)
-	v.sendPolicies(s)
-	return (v.policies.asked || v.addresses.asked) &&
-		(!v.policies.asked || v.policies.answered && v.policies.sent == s.policies.all) &&
-		(!v.addresses.asked || v.addresses.upTo(s.generation))
-}
-
-func (v *view) sendPolicies(s *state) {
-	sub := &v.policies
-	if !sub.asked {
-		return
+	steps := v.steps(s)
+	if len(steps) == 0 && v.open != nil { // what was left was about names that have been given up
+		steps = []step{{sub: &v.policies, sent: v.policies.sent}}
 	}
-	next := s.policies.all
-	changed, removed := difference(sub.sent, &s.policies)
-	if !v.addresses.upTo(s.generation) && (v.addresses.asked || !v.graceOver) {
-		for _, name := range removed {
-			old, _ := sub.sent.Get(name)
-			next = next.Set(name, old)
+	for i, next := range steps {
+		more := i < len(steps)-1
+		if !next.send(s.generation, more) {
+			return false
 		}
-		removed = nil
+		v.open = nil
+		if more {
+			v.open = s
+		}
 	}
-	if sub.send(s, changed, removed) {
-		sub.sent, sub.generation = next, s.generation
-	}
+	return true
 }
 
-func (v *view) sendAddresses(s *state) {
-	sub := &v.addresses
-	if sub.watch == nil || !v.policies.upTo(s.generation) && (v.policies.asked || !v.graceOver) {
-		return
+// steps are the responses that are left to send of one generation: policies
+// that come or change, then addresses, and last, as no address names them any
+// more, policies that go.
+func (v *view) steps(s *state) (out []step) {
+	p := &v.policies
+	var coming, going step
+	if p.asked {
+		changed, removed := difference(p.sent, &s.policies)
+		going = step{sub: p, removed: removed, sent: s.policies.all}
+		coming = step{sub: p, changed: changed, sent: s.policies.all}
+		for _, name := range removed {
+			old, _ := p.sent.Get(name)
+			coming.sent = coming.sent.Set(name, old)
+		}
+		if !coming.isEmpty() || !p.answered {
+			out = append(out, coming)
+		}
 	}
+	if a := &v.addresses; a.asked {
+		if addresses := v.addressStep(s); !addresses.isEmpty() || !a.answered {
+			out = append(out, addresses)
+		} else {
+			a.sent, a.told = addresses.sent, addresses.told
+		}
+	}
+	if !going.isEmpty() {
+		out = append(out, going)
+	}
+	return out
+}
+
+func (v *view) addressStep(s *state) step {
+	sub := &v.addresses
 	wanted, told := &s.addresses, map[string]bool(nil)
 	var unknown []string
-	if !sub.watch.names.IsWildcard() {
+	if names := sub.watch.names; !names.IsWildcard() {
 		wanted = &set{}
-		wanted.all, told = s.demanded(sub.watch.names.SubscribedResources(), v.node)
+		wanted.all, told = s.demanded(names.SubscribedResources(), v.node)
 		unknown = sub.news(told)
 	}
 	changed, removed := difference(sub.sent, wanted)
-	if sub.send(s, changed, slices.Concat(removed, unknown)) {
-		sub.sent, sub.told, sub.generation = wanted.all, told, s.generation
-	}
-}
-
-// upTo reports whether all that changed up to a generation was sent.
-func (s *subscription) upTo(generation uint64) bool {
-	return s.answered && s.generation == generation
+	return step{sub: sub, changed: changed, removed: slices.Concat(removed, unknown), sent: wanted.all, told: told}
 }
 
 // news are the names without a resource that the proxy has not been told of.
@@ -253,34 +250,44 @@ func difference(sent *resources, wanted *set) (changed []*discovery.Resource, re
 	return changed, removed
 }
 
-// send answers the watch if there is anything to say, and reports whether the
-// proxy has been told all of it.
-func (s *subscription) send(st *state, changed []*discovery.Resource, removed []string) bool {
-	if len(changed)+len(removed) == 0 && s.answered {
-		return true
-	}
-	if s.watch == nil || s.unacknowledged == maxUnacknowledged {
+// step is one response, and what the proxy has once it has arrived.
+type step struct {
+	sub     *subscription
+	changed []*discovery.Resource
+	removed []string
+	sent    *resources
+	told    map[string]bool
+}
+
+func (s *step) isEmpty() bool { return len(s.changed)+len(s.removed) == 0 }
+
+// send reports whether the response is on its way: the proxy may first have to
+// acknowledge others.
+func (s *step) send(generation uint64, more bool) bool {
+	sub := s.sub
+	if sub.unacknowledged == maxUnacknowledged {
 		return false
 	}
-	changed, removed = slices.Clone(changed), slices.Clone(removed)
+	changed, removed := slices.Clone(s.changed), slices.Clone(s.removed)
 	slices.SortFunc(changed, func(a, b *discovery.Resource) int { return strings.Compare(a.Name, b.Name) })
 	slices.Sort(removed)
 	response := &cache.DeltaPassthroughResponse{
-		DeltaRequest:   s.watch.request,
+		DeltaRequest:   sub.watch.request,
 		NextVersionMap: map[string]string{}, // the view keeps its own account
 		DeltaDiscoveryResponse: &discovery.DeltaDiscoveryResponse{
-			TypeUrl:           s.watch.request.GetTypeUrl(),
-			SystemVersionInfo: strconv.FormatUint(st.generation, 10),
+			TypeUrl:           sub.watch.request.GetTypeUrl(),
+			SystemVersionInfo: wire.VersionInfo(generation, more),
 			Resources:         changed,
 			RemovedResources:  removed,
 		},
 	}
 	select {
-	case s.watch.out <- response:
+	case sub.watch.out <- response:
 	default: // cannot be: it has room for more than may be under way
 		return false
 	}
-	s.unacknowledged++
-	s.answered = true
+	sub.unacknowledged++
+	sub.answered = true
+	sub.sent, sub.told = s.sent, s.told
 	return true
 }

@@ -11,6 +11,8 @@ package wire
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -25,6 +27,26 @@ const (
 	AddressType       = "type.googleapis.com/istio.workload.Address"
 	AuthorizationType = "type.googleapis.com/istio.security.Authorization"
 )
+
+// partial ends the system_version_info of a response that others complete.
+const partial = " partial"
+
+// VersionInfo is the system_version_info of a response: the generation of the
+// mesh that it belongs to, and whether more responses follow that bring the
+// rest of what is new in it. A proxy that understands this applies them as one
+// change, so that it never decides by policies of one generation and workloads
+// of another.
+func VersionInfo(generation uint64, more bool) string {
+	info := strconv.FormatUint(generation, 10)
+	if more {
+		return info + partial
+	}
+	return info
+}
+
+// MoreFollows reads [VersionInfo]. Other control planes' responses each stand
+// for themselves.
+func MoreFollows(versionInfo string) bool { return strings.HasSuffix(versionInfo, partial) }
 
 // ExtensionsKey is the key in an xDS node's metadata under which a proxy says
 // which extensions it understands, in the form of [Extensions].
