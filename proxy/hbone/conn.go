@@ -122,6 +122,18 @@ func (c *conn) shut() {
 	}
 }
 
+// abandon lets the kernel forget a connection that was not ended in order: a pod
+// whose link is gone has nobody to acknowledge FIN, which would keep its network
+// namespace for minutes.
+func (c *conn) abandon() {
+	c.mu.Lock()
+	inOrder := c.cause == CauseClosed
+	c.mu.Unlock()
+	if tcp, ok := c.wire.Conn.(*net.TCPConn); ok && !inOrder {
+		tcp.SetLinger(0)
+	}
+}
+
 // linger closes the connection. A peer that was told why gets a moment to read
 // it: closing with bytes unread would reset the connection and take GOAWAY away.
 func (c *conn) linger() {
@@ -131,6 +143,7 @@ func (c *conn) linger() {
 	}
 	defer c.wire.Conn.Close()
 	if !c.last {
+		c.abandon()
 		return
 	}
 	if t, ok := c.nc.(*tls.Conn); ok {
