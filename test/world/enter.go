@@ -170,6 +170,10 @@ func mountInit() error {
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return fmt.Errorf("mount /run: %w", err)
 	}
+	// Running programs see the namespaces of later pods, and lose the earlier.
+	if err := unix.Mount("", "/run", "", unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("share /run: %w", err)
+	}
 	for _, d := range []string{runDir, "/run/netns", "/run/lock"} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err

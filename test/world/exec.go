@@ -109,6 +109,9 @@ func (s execSpec) join() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWUTS); err != nil {
 		return fmt.Errorf("own mounts and host name: %w", err)
 	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("keep mounts to itself: %w", err)
+	}
 	for _, m := range s.Mounts {
 		if _, err := os.Stat(m.To); errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("mount at %s: the machine has nothing at that path", m.To)
