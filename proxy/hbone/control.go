@@ -32,8 +32,6 @@ func (c *conn) controlFrame() error {
 		return c.onWindowUpdate(f)
 	case *http2.RSTStreamFrame:
 		return c.onReset(f)
-	case *http2.GoAwayFrame:
-		return c.onGoAway(f)
 	case *http2.PushPromiseFrame:
 		return protocolError("PUSH_PROMISE")
 	}
@@ -45,6 +43,8 @@ func (c *conn) controlFrame() error {
 		return c.onSettings(f)
 	case *http2.PingFrame:
 		return c.onPing(f)
+	case *http2.GoAwayFrame:
+		return c.onGoAway(f)
 	}
 	return nil // PRIORITY and what is unknown
 }

@@ -28,7 +28,7 @@ type reader struct {
 	received int64 // of the connection's window, not credited yet
 	room     int64 // what the peer may send on the whole connection
 
-	nuisance allowance // PING, SETTINGS, PRIORITY, empty and unknown frames
+	nuisance allowance // PING, SETTINGS, GOAWAY, PRIORITY, empty and unknown frames
 	cancels  allowance // streams that the peer resets
 	settled  atomic.Bool
 	ended    atomic.Bool // nothing more is to be read
