@@ -106,9 +106,11 @@ func apply(t *testing.T, m *e2e.Mesh, objects ...string) (remove func()) {
 	}
 }
 
-// denied is what a call got that was denied. connect succeeds before the far
-// side is known, so the reset comes then, or so soon that connect itself tells.
-func denied(err error) bool { return errors.Is(err, syscall.ECONNRESET) }
+// denied reports whether a call was reset, which the first system call after it
+// tells: connect itself, write, shutdown or read.
+func denied(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ENOTCONN)
+}
 
 // denial is the newest denied connection that a node knows, once there is one
 // since a moment.
@@ -134,22 +136,27 @@ func logged(t *testing.T, m *e2e.Mesh, p *world.Program, mark int64, want map[st
 	t.Helper()
 	var found map[string]any
 	_, err := p.WaitLog(m.Context(), mark, func(line string) bool {
-		var fields map[string]any
-		if json.Unmarshal([]byte(line), &fields) != nil {
-			return false
-		}
+		fields := parse(line)
 		for name, value := range want {
 			if fields[name] != value {
 				return false
 			}
 		}
 		found = fields
-		return true
+		return fields != nil
 	})
 	if err != nil {
 		t.Fatalf("log line with %v: %v", want, err)
 	}
 	return found
+}
+
+// parse reads a line of a log; nil for one of another form.
+func parse(line string) (fields map[string]any) {
+	if json.Unmarshal([]byte(line), &fields) != nil {
+		return nil
+	}
+	return fields
 }
 
 // explain runs "tacit explain" on a node and returns its answer and exit code.
@@ -179,7 +186,14 @@ func dialLive(t *testing.T, m *e2e.Mesh, from, to string) live {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := live{c, from}
+	l := greeted(t, c, from)
+	l.works(t)
+	return l
+}
+
+// greeted waits until the server has said at which address it sees the client.
+func greeted(t *testing.T, c *net.TCPConn, from string) live {
+	t.Helper()
 	if err := c.SetDeadline(time.Now().Add(e2e.Patience)); err != nil {
 		t.Fatal(err)
 	}
@@ -187,8 +201,7 @@ func dialLive(t *testing.T, m *e2e.Mesh, from, to string) live {
 	if _, err := io.ReadFull(c, greeting); err != nil {
 		t.Fatalf("%s: greeting: %v", from, err)
 	}
-	l.works(t)
-	return l
+	return live{c, from}
 }
 
 // works sends a text and gets it back.
@@ -257,4 +270,33 @@ func bounded(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*e2e.Patience)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+// answeredSince is nil once a node's proxy has had answers of the control
+// plane to both of its subscriptions after a moment.
+func answeredSince(m *e2e.Mesh, node string, since time.Time) error {
+	var status struct {
+		Sections struct {
+			ControlPlane struct {
+				Connected           bool
+				Addresses, Policies struct{ LastAck time.Time }
+			}
+		}
+	}
+	if err := m.Admin(node, "/status", &status); err != nil {
+		return err
+	}
+	if c := status.Sections.ControlPlane; !c.Connected || !c.Addresses.LastAck.After(since) || !c.Policies.LastAck.After(since) {
+		return fmt.Errorf("the control plane has not answered yet: %+v", c)
+	}
+	return nil
+}
+
+func read(t *testing.T, p *world.Program) string {
+	t.Helper()
+	text, err := os.ReadFile(p.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
