@@ -65,6 +65,7 @@ func ensureReturn(f rules.Family) (changed bool, err error) {
 		switch err := add(); {
 		case err == nil:
 			changed = true
+		case f == rules.IPv6 && errors.Is(err, unix.EACCES): // switched off in this namespace
 		case !errors.Is(err, unix.EEXIST):
 			return changed, err
 		}
