@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -102,6 +103,40 @@ func TestPoolKeepsTheBudget(t *testing.T) {
 	q.forgetAsked(b)
 	if b.used != 0 || p.asked != 0 {
 		t.Errorf("%d used after the agent went away", b.used)
+	}
+}
+
+// A node full of idle pods keeps nine tenths of its descriptors; who dials is
+// served all the same.
+func TestSparesOfManyPods(t *testing.T) {
+	a := NewAgent(AgentConfig{})
+	limit := descriptorLimit()
+	if a.spares.limit != limit/10 {
+		t.Errorf("%d spares are allowed of %d descriptors, want a tenth", a.spares.limit, limit)
+	}
+	a = NewAgent(AgentConfig{Spares: 102}) // of 1024 descriptors
+	asked := func() (n int) {
+		for _, w := range a.wants(0) {
+			n += int(w.GetCount())
+		}
+		return n
+	}
+	var last *pool
+	for i := range 300 {
+		p := &pod{}
+		last = p.pool(protocol.Family_FAMILY_IPV4)
+		p.pool(protocol.Family_FAMILY_IPV6)
+		a.pods[strconv.Itoa(i)] = p
+	}
+	if n := asked(); n != 102 {
+		t.Errorf("300 idle pods ask for %d spares, want 102", n)
+	}
+	had := last.asked
+	for range had + 1 {
+		last.take(&a.spares)
+	}
+	if n := asked(); n != 1 {
+		t.Errorf("one dial too many asks for %d sockets, want 1", n)
 	}
 }
 
