@@ -1,0 +1,203 @@
+package lifecycle
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/gob"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tacit-mesh/tacit/test/e2e"
+	"github.com/tacit-mesh/tacit/test/world"
+)
+
+// status reads /proc/PID/status.
+func status(t *testing.T, pid int) map[string][]string {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := map[string][]string{}
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(line, ":")
+		fields[name] = strings.Fields(value)
+	}
+	return fields
+}
+
+// The running proxy has no privilege at all, and nobody but root can look
+// into it.
+func TestPrivileges(t *testing.T) {
+	m := e2e.Start(t)
+	for _, node := range m.Nodes() {
+		pid := node.Proxy().PID()
+		got := status(t, pid)
+		user := fmt.Sprint(world.ProxyUID)
+		for name, want := range map[string][]string{
+			"Uid": {user, user, user, user}, "Gid": {user, user, user, user}, "Groups": {},
+			"CapInh": {"0000000000000000"}, "CapPrm": {"0000000000000000"}, "CapEff": {"0000000000000000"},
+			"CapBnd": {"0000000000000000"}, "CapAmb": {"0000000000000000"}, "NoNewPrivs": {"1"},
+		} {
+			if !slices.Equal(got[name], want) {
+				t.Errorf("%s: %v, want %v", name, got[name], want)
+			}
+		}
+		info, err := os.Stat(fmt.Sprintf("/proc/%d/mem", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if uid := info.Sys().(*syscall.Stat_t).Uid; uid != 0 {
+			t.Errorf("the memory of the proxy belongs to user %d: it is dumpable", uid)
+		}
+		err = asUser(world.ProxyUID, func() error {
+			f, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+			if err == nil {
+				_ = f.Close()
+			}
+			return err
+		})
+		if !errors.Is(err, os.ErrPermission) {
+			t.Errorf("another process of the same user opens its memory: %v", err)
+		}
+	}
+}
+
+// kept is the memory that the agent keeps for the next proxy.
+func kept(agent int) (content []byte, seals int, err error) {
+	dir := fmt.Sprintf("/proc/%d/fd", agent)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if to, err := os.Readlink(path); err != nil || !strings.HasPrefix(to, "/memfd:") {
+			continue
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, 0, err
+		}
+		defer func() { _ = f.Close() }()
+		if seals, err = unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0); err != nil {
+			return nil, 0, err
+		}
+		content, err = os.ReadFile(path)
+		return content, seals, err
+	}
+	return nil, 0, errors.New("the agent keeps no memory")
+}
+
+// privateKeys are those in what a proxy has saved.
+func privateKeys(content []byte) (keys []*ecdsa.PrivateKey, err error) {
+	var saved struct{ Certificates []byte }
+	if err := gob.NewDecoder(bytes.NewReader(content)).Decode(&saved); err != nil {
+		return nil, err
+	}
+	var all struct{ Materials []struct{ Key []byte } }
+	if err := json.Unmarshal(saved.Certificates, &all); err != nil {
+		return nil, err
+	}
+	for _, m := range all.Materials {
+		key, err := x509.ParsePKCS8PrivateKey(m.Key)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, key.(*ecdsa.PrivateKey))
+	}
+	return keys, nil
+}
+
+// Private keys are in the proxy and in the sealed memory that the agent keeps
+// unread, and nowhere else.
+func TestKeysStayInside(t *testing.T) {
+	m := e2e.Start(t)
+	serveEverywhere(m)
+	if _, err := m.Call("mesh/client", "198.18.2.10:8080"); err != nil {
+		t.Fatal(err)
+	}
+	var keys []*ecdsa.PrivateKey
+	m.Eventually("the agent keeps the keys of two identities", func() error {
+		content, seals, err := kept(m.Node("a").Agent().PID())
+		if err != nil {
+			return err
+		}
+		const all = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+		if seals&all != all {
+			t.Errorf("seals %#x, want all of %#x", seals, all)
+		}
+		if keys, err = privateKeys(content); err == nil && len(keys) < 2 {
+			err = fmt.Errorf("%d keys", len(keys))
+		}
+		return err
+	})
+	if err := m.Node("a").Proxy().Kill(); err != nil { // what it says at its end and after it counts, too
+		t.Fatal(err)
+	}
+	if err := m.Node("a").StartProxy(m.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	said := map[string][]byte{}
+	for _, path := range []string{"/dump", "/status", "/connections?live=&ended="} {
+		text, err := m.AdminText("a", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said[path] = text
+	}
+	files, err := filepath.Glob(filepath.Join(m.Dir(), "logs", "*"))
+	if err != nil || len(files) < 6 {
+		t.Fatalf("logs: %v, %v", files, err)
+	}
+	for _, file := range files {
+		if said[file], err = os.ReadFile(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for where, text := range said {
+		for _, key := range keys {
+			for _, form := range forms(t, key) {
+				if bytes.Contains(text, form) {
+					t.Errorf("%s has a private key", where)
+				}
+			}
+		}
+		if bytes.Contains(text, []byte("PRIVATE KEY")) {
+			t.Errorf("%s has something that looks like a private key", where)
+		}
+	}
+}
+
+// forms are the ways in which a key may be written.
+func forms(t *testing.T, key *ecdsa.PrivateKey) (all [][]byte) {
+	t.Helper()
+	raw, err := key.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	all = [][]byte{raw, der, bytes.Split(block, []byte("\n"))[1], []byte(fmt.Sprint(raw))}
+	for _, b := range [][]byte{raw, der} {
+		all = append(all, []byte(hex.EncodeToString(b)), []byte(base64.StdEncoding.EncodeToString(b)), []byte(base64.URLEncoding.EncodeToString(b)))
+	}
+	return all
+}
