@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"sync"
 
@@ -34,7 +35,26 @@ func (m *mesh) update(objects *build.Objects, errs []error) {
 	if objects != nil {
 		m.rebuild(objects)
 	}
-	status := newStatus(m.result, m.errs)
+	m.publish()
+}
+
+// followNodes keeps the status up to date as proxies come and go.
+func (m *mesh) followNodes(ctx context.Context) error {
+	for {
+		select {
+		case <-m.ads.NodesChanged():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		m.mu.Lock()
+		m.publish()
+		m.mu.Unlock()
+	}
+}
+
+// publish says how things are, in the log and in the status file.
+func (m *mesh) publish() {
+	status := newStatus(m.result, m.errs, m.ads.Lacking)
 	m.say(status)
 	if err := status.write(m.statusFile); err != nil {
 		m.log.Error("status not written", zap.Error(err))

@@ -76,6 +76,7 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return g.Serve(netutil.LimitListener(listener, maxConnections)) })
 	group.Go(func() error { return (&files.Source{Dir: o.from}).Run(ctx, mesh.update) })
+	group.Go(func() error { return mesh.followNodes(ctx) })
 	if o.metrics != "" {
 		group.Go(func() error { return serveMetrics(ctx, o.metrics, registry(mesh, ads, certificates), log) })
 	}

@@ -59,10 +59,11 @@ type fixture struct {
 	t       *testing.T
 	dir     string
 	address string
+	log     *zap.Logger
 }
 
 func newFixture(t *testing.T) *fixture {
-	f := &fixture{t: t, dir: t.TempDir()}
+	f := &fixture{t: t, dir: t.TempDir(), log: zap.NewNop()}
 	f.write("manifests/pods.yaml", pods)
 	f.write("manifests/policy.yaml", denyPolicy)
 	f.write("tokens", token+" n1\nffffffffffffffffffffffffffffffff n2\n")
@@ -98,7 +99,7 @@ func (f *fixture) start(listen string) (stop func()) {
 			settings:   build.Settings{TrustDomain: "cluster.local", Skips: model.SkipSettings{Mode: model.SkipsAny}},
 			statusFile: f.path("status.json"), metrics: "127.0.0.1:0",
 			listening: func(addr string) { listening <- addr },
-		}, zap.NewNop())
+		}, f.log)
 	}()
 	select {
 	case f.address = <-listening:

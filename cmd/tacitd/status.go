@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/tacit-mesh/tacit/internal/manifests"
 	"github.com/tacit-mesh/tacit/xds/build"
+	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 // status is what --status-file holds.
@@ -45,7 +47,9 @@ type problem struct {
 	Message   string `json:"message"`
 }
 
-func newStatus(r *build.Result, errs []error) *status {
+// newStatus describes the mesh. lacking names the nodes whose proxies do not
+// understand all of a policy.
+func newStatus(r *build.Result, errs []error, lacking func(*model.Policy) []string) *status {
 	s := &status{Serving: r != nil, Policies: []policyStatus{}, Manifests: []manifestError{}, Problems: []problem{}}
 	for _, err := range errs {
 		var e *manifests.Error
@@ -58,13 +62,34 @@ func newStatus(r *build.Result, errs []error) *status {
 	if r == nil {
 		return s
 	}
+	nodes := map[string][]string{}
+	for _, p := range r.Policies {
+		if names := lacking(p); len(names) > 0 {
+			nodes[p.Key()] = names
+		}
+	}
 	for _, p := range r.Statuses {
+		if names := nodes[p.Namespace+"/"+p.Name]; p.Kind == "AuthorizationPolicy" && len(names) > 0 {
+			p.Messages = append(slices.Clip(p.Messages), partOf(names))
+		}
 		s.Policies = append(s.Policies, policyStatus(p))
 	}
 	for _, p := range r.Problems {
 		s.Problems = append(s.Problems, problem{p.Kind, p.Namespace, p.Name, p.Err.Error()})
 	}
 	return s
+}
+
+// maxNodes bounds how many nodes one message names.
+const maxNodes = 20
+
+func partOf(nodes []string) string {
+	more := ""
+	if n := len(nodes) - maxNodes; n > 0 {
+		nodes, more = nodes[:maxNodes], fmt.Sprintf(" and %d more", n)
+	}
+	return "not enforced as written on node " + strings.Join(nodes, ", ") + more +
+		": the proxy there does not understand all of it, so DENY rules match more and ALLOW rules less"
 }
 
 // write replaces the file at once; readers see the old one or the new one.

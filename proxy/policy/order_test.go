@@ -17,6 +17,7 @@ import (
 	"github.com/tacit-mesh/tacit/proxy/policy"
 	"github.com/tacit-mesh/tacit/xds/build"
 	"github.com/tacit-mesh/tacit/xds/model"
+	"github.com/tacit-mesh/tacit/xds/wire"
 )
 
 // cluster is what users have: pods and policies, by name.
@@ -195,4 +196,41 @@ func TestArrivalInAnyOrderOpensNoWindow(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What is sent to proxies that know of no extensions never allows what the
+// policies themselves deny.
+func TestPoliciesWithoutExtensionsAllowNoMore(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := newCluster()
+		for range rapid.IntRange(1, 10).Draw(t, "changes") {
+			c.change(t)
+		}
+		whole := c.build()
+		want := c.outcomes(model.NewSnapshot().Apply(whole.Since(nil)))
+		for i, p := range whole.Policies {
+			whole.Policies[i] = throughTheWire(t, wire.WithoutExtensions(p))
+		}
+		for request, d := range c.outcomes(model.NewSnapshot().Apply(whole.Since(nil))) {
+			if d.Allowed && !want[request].Allowed {
+				t.Fatalf("%s: %v without extensions; %v with them", request, d, want[request])
+			}
+		}
+	})
+}
+
+// throughTheWire is what such a proxy makes of a policy.
+func throughTheWire(t *rapid.T, p *model.Policy) *model.Policy {
+	if lacks := wire.Lacks(p, ""); len(lacks) > 0 {
+		t.Fatalf("%+v still needs %v", p, lacks)
+	}
+	resource, err := wire.EncodePolicy(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := wire.DecodePolicy(p.Key(), resource)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }

@@ -14,6 +14,8 @@ package server
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +29,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tacit-mesh/tacit/xds/model"
+	"github.com/tacit-mesh/tacit/xds/wire"
 )
 
 // Server is the aggregated discovery service. Until the first update that
@@ -46,12 +49,14 @@ type Server struct {
 	views map[*view]struct{}
 
 	responses, rejections atomic.Uint64
+
+	nodes chan struct{} // holds one value after proxies came or went
 }
 
 // New makes a server without resources. node says as which node a stream's
 // context was authenticated.
 func New(log *zap.Logger, node func(context.Context) string) *Server {
-	s := &Server{log: log, node: node, grace: bothKindsGrace, views: map[*view]struct{}{}}
+	s := &Server{log: log, node: node, grace: bothKindsGrace, views: map[*view]struct{}{}, nodes: make(chan struct{}, 1)}
 	s.closed, s.close = context.WithCancel(context.Background())
 	s.current.Store(newState())
 	return s
@@ -92,6 +97,36 @@ func (s *Server) Stats() Stats {
 	}
 }
 
+// Lacking are the nodes, sorted, with a connected proxy that does not
+// understand all of the policy. Such a proxy errs on the closed side.
+func (s *Server) Lacking(p *model.Policy) []string {
+	if len(wire.Lacks(p, "")) == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	nodes := map[string]bool{}
+	for v := range s.views {
+		v.mu.Lock()
+		if v.known && len(wire.Lacks(p, v.announced)) > 0 {
+			nodes[v.node] = true
+		}
+		v.mu.Unlock()
+	}
+	return slices.Sorted(maps.Keys(nodes))
+}
+
+// NodesChanged holds a value when [Server.Lacking] may have changed for
+// another reason than the mesh.
+func (s *Server) NodesChanged() <-chan struct{} { return s.nodes }
+
+func (s *Server) nodesChanged() {
+	select {
+	case s.nodes <- struct{}{}:
+	default:
+	}
+}
+
 // Close ends all streams, and new ones at once. The proxies reconnect.
 func (s *Server) Close() { s.close() }
 
@@ -109,6 +144,7 @@ func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoverySe
 		s.mu.Lock()
 		delete(s.views, v)
 		s.mu.Unlock()
+		s.nodesChanged()
 	}()
 
 	v.log.Info("proxy connected")

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -62,16 +63,22 @@ type client struct {
 	stream    discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 	responses chan *discovery.DeltaDiscoveryResponse
 	hangUp    func()
+	node      *core.Node
 }
 
 func connect(t *testing.T, conn *grpc.ClientConn) *client {
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
+	return connectAs(t, conn, "test")
+}
+
+func connectAs(t *testing.T, conn *grpc.ClientConn, node string) *client {
+	t.Helper()
+	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(t.Context(), "node", node))
 	stream, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &client{t: t, stream: stream, responses: make(chan *discovery.DeltaDiscoveryResponse, 100)}
+	c := &client{t: t, node: &core.Node{Id: node}, stream: stream, responses: make(chan *discovery.DeltaDiscoveryResponse, 100)}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -91,7 +98,7 @@ func connect(t *testing.T, conn *grpc.ClientConn) *client {
 
 func (c *client) send(r *discovery.DeltaDiscoveryRequest) {
 	c.t.Helper()
-	r.Node = &core.Node{Id: "test"}
+	r.Node = c.node
 	if err := c.stream.Send(r); err != nil {
 		c.t.Fatal(err)
 	}

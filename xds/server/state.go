@@ -42,6 +42,8 @@ type state struct {
 	snapshot   *model.Snapshot // to resolve names other than the resources' own
 	policies   set
 	addresses  set
+	// plain are the policies for proxies that pass over extensions.
+	plain set
 
 	indexNodes sync.Once
 	byNode     map[string][]string // node -> UIDs of its workloads
@@ -52,19 +54,26 @@ func newState() *state {
 		snapshot:  model.NewSnapshot(),
 		policies:  set{all: newResources()},
 		addresses: set{all: newResources()},
+		plain:     set{all: newResources()},
 	}
 }
 
 func (s *state) ready() bool { return s.snapshot.AddressesReady() && s.snapshot.PoliciesReady() }
 
 func (s *state) apply(u model.Update) (*state, error) {
-	var policies, addresses []*discovery.Resource
+	var policies, plain, addresses []*discovery.Resource
 	for _, p := range u.Policies {
 		r, err := encode(p.Key(), nil, p, wire.EncodePolicy)
 		if err != nil {
 			return nil, err
 		}
 		policies = append(policies, r)
+		if without := wire.WithoutExtensions(p); without != p {
+			if r, err = encode(p.Key(), nil, without, wire.EncodePolicy); err != nil {
+				return nil, err
+			}
+		}
+		plain = append(plain, r)
 	}
 	for _, v := range u.Services {
 		r, err := encode(v.Key(), serviceAliases(v), v, wire.EncodeService)
@@ -84,6 +93,7 @@ func (s *state) apply(u model.Update) (*state, error) {
 		generation: s.generation + 1,
 		snapshot:   s.snapshot.Apply(u),
 		policies:   s.policies.next(policies, u.RemovedPolicies),
+		plain:      s.plain.next(plain, u.RemovedPolicies),
 		addresses:  s.addresses.next(addresses, u.RemovedAddresses),
 	}, nil
 }

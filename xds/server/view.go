@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"go.uber.org/zap"
@@ -38,6 +39,9 @@ type view struct {
 
 	mu        sync.Mutex
 	graceOver bool
+	known     bool   // the proxy has said what it is
+	aware     bool   // it knows of extensions
+	announced string // those that it understands, in the form of wire.Extensions
 	open      *state // the generation of which the proxy was sent only a part; nil if none
 	policies  subscription
 	addresses subscription
@@ -83,6 +87,7 @@ func (v *view) CreateDeltaWatch(req *cache.DeltaRequest, names cache.Subscriptio
 		v.log.Info("proxy asked for a type that is not served", zap.String("type", req.GetTypeUrl()))
 		return nil, nil
 	}
+	v.identify(req.GetNode())
 	sub.ask(names.ReturnedResources())
 	if req.GetResponseNonce() != "" && sub.unacknowledged > 0 {
 		sub.unacknowledged--
@@ -97,6 +102,20 @@ func (v *view) CreateDeltaWatch(req *cache.DeltaRequest, names cache.Subscriptio
 			sub.watch = nil
 		}
 	}, nil
+}
+
+// identify reads what a stream's first request says of the proxy.
+func (v *view) identify(node *core.Node) {
+	if v.known {
+		return
+	}
+	v.known = true
+	value, aware := node.GetMetadata().GetFields()[wire.ExtensionsKey]
+	v.aware, v.announced = aware, value.GetStringValue()
+	if v.announced != wire.Extensions() {
+		v.log.Info("proxy of another version, or of another kind", zap.String("id", node.GetId()), zap.String("extensions", v.announced))
+	}
+	v.server.nodesChanged()
 }
 
 // ask takes over what the protocol's bookkeeping knows that the view does
@@ -180,9 +199,13 @@ func (v *view) steps(s *state) (out []step) {
 	p := &v.policies
 	var coming, going step
 	if p.asked {
-		changed, removed := difference(p.sent, &s.policies)
-		going = step{sub: p, removed: removed, sent: s.policies.all}
-		coming = step{sub: p, changed: changed, sent: s.policies.all}
+		wanted := &s.policies
+		if !v.aware {
+			wanted = &s.plain
+		}
+		changed, removed := difference(p.sent, wanted)
+		going = step{sub: p, removed: removed, sent: wanted.all}
+		coming = step{sub: p, changed: changed, sent: wanted.all}
 		for _, name := range removed {
 			old, _ := p.sent.Get(name)
 			coming.sent = coming.sent.Set(name, old)

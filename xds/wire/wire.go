@@ -48,25 +48,6 @@ func VersionInfo(generation uint64, more bool) string {
 // for themselves.
 func MoreFollows(versionInfo string) bool { return strings.HasSuffix(versionInfo, partial) }
 
-// ExtensionsKey is the key in an xDS node's metadata under which a proxy says
-// which extensions it understands, in the form of [Extensions].
-const ExtensionsKey = "TACIT_EXTENSIONS"
-
-// The names of our extensions.
-const (
-	workloadExtension = "tacit.mesh/workload"
-	serviceExtension  = "tacit.mesh/service"
-	policyExtension   = "tacit.mesh/policy"
-	matchExtension    = "tacit.mesh/match"
-)
-
-// Extensions lists the extensions that this version understands, each as
-// NAME=VERSION, separated by commas and sorted. A version is raised when a
-// message gains a field that an older proxy must not miss.
-func Extensions() string {
-	return matchExtension + "=1," + policyExtension + "=1," + serviceExtension + "=1," + workloadExtension + "=1"
-}
-
 // findExtension reads the extension of that name, if there is one, into out.
 func findExtension(list []*workload.Extension, name string, out proto.Message) error {
 	for _, e := range list {
