@@ -134,11 +134,3 @@ func TestSkippingClientIsToldSo(t *testing.T) {
 		t.Errorf("the log says %q", text)
 	}
 }
-
-// pod is the manifest of a client in testdata, changed.
-func pod(name, annotations, labels string) string {
-	ip := callers["mesh/"+name]
-	return "apiVersion: v1\nkind: Pod\nmetadata: {name: " + name + ", namespace: mesh, labels: " + labels + ", annotations: " + annotations + "}\n" +
-		"spec: {nodeName: a, serviceAccountName: " + strings.Replace(name, "twin", "client", 1) + ", containers: [{name: app, image: none, ports: [{name: web, containerPort: 8080}]}]}\n" +
-		"status: {podIPs: [{ip: \"" + ip + "\"}, {ip: \"" + strings.Replace(ip, "198.18.1.", "fd00:7ac1:1::", 1) + "\"}]}\n"
-}

@@ -41,6 +41,29 @@ func object(kind, namespace, name, spec string) string {
 	return fmt.Sprintf("apiVersion: security.istio.io/v1\nkind: %s\nmetadata: {name: %s, namespace: %s}\nspec: %s\n", kind, name, namespace, spec)
 }
 
+// pods of testdata that tests change: node, account and address.
+var pods = map[string][3]string{
+	"client":  {"a", "client", "198.18.1.10"},
+	"twin":    {"a", "client", "198.18.1.11"},
+	"server2": {"b", "server", "198.18.2.11"},
+	"server3": {"b", "server", "198.18.2.12"},
+}
+
+// pod is the manifest of one of them with other annotations and labels.
+func pod(name, annotations, labels string) string {
+	facts := pods[name]
+	return fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: mesh, labels: %s, annotations: %s}\n"+
+		"spec: {nodeName: %s, serviceAccountName: %s, containers: [{name: app, image: none, ports: [{name: web, containerPort: 8080}]}]}\n"+
+		"status: {podIPs: [{ip: '%s'}, {ip: '%s'}]}\n",
+		name, labels, annotations, facts[0], facts[1], facts[2], ipv6(facts[2]))
+}
+
+// ipv6 is the second address of the pod with this first one.
+func ipv6(v4 string) string {
+	parts := strings.Split(v4, ".")
+	return "fd00:7ac1:" + parts[2] + "::" + parts[3]
+}
+
 // settle returns when both nodes have everything that was applied or deleted
 // before. The removal of a policy is the last that they are sent of a change.
 func settle(t *testing.T, m *e2e.Mesh) {
@@ -230,7 +253,7 @@ func (l live) reset(t *testing.T) {
 func statusOf(t *testing.T, m *e2e.Mesh, kind, name string, ok func(policyStatus) bool) (found policyStatus) {
 	t.Helper()
 	m.Eventually("status of "+kind+" "+name, func() error {
-		var status status
+		var status controlStatus
 		data, err := os.ReadFile(m.StatusFile())
 		if err == nil {
 			err = json.Unmarshal(data, &status)
@@ -251,7 +274,7 @@ func statusOf(t *testing.T, m *e2e.Mesh, kind, name string, ok func(policyStatus
 	return found
 }
 
-type status struct {
+type controlStatus struct {
 	Policies       []policyStatus
 	ManifestErrors []struct {
 		File, Field, Message string
