@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -217,7 +218,15 @@ func (a *Agent) Dial(ctx context.Context, podUID string, src netip.Addr, dst net
 	if err != nil {
 		return nil, fmt.Errorf("dial %v: %w", dst, err)
 	}
-	return connect(ctx, fd, src, dst)
+	return connect(ctx, fd, src, dst, a.isInbound(podUID, src, dst.Addr()))
+}
+
+// isInbound reports whether a connection comes from elsewhere to the pod.
+func (a *Agent) isInbound(uid string, src, dst netip.Addr) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p, ok := a.pods[uid]
+	return ok && src.IsValid() && slices.Contains(p.Addresses, dst) && !slices.Contains(p.Addresses, src)
 }
 
 // take returns a socket that is now the caller's.

@@ -15,14 +15,15 @@ import (
 )
 
 // connect uses up a dialing socket: it becomes a connection or is closed.
-func connect(ctx context.Context, fd int, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
+// Inbound says that it stands for one from elsewhere to the socket's own pod.
+func connect(ctx context.Context, fd int, src netip.Addr, dst netip.AddrPort, inbound bool) (*net.TCPConn, error) {
 	f := os.NewFile(uintptr(fd), "dialing socket") // the descriptor is non-blocking, so f waits in the runtime's poller
 	defer f.Close()
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("dial %v: %w", dst, err)
 	}
-	if controlErr := raw.Control(func(fd uintptr) { err = start(int(fd), src, dst) }); controlErr != nil {
+	if controlErr := raw.Control(func(fd uintptr) { err = start(int(fd), src, dst, inbound) }); controlErr != nil {
 		err = controlErr
 	}
 	if errors.Is(err, unix.EINPROGRESS) {
@@ -38,7 +39,18 @@ func connect(ctx context.Context, fd int, src netip.Addr, dst netip.AddrPort) (*
 	return c.(*net.TCPConn), nil
 }
 
-func start(fd int, src netip.Addr, dst netip.AddrPort) error {
+// loopback is the index of the loopback device in every network namespace.
+const loopback = 1
+
+func start(fd int, src netip.Addr, dst netip.AddrPort, inbound bool) error {
+	if inbound {
+		// The ports of ended connections rest for a minute, so that some
+		// hundred a second use up all there are. Those of connections bound
+		// to loopback are lent again after a second (tcp_tw_reuse in Linux's
+		// ip-sysctl.rst). Answers to a foreign address come that way, by the
+		// agent's routing rules. Before Linux 5.7 only root may bind.
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, loopback)
+	}
 	if src.IsValid() {
 		if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(src, 0))); err != nil {
 			return os.NewSyscallError("bind "+src.String(), err)

@@ -87,5 +87,5 @@ func (l *Local) Dial(ctx context.Context, podUID string, src netip.Addr, dst net
 	if err != nil {
 		return nil, fmt.Errorf("dial %v: %w", dst, err)
 	}
-	return connect(ctx, fd, src, dst)
+	return connect(ctx, fd, src, dst, false)
 }

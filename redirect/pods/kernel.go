@@ -31,11 +31,19 @@ func netlinkFamily(f rules.Family) int {
 	return netlink.FAMILY_V4
 }
 
-func returnRule(f rules.Family) *netlink.Rule {
-	mask := uint32(markMask)
-	r := netlink.NewRule()
-	r.Family, r.Priority, r.Mark, r.Mask, r.Table, r.Protocol = netlinkFamily(f), routeRule, connMark, &mask, table, origin
-	return r
+// returnRules lead to the route below what applications answer to the proxy,
+// and what the proxy sends them by sockets that it has bound to the loopback
+// device.
+func returnRules(f rules.Family) (answers, calls *netlink.Rule) {
+	rule := func(priority int, mark uint32) *netlink.Rule {
+		mask := uint32(markMask)
+		r := netlink.NewRule()
+		r.Family, r.Priority, r.Mark, r.Mask, r.Table, r.Protocol = netlinkFamily(f), priority, mark, &mask, table, origin
+		return r
+	}
+	answers, calls = rule(answersRule, connMark), rule(callsRule, protocol.Mark)
+	calls.OifName = "lo"
+	return answers, calls
 }
 
 // returnRoute delivers everything locally.
@@ -51,16 +59,18 @@ func returnRoute(f rules.Family) (*netlink.Route, error) {
 	return &netlink.Route{LinkIndex: lo.Attrs().Index, Dst: all, Table: table, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST, Protocol: origin, Family: netlinkFamily(f)}, nil
 }
 
-// ensureReturn makes sure that what applications answer to the proxy comes
-// back to its sockets in the pod, whatever address these use.
+// ensureReturn makes sure that applications and the proxy's sockets in the pod
+// reach each other, whatever addresses these use.
 func ensureReturn(f rules.Family) (changed bool, err error) {
 	route, err := returnRoute(f)
 	if err != nil {
 		return false, err
 	}
+	answers, calls := returnRules(f)
 	for _, add := range []func() error{
 		func() error { return netlink.RouteAdd(route) },
-		func() error { return netlink.RuleAdd(returnRule(f)) },
+		func() error { return netlink.RuleAdd(answers) },
+		func() error { return netlink.RuleAdd(calls) },
 	} {
 		switch err := add(); {
 		case err == nil:

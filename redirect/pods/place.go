@@ -13,12 +13,13 @@ import (
 )
 
 // The proxy's connections to applications carry connMark; what answers them
-// is routed back into the pod (Istio ambient's numbers).
+// is routed back into the pod (Istio ambient's numbers, callsRule apart).
 const (
-	connMark  = 0x111
-	markMask  = 0xfff
-	routeRule = 32764
-	table     = 100
+	connMark    = 0x111
+	markMask    = 0xfff
+	answersRule = 32764 // priorities of routing rules
+	callsRule   = 32763
+	table       = 100
 )
 
 // zone is our conntrack zone in pods: any that nobody else uses.

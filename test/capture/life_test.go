@@ -280,6 +280,7 @@ func TestDrift(t *testing.T) {
 				ip6t + " -t nat -D OUTPUT -j TACIT_OUTPUT; " + ip6t + " -t nat -A OUTPUT -j TACIT_OUTPUT",
 				ipt + " -t raw -D OUTPUT -j TACIT_OUTPUT",
 				"ip rule del pref 32764",
+				"ip -6 rule del pref 32763",
 				"ip -6 route del local default table 100",
 				"sysctl -w net.netfilter.nf_conntrack_tcp_timeout_fin_wait=120",
 			} {

@@ -1,0 +1,125 @@
+package traffic
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tacit-mesh/tacit/test/e2e"
+)
+
+// Connections between one client and one server may come as fast as they
+// like: the ports of closed ones, which rest for a minute, do not run out.
+// This shows it with few ports instead of many seconds.
+func TestPortsDoNotRunOut(t *testing.T) {
+	const (
+		rate, duration = 200, 6 * time.Second // of each of the cases
+		ports          = 2 * rate             // a port that is free again after a second will do
+	)
+	m := e2e.Start(t)
+	setting(t, m, serverPod, "ip_local_port_range", fmt.Sprintf("40000 %d", 40000+ports-1))
+	serveGreeting(m)
+	var all sync.WaitGroup
+	for _, to := range []string{"198.18.2.10", "fd00:7ac1:2::10"} {
+		for _, how := range []struct{ what, from, port string }{
+			{"the client closes first", "mesh/client", "8080"},
+			{"the server closes first", "mesh/twin", "8081"},
+			{"into the mesh", "outside/plain", "8080"},
+		} {
+			all.Go(func() {
+				if _, err := hurry(t, m, how.from, net.JoinHostPort(to, how.port), rate, duration); err != nil {
+					t.Errorf("%s, %s: %v", how.what, to, err)
+				}
+			})
+		}
+	}
+	all.Wait()
+}
+
+// TestPortsDoNotRunOut in full: a minute at 2,000 connections a second.
+func TestMinuteOfConnections(t *testing.T) {
+	if os.Getenv("TACIT_LONG") == "" {
+		t.Skip("takes minutes and a whole machine: set TACIT_LONG=1")
+	}
+	const rate, duration = 2000, time.Minute
+	m := e2e.Start(t)
+	serveGreeting(m)
+	// Without it the client itself would run out, with or without a mesh.
+	setting(t, m, "mesh/client", "tcp_tw_reuse", "1")
+	for what, port := range map[string]string{"the client closes first": "8080", "the server closes first": "8081"} {
+		made, err := hurry(t, m, "mesh/client", net.JoinHostPort("198.18.2.10", port), rate, duration)
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if wanted := int(rate * duration.Seconds()); made < wanted*95/100 {
+			t.Errorf("%s: %d connections, want %d: the machine is too slow to tell", what, made, wanted)
+		}
+		t.Logf("%s: %d connections", what, made)
+	}
+}
+
+// hurry makes connections at a rate for a while, or at a lower one if the
+// machine cannot.
+func hurry(t *testing.T, m *e2e.Mesh, from, to string, rate int, duration time.Duration) (made int, err error) {
+	all, ctx := errgroup.WithContext(t.Context())
+	all.SetLimit(200)
+	due, end := time.NewTicker(time.Second/time.Duration(rate)), time.After(duration)
+	defer due.Stop()
+	for {
+		select {
+		case <-due.C:
+			made++
+			all.Go(func() error { return greet(ctx, m, from, to) })
+		case <-end:
+			return made, all.Wait()
+		case <-ctx.Done():
+			return made, all.Wait()
+		}
+	}
+}
+
+// setting changes a kernel parameter of a pod.
+func setting(t *testing.T, m *e2e.Mesh, pod, name, value string) {
+	t.Helper()
+	if err := m.Pod(pod).Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+const greeting = "hello\n"
+
+// serveGreeting greets on port 8080, where the client closes first, and on
+// 8081, where the server does.
+func serveGreeting(m *e2e.Mesh) {
+	m.Serve(serverPod, ":8080", func(c *net.TCPConn) {
+		_, _ = io.WriteString(c, greeting)
+		_, _ = io.Copy(io.Discard, c)
+	})
+	m.Serve(serverPod, ":8081", func(c *net.TCPConn) { _, _ = io.WriteString(c, greeting) })
+}
+
+// greet makes a connection and closes it once the greeting has come.
+func greet(ctx context.Context, m *e2e.Mesh, from, to string) error {
+	c, err := m.Pod(from).Dial(ctx, to)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(e2e.Patience))
+	got := make([]byte, len(greeting))
+	if _, err := io.ReadFull(c, got); err != nil {
+		return err
+	}
+	if err := c.CloseWrite(); err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, c)
+	return err
+}
