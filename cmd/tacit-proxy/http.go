@@ -9,17 +9,13 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/tacit-mesh/tacit/internal/httpserve"
 )
 
-// Bounds of the two HTTP ports, which anybody on the network may reach.
-const (
-	httpClients   = 32
-	httpTimeout   = 10 * time.Second
-	httpMaxHeader = 8 << 10
-	rebindPause   = 50 * time.Millisecond
-)
+// rebindPause is the time between two attempts to take over a port.
+const rebindPause = 50 * time.Millisecond
 
 // serveHTTP answers Prometheus and readiness probes until the context ends.
 func (p *process) serveHTTP(ctx context.Context) error {
@@ -54,15 +50,7 @@ func serve(ctx context.Context, address string, handler http.Handler) error {
 	if err != nil {
 		return stopped(ctx, err)
 	}
-	server := &http.Server{
-		Handler: handler, ReadTimeout: httpTimeout, WriteTimeout: httpTimeout, IdleTimeout: httpTimeout, MaxHeaderBytes: httpMaxHeader,
-	}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stop()
-	if err := server.Serve(netutil.LimitListener(listener, httpClients)); err != nil {
-		return stopped(ctx, fmt.Errorf("serve %s: %w", address, err))
-	}
-	return nil
+	return stopped(ctx, httpserve.Run(ctx, listener, handler))
 }
 
 // listen waits while the proxy that this one replaces still has the port.

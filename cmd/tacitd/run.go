@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/identity/ca"
 	"github.com/tacit-mesh/tacit/identity/nodeauth"
+	"github.com/tacit-mesh/tacit/internal/httpserve"
 	caapi "github.com/tacit-mesh/tacit/xds/api/ca"
 	"github.com/tacit-mesh/tacit/xds/server"
 	"github.com/tacit-mesh/tacit/xds/source/files"
@@ -112,17 +112,12 @@ func newGRPC(certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error), t
 }
 
 func serveMetrics(ctx context.Context, address string, handler http.Handler, log *zap.Logger) error {
-	listener, err := net.Listen("tcp", address)
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
 		return fmt.Errorf("listen for metrics: %w", err)
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", handler)
-	s := &http.Server{Handler: mux, ReadHeaderTimeout: handshakeLimit, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
-	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
 	log.Info("serving metrics", zap.Stringer("address", listener.Addr()))
-	if err := s.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve metrics: %w", err)
-	}
-	return ctx.Err()
+	return httpserve.Run(ctx, listener, mux)
 }
