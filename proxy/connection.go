@@ -85,7 +85,7 @@ func (p *Proxy) end(c *Connection) {
 	c.mu.Lock()
 	c.ended = time.Now()
 	if c.counts != nil {
-		c.record.Sent, c.record.Received = c.counts.Sent.Load(), c.counts.Received.Load()
+		c.record.Sent, c.record.Received = c.moved()
 		c.counts = nil // a part of the stream, which is not to be remembered
 	}
 	p.Recorder.Closed(&c.record)
@@ -194,6 +194,17 @@ func (p *Proxy) opening(c *Connection, security telemetry.Security, counts *rela
 	c.record.Security = security
 	c.record.Err, c.record.Outcome = nil, telemetry.OK
 	p.Recorder.Opened(&c.record)
+}
+
+// moved is how many bytes have gone from the source to the destination, and
+// back. A stream counts as its own application sees it, which is the
+// destination at the end of a tunnel. The caller holds mu.
+func (c *Connection) moved() (sent, received int64) {
+	sent, received = c.counts.Sent.Load(), c.counts.Received.Load()
+	if c.record.Direction == telemetry.Inbound && c.record.Security == telemetry.MTLS {
+		return received, sent
+	}
+	return sent, received
 }
 
 // fail notes why the connection was not established.

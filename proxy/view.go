@@ -27,7 +27,8 @@ func (p *Proxy) reportProgress(ctx context.Context) error {
 		for _, c := range p.conns.Live() {
 			c.mu.Lock()
 			if c.opened && c.ended.IsZero() {
-				p.Recorder.Progress(&c.record, c.counts.Sent.Load(), c.counts.Received.Load())
+				sent, received := c.moved()
+				p.Recorder.Progress(&c.record, sent, received)
 			}
 			c.mu.Unlock()
 		}
@@ -82,7 +83,8 @@ func (c *Connection) view() admin.Connection {
 	}
 	v.Sent, v.Received = uint64(c.record.Sent), uint64(c.record.Received)
 	if c.counts != nil {
-		v.Sent, v.Received = uint64(c.counts.Sent.Load()), uint64(c.counts.Received.Load())
+		sent, received := c.moved()
+		v.Sent, v.Received = uint64(sent), uint64(received)
 	}
 	return v
 }
