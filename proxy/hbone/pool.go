@@ -121,7 +121,7 @@ var errPoolClosed = errors.New("pool is closed")
 // is a *DialError, or the context's. The caller must call Relay, Answer or
 // Reset next: the request is written with what they send.
 func (p *Pool) Open(ctx context.Context, key Key, r Request) (*Stream, error) {
-	for {
+	for range mostDials {
 		s, d, err := p.try(key, r)
 		if s != nil || err != nil {
 			return s, err
@@ -135,7 +135,15 @@ func (p *Pool) Open(ctx context.Context, key Key, r Request) (*Stream, error) {
 			return nil, fmt.Errorf("hbone connection to %s: %w", key.Destination, context.Cause(ctx))
 		}
 	}
+	return nil, &DialError{Key: key, Err: errNoStreams}
 }
+
+// mostDials bounds how many connections one stream waits for in turn: a peer
+// may use each of them only to say that it takes no streams. Others who wait
+// may fill some, too.
+const mostDials = 64
+
+var errNoStreams = errors.New("peer takes no streams on the connections to it")
 
 // try returns a stream, or the attempt to wait for.
 func (p *Pool) try(key Key, r Request) (*Stream, *dialing, error) {

@@ -4,6 +4,7 @@ package hostile
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
@@ -111,6 +112,8 @@ func tryDial(m *e2e.Mesh, pod, address string) (*net.TCPConn, error) {
 	}
 	return c.(*net.TCPConn), c.SetDeadline(time.Now().Add(e2e.Patience))
 }
+
+func deadline() time.Time { return time.Now().Add(e2e.Patience) }
 
 // clientTLS is what a well-behaved client would use.
 func clientTLS(certificates ...tls.Certificate) *tls.Config {
@@ -301,12 +304,17 @@ func rises(t *testing.T, m *e2e.Mesh, node, name string, labels ...string) (chec
 	before := m.Metric(node, name, labels...)
 	return func() {
 		t.Helper()
-		m.Eventually(fmt.Sprint(name, labels, " rises"), func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 3*e2e.Patience) // an unanswered PING takes 40 s
+		defer cancel()
+		err := world.Poll(ctx, func() error {
 			if now := m.Metric(node, name, labels...); now <= before {
 				return fmt.Errorf("it is %v as before", now)
 			}
 			return nil
 		})
+		if err != nil {
+			t.Errorf("%s %v does not rise: %v", name, labels, err)
+		}
 	}
 }
 

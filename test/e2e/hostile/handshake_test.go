@@ -132,6 +132,7 @@ func isTimeout(err error) bool {
 // Hundreds of callers that say nothing hold a bounded number of connections,
 // none of them for longer than the deadline, and no one else is kept waiting.
 func TestSilentCallers(t *testing.T) {
+	t.Parallel() // it waits for deadlines
 	m, ca := start(t)
 	undisturbed := bystander(t, m)
 	defer undisturbed()
@@ -181,6 +182,7 @@ func TestSilentCallers(t *testing.T) {
 // A peer that completes TLS and then says nothing, or only half of what it has
 // to say, is cut too.
 func TestSilentAfterTLS(t *testing.T) {
+	t.Parallel() // it waits for deadlines
 	m, ca := start(t)
 	undisturbed := bystander(t, m)
 	defer undisturbed()
