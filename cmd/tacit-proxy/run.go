@@ -109,9 +109,10 @@ func newProcess(o options) (*process, error) {
 	return p, nil
 }
 
-// connectionsPerPod leaves at least half of the descriptors to other pods: a
-// connection takes at most six, its two sockets and a pipe each way, and a pod
-// may have as many to it as from it. configured is 0 for that.
+// connectionsPerPod leaves half of the descriptors to other pods: a connection
+// takes two, and a pod may have as many to it as from it. (Bulk in clear takes
+// pipes, too, but does without them when there are none.) configured is 0 for
+// that.
 func connectionsPerPod(configured int) int {
 	const most = 1 << 20
 	if configured > 0 {
@@ -121,7 +122,7 @@ func connectionsPerPod(configured int) int {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > most {
 		limit.Cur = most
 	}
-	return max(int(limit.Cur)/2/2/6, 16)
+	return max(int(limit.Cur)/8, 16)
 }
 
 func (p *process) certificates() iter.Seq2[model.Identity, time.Time] {
