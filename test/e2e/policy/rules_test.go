@@ -100,6 +100,21 @@ func when(key, values string) string {
 	return fmt.Sprintf("{action: ALLOW, rules: [{when: [{key: '%s', %s}]}]}", key, values)
 }
 
+// IPv6 addresses are told apart as IPv4 ones are.
+func TestBlocksOfIPv6(t *testing.T) {
+	m := e2e.Start(t, authorization("six", allow("ipBlocks: ['fd00:7ac1:1::11', 'fd00:7ac1:1::30/127']")))
+	m.Serve("mesh/server", ":8080", e2e.Echo)
+	settle(t, m)
+	for pod, allowed := range map[string]bool{"mesh/client": false, "mesh/twin": true, "mesh/near": false, "outside/plain": true} {
+		if _, err := m.Call(pod, "[fd00:7ac1:2::10]:8080"); allowed && err != nil || !allowed && !denied(err) {
+			t.Errorf("%s: %v", pod, err)
+		}
+		if _, err := m.Call(pod, server); !denied(err) {
+			t.Errorf("%s by IPv4: %v, want a reset", pod, err)
+		}
+	}
+}
+
 // DENY comes before ALLOW; a policy of the root namespace covers the mesh.
 func TestPoliciesTogether(t *testing.T) {
 	m := e2e.Start(t,
