@@ -148,6 +148,9 @@ func TestTooManyProxies(t *testing.T) {
 			t.Fatalf("%v, %v", m, err)
 		}
 	}
+	if got, want := s.Stats(), (Stats{Proxies: maxProxies, Failures: maxProxies}); got != want {
+		t.Errorf("stats %+v, want %+v", got, want)
+	}
 	c := dial(t, s)
 	if err := greet(t, c, protocol.Version); err != nil {
 		t.Fatal(err)

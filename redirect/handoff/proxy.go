@@ -354,6 +354,7 @@ func (s *Server) sendSockets(p *proxy, w *protocol.Want) error {
 		})
 	}
 	defer protocol.CloseAll(fds)
+	s.count(len(fds), err != nil)
 	if err != nil {
 		answer.Error = err.Error()
 	}

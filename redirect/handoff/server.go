@@ -58,7 +58,10 @@ type Server struct {
 	synced  bool
 	proxies map[*proxy]struct{}
 	state   int // the newest memfd of a proxy, -1 if none
-	wg      sync.WaitGroup
+
+	handedOut, failures uint64 // as in Stats
+
+	wg sync.WaitGroup
 }
 
 // entry is a pod that is to be served. It has no listeners while a port is

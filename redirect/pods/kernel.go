@@ -168,15 +168,15 @@ func halfClosedTimeouts() map[string]string {
 
 // keepHalfClosed changes the kernel's own values alone: what an administrator
 // has set stays. Where they cannot be written, keepalive has to do.
-func keepHalfClosed() error {
+func keepHalfClosed() (changed bool, err error) {
 	return replaceSettings(func(own string) (from, to string) { return own, halfClosedTimeout })
 }
 
-func forgetHalfClosed() error {
+func forgetHalfClosed() (changed bool, err error) {
 	return replaceSettings(func(own string) (from, to string) { return halfClosedTimeout, own })
 }
 
-func replaceSettings(change func(own string) (from, to string)) error {
+func replaceSettings(change func(own string) (from, to string)) (changed bool, err error) {
 	for path, own := range halfClosedTimeouts() {
 		from, to := change(own)
 		value, err := os.ReadFile(path)
@@ -186,11 +186,14 @@ func replaceSettings(change func(own string) (from, to string)) error {
 		if err == nil {
 			err = os.WriteFile(path, []byte(to), 0)
 		}
-		if err != nil && !errors.Is(err, os.ErrPermission) && !errors.Is(err, unix.EROFS) {
-			return fmt.Errorf("conntrack timeout: %w", err)
+		switch {
+		case err == nil:
+			changed = true
+		case !errors.Is(err, os.ErrPermission) && !errors.Is(err, unix.EROFS):
+			return changed, fmt.Errorf("conntrack timeout: %w", err)
 		}
 	}
-	return nil
+	return changed, nil
 }
 
 // The states of TCP after which conntrack only remembers

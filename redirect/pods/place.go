@@ -58,8 +58,12 @@ func config(s model.Skips, released bool) rules.Config {
 // capture puts in place what captures the pod, and says what had to change.
 func (p *place) capture(ctx context.Context, s model.Skips) (changes []string, err error) {
 	err = p.ns.Do(func() error {
-		if err := keepHalfClosed(); err != nil {
+		kept, err := keepHalfClosed()
+		if err != nil {
 			return err
+		}
+		if kept {
+			changes = append(changes, "conntrack timeouts")
 		}
 		for _, f := range families() {
 			changed, err := ensureReturn(f)
@@ -195,7 +199,8 @@ func (p *place) clean(ctx context.Context) error {
 		for _, f := range families() {
 			errs = append(errs, removeReturn(f))
 		}
-		errs = append(errs, forgetHalfClosed())
+		_, err := forgetHalfClosed()
+		errs = append(errs, err)
 		return errors.Join(errs...)
 	})
 }

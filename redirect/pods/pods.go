@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -84,6 +85,7 @@ type Status struct {
 type Set struct {
 	cfg     Config
 	updated chan struct{} // holds one token after an Update
+	repairs atomic.Uint64
 
 	mu      sync.Mutex
 	wanted  []Pod
@@ -193,6 +195,10 @@ func (s *Set) forget(uid string, w *worker) {
 		}
 	}
 }
+
+// Repairs counts how often something of a pod's capture had been changed by
+// others and was put in order.
+func (s *Set) Repairs() uint64 { return s.repairs.Load() }
 
 // Status lists what became of the pods, by namespace and name.
 func (s *Set) Status() []Status {

@@ -238,6 +238,7 @@ func (w *worker) capture(ctx context.Context, want wish) error {
 		return err
 	}
 	if same && len(changes) > 0 {
+		w.set.repairs.Add(1)
 		w.log.Warn("capture had been changed by others, and was repaired", zap.Strings("changes", changes))
 	}
 	w.applied, w.checked, w.idle = want, time.Now(), 0

@@ -284,8 +284,9 @@ func TestDrift(t *testing.T) {
 				"ip -6 route del local default table 100",
 				"sysctl -w net.netfilter.nf_conntrack_tcp_timeout_fin_wait=120",
 			} {
+				before := n.set.Repairs()
 				pod.run(t, "sh", "-c", damage)
-				eventually(t, 10*time.Second, "repaired: "+damage, func() bool { return snapshot(t, pod) == want })
+				eventually(t, 10*time.Second, "repaired and counted: "+damage, func() bool { return snapshot(t, pod) == want && n.set.Repairs() > before })
 			}
 		})
 	}
@@ -328,6 +329,9 @@ func TestReplacement(t *testing.T) {
 		}
 		if gone := n.relay.wasRemoved("uid-1"); gone {
 			t.Error("the pod was removed meanwhile")
+		}
+		if got := n.server.Stats(); got.Sockets == 0 || got.Failures > 0 || got.Proxies != 1 {
+			t.Errorf("stats %+v", got)
 		}
 	})
 
