@@ -3,19 +3,6 @@
 // privileges of its own. It parses no traffic.
 package main
 
-import (
-	"context"
-	"fmt"
-	"os"
-	"os/signal"
-	"syscall"
-)
+import "github.com/tacit-mesh/tacit/internal/cli"
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := command().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "tacit-agent:", err)
-		os.Exit(1)
-	}
-}
+func main() { cli.Main(command()) }

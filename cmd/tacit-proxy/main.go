@@ -4,31 +4,18 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"os"
-	"os/signal"
-	"syscall"
+	"net"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/tacit-mesh/tacit/internal/version"
+	"github.com/tacit-mesh/tacit/internal/cli"
 	"github.com/tacit-mesh/tacit/proxy/admin"
-	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	err := command().ExecuteContext(ctx)
-	stop()
-	if err != nil && !errors.Is(err, context.Canceled) {
-		fmt.Fprintln(os.Stderr, "tacit-proxy:", err)
-		os.Exit(1)
-	}
-}
+func main() { cli.Main(command()) }
 
 const help = `tacit-proxy carries the traffic of this node's enrolled pods: mutual TLS with
 SPIFFE identities between the nodes, authorization at the destination.
@@ -57,7 +44,6 @@ type options struct {
 	xds, ca     string
 	serverName  string
 	root, token string
-	trustDomain string
 	adminSocket string
 	metrics     string
 	readiness   string
@@ -70,15 +56,15 @@ type options struct {
 func command() *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
-		Use:           "tacit-proxy --node NAME --agent-socket PATH --xds HOST:PORT --ca HOST:PORT --root FILE --token FILE",
-		Short:         "Carries the traffic of this node's pods, encrypted and authorized",
-		Long:          help,
-		Example:       example,
-		Version:       version.String(),
-		Args:          cobra.NoArgs,
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		Use:     "tacit-proxy --node NAME --agent-socket PATH --xds HOST:PORT --ca HOST:PORT --root FILE --token FILE",
+		Short:   "Carries the traffic of this node's pods, encrypted and authorized",
+		Long:    help,
+		Example: example,
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cli.Check(cmd, []string{"node", "xds", "ca", "root", "token"}, o.check()...); err != nil {
+				return err
+			}
 			if err := confine(); err != nil {
 				return err
 			}
@@ -86,25 +72,40 @@ func command() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.node, "node", "", "name of this node, as in the pods' spec.nodeName")
-	f.StringVar(&o.agentSocket, "agent-socket", "/run/tacit/agent.sock", "socket of tacit-agent")
-	f.StringVar(&o.xds, "xds", "", "HOST:PORT of the control plane")
-	f.StringVar(&o.ca, "ca", "", "HOST:PORT of the certificate authority")
-	f.StringVar(&o.serverName, "server-name", "tacitd.tacit-system.svc", "DNS name in the control plane's certificate")
-	f.StringVar(&o.root, "root", "", "file of the PEM roots by which the control plane is known")
-	f.StringVar(&o.token, "token", "", "file of the token by which the control plane knows this node")
-	f.StringVar(&o.trustDomain, "trust-domain", model.DefaultTrustDomain, "SPIFFE trust domain of the pods")
-	f.StringVar(&o.adminSocket, "admin-socket", admin.DefaultPath, "socket for the tacit command")
-	f.StringVar(&o.metrics, "metrics", ":15020", "address for Prometheus, at /metrics and /stats/prometheus")
-	f.StringVar(&o.readiness, "readiness", ":15021", "address for readiness, at /healthz/ready")
+	f.StringVar(&o.node, "node", "", "`name` of this node, as in the pods' spec.nodeName")
+	f.StringVar(&o.agentSocket, "agent-socket", "/run/tacit/agent.sock", "`socket` of tacit-agent")
+	f.StringVar(&o.xds, "xds", "", "`HOST:PORT` of the control plane")
+	f.StringVar(&o.ca, "ca", "", "`HOST:PORT` of the certificate authority")
+	f.StringVar(&o.serverName, "server-name", "tacitd.tacit-system.svc", "DNS `name` in the control plane's certificate")
+	f.StringVar(&o.root, "root", "", "`file` of the PEM roots by which the control plane is known")
+	f.StringVar(&o.token, "token", "", "`file` of the token by which the control plane knows this node")
+	f.StringVar(&o.adminSocket, "admin-socket", admin.DefaultPath, "`socket` for the tacit command")
+	f.StringVar(&o.metrics, "metrics", ":15020", "`address` for Prometheus, at /metrics and /stats/prometheus")
+	f.StringVar(&o.readiness, "readiness", ":15021", "`address` for readiness, at /healthz/ready")
 	f.DurationVar(&o.drain, "drain", time.Hour, "how long live connections may go on after SIGTERM")
 	f.DurationVar(&o.lifetime, "certificate-ttl", 24*time.Hour, "life to ask for in certificates; they are renewed at half of it")
-	f.IntVar(&o.podShare, "connections-per-pod", 0, "connections from one pod at a time, and as many to it; 0: by the limit of open files")
+	f.IntVar(&o.podShare, "connections-per-pod", 0, "`number` of connections from one pod at a time, and as many to it; 0: by the limit of open files")
 	f.BoolVar(&o.directLocal, "direct-local", true, "join connections between two pods of this node, once authorized, without encrypting their bytes in between")
-	for _, name := range []string{"node", "xds", "ca", "root", "token"} {
-		_ = cmd.MarkFlagRequired(name) // fails for unknown names only
-	}
 	return cmd
+}
+
+// check returns what no proxy could work with.
+func (o *options) check() (problems []error) {
+	for name, address := range map[string]string{"xds": o.xds, "ca": o.ca} {
+		if _, _, err := net.SplitHostPort(address); address != "" && err != nil {
+			problems = append(problems, fmt.Errorf("--%s=%s: want HOST:PORT, such as tacitd.example:15012", name, address))
+		}
+	}
+	if o.drain < 0 {
+		problems = append(problems, fmt.Errorf("--drain=%v: want 0 or more, such as 1h", o.drain))
+	}
+	if o.lifetime <= 0 {
+		problems = append(problems, fmt.Errorf("--certificate-ttl=%v: want more than 0, such as 24h", o.lifetime))
+	}
+	if o.podShare < 0 {
+		problems = append(problems, fmt.Errorf("--connections-per-pod=%d: want 0 or more", o.podShare))
+	}
+	return problems
 }
 
 // confine takes from this process what it never needs: no core file or other

@@ -13,7 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/tacit-mesh/tacit/internal/version"
+	"github.com/tacit-mesh/tacit/internal/cli"
 )
 
 // exitDenied is what explain exits with when the connection is, or may be,
@@ -61,11 +61,7 @@ In a cluster it runs inside the proxy's container:
   tacit explain --from shop/frontend --to shop/backend:8080
   tacit explain 4bf92f3577b34da6a3ce929d0e0e4736
   tacit connections --denied`,
-		Version:       version.String(),
-		SilenceErrors: true,
-		SilenceUsage:  true,
 	}
-	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	root.AddCommand(statusCommand(), connectionsCommand(), explainCommand(), dumpCommand(), newDemoCommand())
-	return root
+	return cli.Prepare(root)
 }

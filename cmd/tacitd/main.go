@@ -3,31 +3,20 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
 	"github.com/tacit-mesh/tacit/identity/ca"
+	"github.com/tacit-mesh/tacit/internal/cli"
 	"github.com/tacit-mesh/tacit/xds/build"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	err := command().ExecuteContext(ctx)
-	stop()
-	if err != nil && !errors.Is(err, context.Canceled) {
-		fmt.Fprintln(os.Stderr, "tacitd:", err)
-		os.Exit(1)
-	}
-}
+func main() { cli.Main(command()) }
 
 const help = `tacitd builds the mesh from Kubernetes manifests, sends it to the proxies of
 all nodes (xDS), and signs their certificates (a built-in CA).
@@ -58,60 +47,39 @@ const example = `  # A token for each node, then the control plane:
 
 func command() *cobra.Command {
 	var o options
-	var skips, skipPorts string
 	cmd := &cobra.Command{
-		Use:           "tacitd --from DIR --tokens FILE --ca-dir DIR",
-		Short:         "The control plane of Tacit",
-		Long:          help,
-		Example:       example,
-		Args:          cobra.NoArgs,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			var err error
-			if o.settings.Skips, err = skipSettings(skips, skipPorts); err != nil {
-				return err
-			}
-			log, err := zap.NewProduction(zap.WithCaller(false))
-			if err != nil {
-				return fmt.Errorf("open log: %w", err)
-			}
-			defer func() { _ = log.Sync() }()
-			return run(cmd.Context(), o, log)
-		},
+		Use:     "tacitd --from DIR --tokens FILE --ca-dir DIR",
+		Short:   "The control plane of Tacit",
+		Long:    help,
+		Example: example,
+		Args:    cobra.NoArgs,
+	}
+	skips := cli.Skips(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var err error
+		o.settings.Skips, err = skips()
+		if err := cli.Check(cmd, []string{"from", "ca-dir", "tokens"}, err, o.check()); err != nil {
+			return err
+		}
+		log, err := zap.NewProduction(zap.WithCaller(false))
+		if err != nil {
+			return fmt.Errorf("open log: %w", err)
+		}
+		defer func() { _ = log.Sync() }()
+		return run(cmd.Context(), o, log)
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.from, "from", "", "directory of Kubernetes manifests")
-	f.StringVar(&o.listen, "listen", ":15012", "address for the proxies, xDS and certificates alike")
-	f.StringVar(&o.caDir, "ca-dir", "", "directory of the CA's key and certificate")
-	f.StringVar(&o.tokens, "tokens", "", `file of lines "TOKEN NODE", mode 0600`)
-	f.StringVar(&o.serverName, "server-name", "tacitd.tacit-system.svc", "DNS name in tacitd's own certificate")
-	f.StringVar(&o.settings.TrustDomain, "trust-domain", model.DefaultTrustDomain, "of all identities: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT")
-	f.StringVar(&o.settings.RootNamespace, "root-namespace", build.DefaultRootNamespace, "namespace whose policies cover the whole mesh")
-	f.StringVar(&skips, "skips", string(model.SkipsAny), "which ports pods may skip by annotation: any, listed (in --skip-ports) or none")
-	f.StringVar(&skipPorts, "skip-ports", "", `with --skips=listed, such as "5432,6379,9000-9100"`)
+	f.StringVar(&o.from, "from", "", "`directory` of Kubernetes manifests")
+	f.StringVar(&o.listen, "listen", ":15012", "`address` for the proxies, xDS and certificates alike")
+	f.StringVar(&o.caDir, "ca-dir", "", "`directory` of the CA's key and certificate")
+	f.StringVar(&o.tokens, "tokens", "", "`file` of lines \"TOKEN NODE\", mode 0600")
+	f.StringVar(&o.serverName, "server-name", "tacitd.tacit-system.svc", "DNS `name` in tacitd's own certificate")
+	f.StringVar(&o.settings.TrustDomain, "trust-domain", model.DefaultTrustDomain, "`domain` of all identities: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT")
+	f.StringVar(&o.settings.RootNamespace, "root-namespace", build.DefaultRootNamespace, "`namespace` whose policies cover the whole mesh")
 	f.DurationVar(&o.maxTTL, "max-certificate-ttl", ca.DefaultTTL, "longest life of a proxy's certificate")
-	f.StringVar(&o.statusFile, "status-file", "", "file to write the status of policies and manifests to, as JSON, on each change")
-	f.StringVar(&o.metrics, "metrics", "", "address for Prometheus, such as :15014; none if empty")
-	for _, name := range []string{"from", "ca-dir", "tokens"} {
-		_ = cmd.MarkFlagRequired(name) // fails for unknown names only
-	}
+	f.StringVar(&o.statusFile, "status-file", "", "`file` to write the status of policies and manifests to, as JSON, on each change")
+	f.StringVar(&o.metrics, "metrics", "", "`address` for Prometheus, such as :15014; none if empty")
 	return cmd
-}
-
-func skipSettings(mode, ports string) (model.SkipSettings, error) {
-	m, err := model.ParseSkipMode(mode)
-	if err != nil {
-		return model.SkipSettings{}, fmt.Errorf("--skips: %w", err)
-	}
-	listed, err := model.ParsePorts(ports)
-	if err != nil {
-		return model.SkipSettings{}, fmt.Errorf("--skip-ports: %w", err)
-	}
-	if (m == model.SkipsListed) != (len(listed) > 0) {
-		return model.SkipSettings{}, errors.New("--skip-ports goes with --skips=listed, and only with it")
-	}
-	return model.SkipSettings{Mode: m, Listed: listed}, nil
 }
 
 // options are what the flags say.
@@ -122,4 +90,11 @@ type options struct {
 	statusFile, metrics                     string
 	// listening is told the address; for tests, which listen on port 0.
 	listening func(addr string)
+}
+
+func (o *options) check() error {
+	if o.maxTTL <= 0 {
+		return errors.New("--max-certificate-ttl: want more than 0, such as 24h")
+	}
+	return nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/x509"
 	"encoding/json"
+	"io"
 	"os"
 	"regexp"
 	"testing"
@@ -29,16 +30,12 @@ spec: {selector: {matchLabels: {app: web}}, rules: [{when: [{key: "source.labels
 func lines() (*zap.Logger, <-chan string) {
 	out := make(chan string, 1000)
 	return zap.NewNop().WithOptions(zap.WrapCore(func(zapcore.Core) zapcore.Core {
-		return zapcore.NewCore(zapcore.NewJSONEncoder(zapcore.EncoderConfig{}), zapcore.AddSync(discard{}), zapcore.InfoLevel)
+		return zapcore.NewCore(zapcore.NewJSONEncoder(zapcore.EncoderConfig{}), zapcore.AddSync(io.Discard), zapcore.InfoLevel)
 	}), zap.Hooks(func(e zapcore.Entry) error {
 		out <- e.Message
 		return nil
 	})), out
 }
-
-type discard struct{}
-
-func (discard) Write(b []byte) (int, error) { return len(b), nil }
 
 func await(t *testing.T, lines <-chan string, pattern string) {
 	t.Helper()

@@ -17,6 +17,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/identity/caclient"
+	"github.com/tacit-mesh/tacit/internal/cli"
 	"github.com/tacit-mesh/tacit/xds/build"
 	"github.com/tacit-mesh/tacit/xds/client"
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -308,14 +309,14 @@ func TestStartFailures(t *testing.T) {
 
 func TestFlags(t *testing.T) {
 	for _, test := range []struct{ args, want string }{
-		{"--from x", `required flag(s) "ca-dir", "tokens" not set`},
-		{"--from x --ca-dir y --tokens z --skips some", "--skips: "},
-		{"--from x --ca-dir y --tokens z --skips listed", "--skip-ports goes with --skips=listed"},
-		{"--from x --ca-dir y --tokens z --skips any --skip-ports 80", "--skip-ports goes with --skips=listed"},
-		{"--from x --ca-dir y --tokens z --skips listed --skip-ports 0", "--skip-ports: "},
+		{"--from x", "--ca-dir is missing: "},
+		{"--from x", "--tokens is missing: "},
+		{"--from x --ca-dir y --tokens z --skips some", "--skips=some: "},
+		{"--from x --ca-dir y --tokens z --skips listed", "--skips=listed needs --skip-ports"},
+		{"--from x --ca-dir y --tokens z --max-certificate-ttl 0", "--max-certificate-ttl: "},
 		{"extra", "unknown command"},
 	} {
-		cmd := command()
+		cmd := cli.Prepare(command())
 		cmd.SetArgs(strings.Fields(test.args))
 		if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: got %v, want an error with %q", test.args, err, test.want)

@@ -141,7 +141,7 @@ func (n *Node) StartProxy(ctx context.Context) error {
 	port := func(above int) string { return fmt.Sprintf(":%d", metricsPort+10*(n.rolls%2)+above) }
 	args := []string{"--node", n.Name, "--agent-socket", n.agentSocket(),
 		"--xds", n.world.control4(), "--ca", n.world.control4(), "--server-name", serverName,
-		"--root", n.rootFile(), "--token", n.tokenFile(), "--trust-domain", trustDomain,
+		"--root", n.rootFile(), "--token", n.tokenFile(),
 		"--admin-socket", n.AdminSocket(), "--metrics", port(0), "--readiness", port(1)}
 	spec := execSpec{Netns: n.netns.path, CPUs: n.cpus, Cgroup: n.cgroup, User: ProxyUID, Group: ProxyUID, Unprivileged: true}
 	n.world.mu.Lock()

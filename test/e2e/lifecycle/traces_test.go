@@ -58,7 +58,7 @@ func TestCleanup(t *testing.T) {
 	if rules(t, m, "mesh/client") == before["mesh/client"] {
 		t.Fatal("nothing was changed: the test is void")
 	}
-	out, err := m.Node("a").Command(m.Context(), "/run/tacit/bin/tacit-agent", "cleanup", "--from", m.Manifests(), "--netns-dir", m.NetnsDir()).CombinedOutput()
+	out, err := m.Node("a").Command(m.Context(), "/run/tacit/bin/tacit-agent", "cleanup", "--netns-dir", m.NetnsDir()).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/tacit-mesh/tacit/redirect/handoff"
+	"github.com/tacit-mesh/tacit/redirect/pods"
+)
+
+// handler answers Prometheus.
+func handler(set *pods.Set, sockets *handoff.Server) http.Handler {
+	r := prometheus.NewRegistry()
+	r.MustRegister(
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		&telemetry{set, sockets},
+	)
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+	return mux
+}
+
+// telemetry reads the parts' own counters whenever it is asked.
+type telemetry struct {
+	pods    *pods.Set
+	sockets *handoff.Server
+}
+
+func metric(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("tacit_agent_"+name, help, labels, nil)
+}
+
+// Describe sends nothing: which series there are depends on the pods.
+func (t *telemetry) Describe(chan<- *prometheus.Desc) {}
+
+// Collect is called for each scrape.
+func (t *telemetry) Collect(out chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, value int, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(value), labels...)
+	}
+	counter := func(d *prometheus.Desc, value uint64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(value), labels...)
+	}
+	var failing, gaps int
+	states := map[pods.State]int{pods.StatePending: 0, pods.StateCaptured: 0, pods.StateReleasing: 0, pods.StateLeft: 0}
+	uncaptured := metric("uncaptured_flows_total", "Flows of a captured pod that are not TCP and so pass in clear.", "namespace", "pod")
+	for _, p := range t.pods.Status() {
+		states[p.State]++
+		if p.Err != nil {
+			failing++
+		}
+		if p.Gap != "" {
+			gaps++
+		}
+		if p.State == pods.StateCaptured || p.Uncaptured > 0 {
+			counter(uncaptured, p.Uncaptured, p.Pod.Namespace, p.Pod.Name)
+		}
+	}
+	number := metric("pods", "Pods of this node by state: pending, captured, releasing (live connections only), left (alone).", "state")
+	for state, n := range states {
+		gauge(number, n, string(state))
+	}
+	gauge(metric("pods_failing", "Pods whose last attempt to bring them to what is wanted failed; the log says why."), failing)
+	gauge(metric("pods_with_gaps", "Captured pods with addresses that cannot be captured faithfully; the log says which."), gaps)
+	counter(metric("repairs_total", "Times that others had changed a pod's rules, routes or settings and these were put in order."), t.pods.Repairs())
+	sockets := t.sockets.Stats()
+	gauge(metric("proxies_connected", "Proxies connected: one, or two while one replaces the other."), sockets.Proxies)
+	counter(metric("sockets_handed_out_total", "Sockets made in pods' network namespaces for the proxy to dial with."), sockets.Sockets)
+	counter(metric("socket_failures_total", "Requests for such sockets that were not met, or not whole."), sockets.Failures)
+}
