@@ -10,10 +10,6 @@ import (
 	"github.com/tacit-mesh/tacit/test/world"
 )
 
-// memory is by how much attacks may make a proxy grow: the race detector, if
-// it is on, takes several times what is allocated.
-const memory = 150 << 20
-
 // A peer that breaks HTTP/2 or floods is cut, with a reason, and costs the
 // proxy no more than a bounded amount of memory.
 func TestFloods(t *testing.T) {

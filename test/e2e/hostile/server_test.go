@@ -52,7 +52,7 @@ type rogue struct {
 
 func newRogue(t *testing.T, m *e2e.Mesh, config *tls.Config) *rogue {
 	t.Helper()
-	s := &rogue{m: m, config: config, handle: func(*attacker) {}, open: map[*attacker]struct{}{}}
+	s := &rogue{m: m, config: config, handle: func(a *attacker) { _ = a.Close() }, open: map[*attacker]struct{}{}}
 	m.MustApply(rogueManifest("disabled"))
 	m.Serve("mesh/rogue", ":15008", s.serve)
 	m.MustApply(rogueManifest("enabled"))
