@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"syscall"
 
@@ -22,12 +23,16 @@ type Wire struct {
 	// Of the reader, once it polls: the descriptor while inside poll.
 	polling bool
 	fd      int
+	reader  relay.Reader
 
 	// The reader writes too: alerts, and answers to key updates.
-	mu     sync.Mutex // guards what follows
-	corked bool
-	held   *relay.Buffer
-	n      int
+	mu      sync.Mutex // guards what follows
+	corked  bool
+	held    *relay.Buffer
+	n       int
+	writing []byte // what is left
+	failed  error
+	onWrite func(uintptr) bool // made once
 }
 
 // NewWire wraps a TCP connection that is to carry TLS.
@@ -36,7 +41,9 @@ func NewWire(c *net.TCPConn) (*Wire, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Wire{Conn: c, raw: raw}, nil
+	w := &Wire{Conn: c, raw: raw}
+	w.onWrite = w.tryWrite
+	return w, nil
 }
 
 // wouldBlock is what crypto/tls gets from a read that would wait: a temporary
@@ -67,19 +74,16 @@ func (w *Wire) Read(p []byte) (int, error) {
 	if !w.polling {
 		return w.Conn.Read(p)
 	}
-	for {
-		n, err := unix.Read(w.fd, p)
-		switch {
-		case n > 0:
-			return n, nil
-		case err == unix.EINTR:
-		case err == unix.EAGAIN:
-			return 0, errWouldBlock
-		case err != nil:
-			return 0, &net.OpError{Op: "read", Net: "tcp", Source: w.LocalAddr(), Addr: w.RemoteAddr(), Err: err}
-		default:
-			return 0, io.EOF
-		}
+	n, err := w.reader.Read(w.fd, p)
+	switch {
+	case n > 0:
+		return n, nil
+	case err == unix.EAGAIN: //nolint:errorlint // returned as it is
+		return 0, errWouldBlock
+	case err != nil:
+		return 0, &net.OpError{Op: "read", Net: "tcp", Source: w.LocalAddr(), Addr: w.RemoteAddr(), Err: err}
+	default:
+		return 0, io.EOF
 	}
 }
 
@@ -88,15 +92,16 @@ func (w *Wire) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.corked {
-		return w.Conn.Write(p)
+		return w.send(p)
 	}
 	if w.held == nil {
 		w.held = relay.Get(relay.Large)
 	}
 	if w.n+len(p) > len(w.held.B) {
-		if err := w.send(); err != nil {
+		if _, err := w.send(w.held.B[:w.n]); err != nil {
 			return 0, err
 		}
+		w.n = 0
 	}
 	w.n += copy(w.held.B[w.n:], p)
 	return len(p), nil
@@ -116,17 +121,37 @@ func (w *Wire) uncork() error {
 	if w.held == nil {
 		return nil
 	}
-	err := w.send()
+	_, err := w.send(w.held.B[:w.n])
 	w.held.Free()
-	w.held = nil
+	w.held, w.n = nil, 0
 	return err
 }
 
-// send is called with mu held.
-func (w *Wire) send() error {
-	_, err := w.Conn.Write(w.held.B[:w.n])
-	w.n = 0
-	return err
+// send waits until the kernel has all of p. Called with mu held.
+func (w *Wire) send(p []byte) (int, error) {
+	w.writing, w.failed = p, nil
+	err := w.raw.Write(w.onWrite)
+	if err == nil && w.failed != nil {
+		err = &net.OpError{Op: "write", Net: "tcp", Source: w.LocalAddr(), Addr: w.RemoteAddr(), Err: w.failed}
+	}
+	n := len(p) - len(w.writing)
+	w.writing = nil
+	return n, err
+}
+
+func (w *Wire) tryWrite(fd uintptr) (done bool) {
+	for len(w.writing) > 0 {
+		n, err := relay.Write(int(fd), w.writing)
+		if err == unix.EAGAIN { //nolint:errorlint // returned as it is
+			return false
+		}
+		if err != nil {
+			w.failed = os.NewSyscallError("write", err)
+			return true
+		}
+		w.writing = w.writing[n:]
+	}
+	return true
 }
 
 // peerEnded reports whether the peer's FIN or RST has come, which the reader may

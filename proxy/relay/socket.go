@@ -32,9 +32,10 @@ type Socket struct {
 	closed atomic.Bool
 	ended  atomic.Bool // FIN was sent
 
-	read  reading
-	write writing
-	reset error
+	reader Reader
+	read   reading
+	write  writing
+	reset  error
 	// Made once: a closure per call would be an allocation per message.
 	onRead, onReset, onFlush func(uintptr) bool
 	onWrite                  func(uintptr)
@@ -93,7 +94,7 @@ func (s *Socket) Read(class, head, limit int, wait bool) (*Buffer, int, error) {
 func (s *Socket) tryRead(fd uintptr) bool {
 	r := &s.read
 	buf := Get(r.class)
-	n, err := retry(int(fd), buf.B[r.head:min(len(buf.B), r.head+r.limit)], unix.Read)
+	n, err := s.reader.Read(int(fd), buf.B[r.head:min(len(buf.B), r.head+r.limit)])
 	if n > 0 {
 		r.buf, r.n = buf, n
 		return true
@@ -114,16 +115,6 @@ func (s *Socket) tryRead(fd uintptr) bool {
 		r.err = io.EOF
 	}
 	return true
-}
-
-// retry runs a read or write again when a signal interrupted it.
-func retry(fd int, p []byte, call func(int, []byte) (int, error)) (int, error) {
-	for {
-		n, err := call(fd, p)
-		if err != unix.EINTR {
-			return n, err
-		}
-	}
 }
 
 // WaitReset waits until the connection is reset, which it returns as an error,
@@ -178,7 +169,7 @@ func (s *Socket) Write(p []byte) (n int, err error) {
 func (s *Socket) tryWrite(fd int) {
 	w := &s.write
 	for w.n < len(w.p) {
-		n, err := retry(fd, w.p[w.n:], unix.Write)
+		n, err := Write(fd, w.p[w.n:])
 		if err == unix.EAGAIN {
 			return
 		}

@@ -1,0 +1,60 @@
+package relay
+
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Around a system call that may block, Go's scheduler prepares to do without
+// the calling thread: it wakes its monitor thread, which then looks every 20 µs
+// whether to hand the work to another thread. Reads and writes of non-blocking
+// sockets need none of this, and for small messages it costs more than the
+// calls themselves.
+
+// Reader reads a non-blocking socket.
+type Reader struct{ streak uint8 }
+
+// told is how many reads in a row find something before one is announced to
+// the scheduler: its monitor thread must be awake when a goroutine is always
+// busy, for others to get their turn.
+const told = 16
+
+// Read is read(2).
+func (r *Reader) Read(fd int, p []byte) (n int, err error) {
+	if r.streak++; r.streak == told {
+		r.streak = 0
+		return retry(fd, p, unix.Read)
+	}
+	if n, err = retry(fd, p, read); err != nil {
+		r.streak = 0
+	}
+	return n, err
+}
+
+// Write is write(2) to a non-blocking socket. It follows a Read, whose streak
+// counts for both.
+func Write(fd int, p []byte) (int, error) { return retry(fd, p, write) }
+
+func read(fd int, p []byte) (int, error) { return call(unix.SYS_READ, fd, p) }
+
+func write(fd int, p []byte) (int, error) { return call(unix.SYS_WRITE, fd, p) }
+
+func call(number uintptr, fd int, p []byte) (int, error) {
+	n, _, errno := syscall.RawSyscall(number, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+// retry runs a read or write again when a signal interrupted it.
+func retry(fd int, p []byte, call func(int, []byte) (int, error)) (int, error) {
+	for {
+		n, err := call(fd, p)
+		if err != unix.EINTR { //nolint:errorlint // returned as it is
+			return n, err
+		}
+	}
+}
