@@ -52,7 +52,12 @@ type rogue struct {
 
 func newRogue(t *testing.T, m *e2e.Mesh, config *tls.Config) *rogue {
 	t.Helper()
-	s := &rogue{m: m, config: config, handle: func(a *attacker) { _ = a.Close() }, open: map[*attacker]struct{}{}}
+	s := &rogue{m: m, config: config, open: map[*attacker]struct{}{}}
+	s.handle = func(a *attacker) {
+		if a.awaitData() {
+			_ = a.Close()
+		}
+	}
 	m.MustApply(rogueManifest("disabled"))
 	m.Serve("mesh/rogue", ":15008", s.serve)
 	m.MustApply(rogueManifest("enabled"))
@@ -63,6 +68,7 @@ func newRogue(t *testing.T, m *e2e.Mesh, config *tls.Config) *rogue {
 		}
 		defer func() { _ = c.Close() }()
 		_ = c.SetDeadline(deadline())
+		_, _ = io.WriteString(c, "hello")
 		_, _ = c.Read(make([]byte, 1))
 		s.mu.Lock()
 		defer s.mu.Unlock()
