@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"os"
@@ -74,7 +75,7 @@ func run(ctx context.Context, o options) error {
 	group.Go(func() error { return p.serveHTTP(serving) })
 	err = group.Wait()
 	p.log.Info("tacit-proxy ends", zap.Error(err))
-	if ctx.Err() != nil || context.Cause(draining) == context.Canceled {
+	if ctx.Err() != nil || errors.Is(context.Cause(draining), context.Canceled) {
 		return ctx.Err()
 	}
 	return err
@@ -172,10 +173,12 @@ func certificateViews(all []identity.Status) []certificateView {
 
 // stopped forgives the error that stopping brings.
 func stopped(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	select {
+	case <-ctx.Done():
 		return nil
+	default:
+		return err
 	}
-	return err
 }
 
 func newLog() *zap.Logger {

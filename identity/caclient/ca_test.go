@@ -30,10 +30,9 @@ const serverName = "ca.test"
 type authority struct {
 	ca.UnimplementedIstioCertificateServiceServer
 	*identitytest.CA
-	t       *testing.T
-	address string
-	config  caclient.Config
-	clock   *clock
+	t      *testing.T
+	config caclient.Config
+	clock  *clock
 
 	mu       sync.Mutex
 	life     time.Duration

@@ -242,12 +242,12 @@ func TestRefusedAnswers(t *testing.T) {
 			}
 		}}
 	}
-	answer := func(name, want string, make func(a *authority, c *x509.Certificate, public crypto.PublicKey) []string) {
+	answer := func(name, want string, chain func(a *authority, c *x509.Certificate, public crypto.PublicKey) []string) {
 		cases[name] = struct {
 			want  string
 			spoil func(a *authority) func(*x509.Certificate, crypto.PublicKey) []string
 		}{want, func(a *authority) func(*x509.Certificate, crypto.PublicKey) []string {
-			return func(c *x509.Certificate, public crypto.PublicKey) []string { return make(a, c, public) }
+			return func(c *x509.Certificate, public crypto.PublicKey) []string { return chain(a, c, public) }
 		}}
 	}
 	bob := strings.Replace(alice.String(), "alice", "bob", 1)

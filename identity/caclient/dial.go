@@ -27,6 +27,9 @@ func dial(config Config) (*grpc.ClientConn, error) {
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: requestTimeout}),
 		grpc.WithDisableServiceConfig(),
 	}
+	if config.ServerName != "" {
+		options = append(options, grpc.WithAuthority(config.ServerName))
+	}
 	if config.TokenFile != "" {
 		options = append(options, grpc.WithPerRPCCredentials(tokenFile(config.TokenFile)))
 	}
@@ -77,7 +80,7 @@ func (r rootsFile) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, er
 }
 
 func (r rootsFile) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", ServerName: r.serverName}
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 func (r rootsFile) Clone() credentials.TransportCredentials { return r }

@@ -82,7 +82,7 @@ func TestWithOwnAuthority(t *testing.T) {
 	allowed = nil
 	mu.Unlock()
 	m, _ := drive(t, a.clock, s.updates)
-	if left := m.NotAfter().Sub(time.Now()); m.Identity() != alice || left > ca.MinTTL {
+	if left := time.Until(m.NotAfter()); m.Identity() != alice || left > ca.MinTTL {
 		t.Errorf("%v for %s", m.Identity(), left)
 	}
 }

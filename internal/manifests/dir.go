@@ -137,7 +137,7 @@ func (w *watch) wait(ctx context.Context) error {
 			return nil
 		case <-late:
 			return nil
-		case <-w.notify.Errors: // such as an overflow: events were lost
+		case <-w.notify.Errors: //nolint:errcheck // such as an overflow: events were lost
 		case event := <-w.notify.Events:
 			if event.Op == fsnotify.Chmod || !w.wanted[filepath.Dir(event.Name)] && event.Name != w.root {
 				continue

@@ -2,6 +2,7 @@ package manifests
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -64,9 +65,8 @@ func (s *scan) mayStill(o Object) bool {
 }
 
 func byPlace(a, b error) int {
-	x, okX := a.(*Error)
-	y, okY := b.(*Error)
-	if !okX || !okY {
+	var x, y *Error
+	if !errors.As(a, &x) || !errors.As(b, &y) {
 		return strings.Compare(a.Error(), b.Error())
 	}
 	return cmp.Or(strings.Compare(x.File, y.File), cmp.Compare(x.Line, y.Line))

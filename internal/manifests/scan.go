@@ -41,31 +41,31 @@ type scan struct {
 // walk reads a directory and those below it, following links. Each directory
 // is watched before it is read, so that no change falls in between.
 func (s *scan) walk(path string) {
-	real, err := filepath.EvalSymlinks(path)
+	resolved, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		s.lose(path, err)
 		return
 	}
-	if s.visited[real] {
+	if s.visited[resolved] {
 		return
 	}
-	s.visited[real] = true
-	s.watch(real)
-	entries, err := os.ReadDir(real)
+	s.visited[resolved] = true
+	s.watch(resolved)
+	entries, err := os.ReadDir(resolved)
 	if err != nil {
 		s.lose(path, err)
 		return
 	}
 	for _, entry := range entries {
 		if !strings.HasPrefix(entry.Name(), ".") { // "..data" of a mounted ConfigMap among them
-			s.entry(filepath.Join(path, entry.Name()), filepath.Join(real, entry.Name()), entry)
+			s.entry(filepath.Join(path, entry.Name()), filepath.Join(resolved, entry.Name()), entry)
 		}
 	}
 }
 
-func (s *scan) entry(path, real string, entry fs.DirEntry) {
+func (s *scan) entry(path, resolved string, entry fs.DirEntry) {
 	manifest := isManifest(path)
-	info, err := os.Stat(real)
+	info, err := os.Stat(resolved)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && entry.Type()&fs.ModeSymlink == 0:
 		return // gone since the directory was read
@@ -76,7 +76,7 @@ func (s *scan) entry(path, real string, entry fs.DirEntry) {
 	case info.IsDir():
 		s.walk(path)
 	case manifest && info.Mode().IsRegular():
-		if target, err := filepath.EvalSymlinks(real); err == nil && target != real {
+		if target, err := filepath.EvalSymlinks(resolved); err == nil && target != resolved {
 			s.watch(filepath.Dir(target))
 		}
 		s.read(path, info.Size())

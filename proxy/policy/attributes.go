@@ -149,7 +149,8 @@ func (e *evaluation) hasPrincipal(values []model.StringMatch) bool {
 // principalMatches compares with [model.Identity.Principal] without building it.
 func principalMatches(id *model.Identity, m model.StringMatch) bool {
 	parts := [...]string{id.TrustDomain, "/ns/", id.Namespace, "/sa/", id.ServiceAccount}
-	want, ok := m.Value, true
+	want := m.Value
+	var ok bool
 	switch m.Kind {
 	case model.MatchExact:
 		for _, part := range parts {

@@ -73,8 +73,8 @@ func label(key string, values ...string) []model.LabelMatch {
 	return []model.LabelMatch{{Key: key, Values: texts(values...)}}
 }
 
-func window(first, last time.Duration) []model.TimeWindow {
-	return []model.TimeWindow{{First: first * time.Hour, Last: last * time.Hour}}
+func window(first, last int) []model.TimeWindow {
+	return []model.TimeWindow{{First: time.Duration(first) * time.Hour, Last: time.Duration(last) * time.Hour}}
 }
 
 func at(hour, minute, second int) func(*Request) {

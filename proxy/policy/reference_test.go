@@ -321,7 +321,7 @@ func checkSteps(t *rapid.T, d Decision, steps []Step) {
 	matched := func(action string) bool {
 		return slices.ContainsFunc(steps, func(s Step) bool { return s.Action == action && s.Matched && !s.DryRun })
 	}
-	any := slices.ContainsFunc(steps, func(s Step) bool { return s.Action == "ALLOW" && !s.DryRun })
+	allows := slices.ContainsFunc(steps, func(s Step) bool { return s.Action == "ALLOW" && !s.DryRun })
 	missing := slices.ContainsFunc(steps, func(s Step) bool { return s.Missing })
 	want := ReasonNoPolicy
 	switch {
@@ -331,7 +331,7 @@ func checkSteps(t *rapid.T, d Decision, steps []Step) {
 		want = ReasonMissingPolicy
 	case matched("ALLOW"):
 		want = ReasonAllowed
-	case any:
+	case allows:
 		want = ReasonNotAllowed
 	}
 	if d.Reason != want {

@@ -71,9 +71,13 @@ func (a *Agent) connectToAgent(ctx context.Context) (*protocol.Conn, error) {
 		return nil, fmt.Errorf("connect to the agent: %w", err)
 	}
 	uc := conn.(*net.UnixConn)
-	if uid, err := peerUID(uc); err != nil || uid != a.cfg.AgentUID {
+	uid, err := peerUID(uc)
+	if err == nil && uid != a.cfg.AgentUID {
+		err = fmt.Errorf("it runs as user %d, not as tacit-agent's user %d", uid, a.cfg.AgentUID)
+	}
+	if err != nil {
 		uc.Close()
-		return nil, fmt.Errorf("what answers on %s runs as user %d, not as tacit-agent's user %d (%v)", a.cfg.Socket, uid, a.cfg.AgentUID, err)
+		return nil, fmt.Errorf("what answers on %s: %w", a.cfg.Socket, err)
 	}
 	return protocol.NewConn(uc), nil
 }

@@ -46,9 +46,8 @@ func (s *state) send(c *protocol.Conn) error {
 		return fmt.Errorf("send state: %w", err)
 	}
 	m := &protocol.FromProxy{Message: &protocol.FromProxy_Save{Save: &protocol.Save{}}}
-	if controlErr := raw.Control(func(fd uintptr) { err = c.Send(m, int(fd)) }); controlErr != nil {
-		return nil // closed: a newer one is to be sent
-	}
+	// Control fails if it is closed: then a newer one is to be sent.
+	_ = raw.Control(func(fd uintptr) { err = c.Send(m, int(fd)) })
 	return err
 }
 

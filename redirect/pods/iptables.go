@@ -174,7 +174,7 @@ func (t tool) remove(ctx context.Context) error {
 // deleteTables needs the nft program. Without it an empty table stays, which
 // does nothing.
 func deleteTables(ctx context.Context, f rules.Family, names []string) error {
-	if _, err := exec.LookPath("nft"); err != nil {
+	if path, _ := exec.LookPath("nft"); path == "" {
 		return nil
 	}
 	family := map[rules.Family]string{rules.IPv4: "ip", rules.IPv6: "ip6"}[f]

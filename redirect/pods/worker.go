@@ -64,13 +64,13 @@ func newWorker(s *Set, p Pod) *worker {
 }
 
 // wants says what is wanted now.
-func (w *worker) wants(new wish) {
+func (w *worker) wants(next wish) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if reflect.DeepEqual(w.wish, new) {
+	if reflect.DeepEqual(w.wish, next) {
 		return
 	}
-	w.wish, w.status.Pod, w.status.Settled = new, new.pod, false
+	w.wish, w.status.Pod, w.status.Settled = next, next.pod, false
 	select {
 	case w.kick <- struct{}{}:
 	default:
@@ -78,9 +78,9 @@ func (w *worker) wants(new wish) {
 }
 
 func (w *worker) drop(taken bool) {
-	new := w.wished()
-	new.dropped, new.taken = true, taken
-	w.wants(new)
+	next := w.wished()
+	next.dropped, next.taken = true, taken
+	w.wants(next)
 }
 
 func (w *worker) wished() wish {

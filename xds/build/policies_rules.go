@@ -33,7 +33,7 @@ func (b *policyBuilder) authorization(obj *securityv1.AuthorizationPolicy) {
 // all; the status then says why.
 func (b *policyBuilder) translate(obj *securityv1.AuthorizationPolicy, st *PolicyStatus) *model.Policy {
 	spec := &obj.Spec
-	if spec.TargetRef != nil || len(spec.TargetRefs) > 0 { //nolint:staticcheck // deprecated, still sent
+	if spec.TargetRef != nil || len(spec.TargetRefs) > 0 {
 		st.say("spec.targetRefs: not enforced: a policy that targets a gateway or a service takes a proxy of its own at layer 7; select workloads by labels instead")
 		return nil
 	}
@@ -111,8 +111,8 @@ func (r *ruleReader) read(path string, in *securityv1beta1.Rule) (model.Rule, bo
 		return model.Rule{Unknown: path + ": empty"}, true
 	}
 	var rule model.Rule
-	add := func(matches []model.Match, any bool) {
-		if len(matches) > 0 && !any {
+	add := func(matches []model.Match, anything bool) {
+		if len(matches) > 0 && !anything {
 			rule.Clauses = append(rule.Clauses, model.Clause{Matches: matches})
 		}
 	}
@@ -121,32 +121,32 @@ func (r *ruleReader) read(path string, in *securityv1beta1.Rule) (model.Rule, bo
 	for i, cond := range in.When {
 		m := r.match(fmt.Sprintf("%s.when[%d]", path, i))
 		m.condition(cond)
-		match, any := m.done()
-		add([]model.Match{match}, any)
+		match, anything := m.done()
+		add([]model.Match{match}, anything)
 	}
 	return rule, !(r.http && r.action == model.ActionAllow)
 }
 
 // from returns the alternatives, and whether one of them is left without any
 // attribute of layer 4, so that the clause is no restriction.
-func (r *ruleReader) from(path string, froms []*securityv1beta1.Rule_From) (matches []model.Match, any bool) {
+func (r *ruleReader) from(path string, froms []*securityv1beta1.Rule_From) (matches []model.Match, anything bool) {
 	for i, from := range froms {
 		m := r.match(fmt.Sprintf("%s.from[%d].source", path, i))
 		m.source(from.GetSource())
 		match, always := m.done()
-		matches, any = append(matches, match), any || always
+		matches, anything = append(matches, match), anything || always
 	}
-	return matches, any
+	return matches, anything
 }
 
-func (r *ruleReader) to(path string, tos []*securityv1beta1.Rule_To) (matches []model.Match, any bool) {
+func (r *ruleReader) to(path string, tos []*securityv1beta1.Rule_To) (matches []model.Match, anything bool) {
 	for i, to := range tos {
 		m := r.match(fmt.Sprintf("%s.to[%d].operation", path, i))
 		m.operation(to.GetOperation())
 		match, always := m.done()
-		matches, any = append(matches, match), any || always
+		matches, anything = append(matches, match), anything || always
 	}
-	return matches, any
+	return matches, anything
 }
 
 func (r *ruleReader) match(path string) *matchReader { return &matchReader{ruleReader: r, path: path} }

@@ -239,6 +239,6 @@ func parseClock(s string) (time.Duration, error) {
 	if err != nil || len(s) != len(time.TimeOnly) {
 		return 0, fmt.Errorf("%q is not a time HH:MM:SS", s)
 	}
-	h, min, sec := t.Clock()
-	return time.Duration(h)*time.Hour + time.Duration(min)*time.Minute + time.Duration(sec)*time.Second, nil
+	h, m, sec := t.Clock()
+	return time.Duration(h)*time.Hour + time.Duration(m)*time.Minute + time.Duration(sec)*time.Second, nil
 }

@@ -75,7 +75,8 @@ func TestAnyHistoryEndsInWhatIsServed(t *testing.T) {
 			"set": func(t *rapid.T) {
 				version++
 				isPolicy, isBad := rapid.Bool().Draw(t, "policy"), rapid.IntRange(0, 3).Draw(t, "bad") == 0
-				name, r, m := fmt.Sprint("w", rapid.IntRange(0, 3).Draw(t, "name")), (*discovery.Resource)(nil), meshes[wire.AddressType]
+				name, m := fmt.Sprint("w", rapid.IntRange(0, 3).Draw(t, "name")), meshes[wire.AddressType]
+				var r *discovery.Resource
 				switch v := fmt.Sprint(version); {
 				case isPolicy:
 					m, r = meshes[wire.AuthorizationType], aPolicy(name, v, uint16(version))

@@ -56,8 +56,9 @@ func NewConn(c *net.UnixConn) *Conn {
 // Close ends the connection.
 func (c *Conn) Close() error { return c.c.Close() }
 
-// SetReadDeadline bounds the receives to come.
-func (c *Conn) SetReadDeadline(t time.Time) error { return c.c.SetReadDeadline(t) }
+// SetReadDeadline bounds the receives to come. Of a closed connection they
+// will tell themselves.
+func (c *Conn) SetReadDeadline(t time.Time) { _ = c.c.SetReadDeadline(t) }
 
 // Send sends one message. The descriptors stay the caller's.
 func (c *Conn) Send(m proto.Message, fds ...int) error {
