@@ -102,8 +102,8 @@ func (s *stream) onAnswer(m message) error {
 		s.violated(http2.ErrCodeProtocol)
 		return nil
 	}
-	status, err := strconv.Atoi(value(m.fields, ":status"))
-	if err != nil || status < 100 || status > 999 {
+	status, _ := strconv.Atoi(value(m.fields, ":status")) // 0 where it is none
+	if status < 100 || status > 999 {
 		s.violated(http2.ErrCodeProtocol)
 		return nil
 	}

@@ -48,7 +48,7 @@ func TestHalfClose(t *testing.T) {
 			a, b = b, a
 		}
 		a.CloseWrite()
-		if _, err := b.Read(make([]byte, 1)); err != io.EOF {
+		if _, err := b.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			t.Fatalf("FIN arrived as %v", err)
 		}
 		pass(t, b, a, "still here")
@@ -58,7 +58,7 @@ func TestHalfClose(t *testing.T) {
 		default:
 		}
 		b.CloseWrite()
-		if _, err := a.Read(make([]byte, 1)); err != io.EOF {
+		if _, err := a.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			t.Fatalf("FIN arrived as %v", err)
 		}
 		for _, r := range []relay.Result{within(t, done), within(t, farDone)} {

@@ -147,11 +147,11 @@ func (c *conn) linger() {
 		return
 	}
 	if t, ok := c.nc.(*tls.Conn); ok {
-		t.CloseWrite()
+		_ = t.CloseWrite()
 	}
 	c.wire.closeWrite()
 	c.wire.SetReadDeadline(time.Now().Add(time.Second))
-	io.Copy(io.Discard, io.LimitReader(c.wire.Conn, 1<<20))
+	_, _ = io.Copy(io.Discard, io.LimitReader(c.wire.Conn, 1<<20))
 }
 
 // ConnError says why a tunnel connection ended.
@@ -308,8 +308,8 @@ func (c *conn) greetPeer() {
 	if c.server == nil {
 		c.collect([]byte(http2.ClientPreface))
 	}
-	c.framer.WriteSettings(c.ours()...)
-	c.framer.WriteWindowUpdate(0, connectionWindow-defaultWindow)
+	_ = c.framer.WriteSettings(c.ours()...)
+	_ = c.framer.WriteWindowUpdate(0, connectionWindow-defaultWindow)
 }
 
 // goAway asks for no more streams; the connection ends with the last one.

@@ -169,7 +169,7 @@ func (s *stream) flushInbox(app *relay.Socket) {
 	}
 	s.startFlush() // what came after the last look
 	if s.remoteEnd && s.inbox.empty() {
-		app.CloseWrite()
+		_ = app.CloseWrite()
 		s.finish()
 	}
 }

@@ -3,6 +3,7 @@ package hbone
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"testing"
@@ -43,7 +44,7 @@ func FuzzServer(f *testing.F) {
 		near.Close()
 		select {
 		case err := <-done:
-			if e, ok := err.(*ConnError); !ok || e.Cause == "" {
+			if e := (*ConnError)(nil); !errors.As(err, &e) || e.Cause == "" {
 				t.Errorf("ended without a cause: %v", err)
 			}
 		case <-time.After(10 * time.Second):

@@ -33,6 +33,7 @@ func value(headers []Header, name string) string {
 // Cause says why a tunnel connection ended; it suits a metric label.
 type Cause string
 
+// The causes.
 const (
 	CauseClosed        Cause = "closed"         // orderly: drained, idle or ended by the peer
 	CauseLost          Cause = "lost"           // a read or write failed

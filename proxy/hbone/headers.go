@@ -134,16 +134,16 @@ func (c *conn) writeHeaders(id uint32, fields []Header, end bool) {
 	}
 	c.block.Reset()
 	for _, f := range fields {
-		c.encoder.WriteField(hpack.HeaderField{Name: f.Name, Value: f.Value, Sensitive: !repeats(f.Name)})
+		_ = c.encoder.WriteField(hpack.HeaderField{Name: f.Name, Value: f.Value, Sensitive: !repeats(f.Name)})
 	}
 	p := c.block.Bytes()
 	part := p[:min(len(p), c.peer.frame)]
 	p = p[len(part):]
-	c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: part, EndStream: end, EndHeaders: len(p) == 0})
+	_ = c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: part, EndStream: end, EndHeaders: len(p) == 0})
 	for len(p) > 0 {
 		part = p[:min(len(p), c.peer.frame)]
 		p = p[len(part):]
-		c.framer.WriteContinuation(id, len(p) == 0, part)
+		_ = c.framer.WriteContinuation(id, len(p) == 0, part)
 	}
 }
 

@@ -55,7 +55,7 @@ func (s *stream) attach(app *relay.Socket) {
 	s.app = app
 	s.startFlush()
 	if s.remoteEnd && s.inbox.empty() {
-		app.CloseWrite()
+		_ = app.CloseWrite()
 	}
 }
 

@@ -108,7 +108,7 @@ func (s *stream) remoteFIN() {
 	s.remoteEnd = true
 	close(s.done)
 	if s.app != nil && s.inbox.empty() {
-		s.app.CloseWrite()
+		_ = s.app.CloseWrite()
 	}
 	s.finish()
 }

@@ -169,7 +169,7 @@ func (w *Wire) peerEnded() bool {
 // shut ends both directions without waiting for goroutines that use the
 // connection, as Close does.
 func (w *Wire) shut() {
-	err := w.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+	err := w.raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
 	if err != nil && !errors.Is(err, net.ErrClosed) {
 		w.Conn.Close()
 	}
@@ -177,5 +177,5 @@ func (w *Wire) shut() {
 
 // closeWrite sends FIN.
 func (w *Wire) closeWrite() {
-	w.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_WR) })
+	_ = w.raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_WR) })
 }

@@ -67,7 +67,7 @@ func (c *conn) control(write func(*http2.Framer) error) {
 		go c.close(&ConnError{CauseControlFlood, errUnread})
 		return
 	}
-	write(c.framer)
+	_ = write(c.framer) // into memory: no error
 	c.wake()
 }
 
@@ -174,7 +174,8 @@ func (c *conn) send(s *stream, b []byte, from, n int) (int, error) {
 		c.waiters = append(c.waiters, s)
 		c.mu.Unlock()
 		<-s.turn
-		return n, c.writeOwn(s, frame)
+		c.writeOwn(s, frame)
+		return n, nil
 	}
 	c.busy = true
 	shared := len(c.streams) > 1 && len(frame) <= record/4
@@ -184,11 +185,12 @@ func (c *conn) send(s *stream, b []byte, from, n int) (int, error) {
 		// record and one system call for all of it.
 		runtime.Gosched()
 	}
-	return n, c.writeOwn(s, frame)
+	c.writeOwn(s, frame)
+	return n, nil
 }
 
 // writeOwn writes what is collected and then the frame; the caller has the turn.
-func (c *conn) writeOwn(s *stream, frame []byte) error {
+func (c *conn) writeOwn(s *stream, frame []byte) {
 	c.mu.Lock()
 	if s.sealed {
 		frame = nil
@@ -205,7 +207,6 @@ func (c *conn) writeOwn(s *stream, frame []byte) error {
 		buf.Free()
 	}
 	c.release()
-	return nil
 }
 
 // write sends both parts with as few system calls as there are 64 KB in them.

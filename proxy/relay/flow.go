@@ -18,8 +18,8 @@ type flow struct {
 func (f *flow) run() error {
 	for {
 		buf, n, err := f.src.Read(f.appetite.Class(), 0, sizes[Large], true)
-		if err == io.EOF {
-			f.dst.CloseWrite() // fails only where dst is gone, which its own direction tells
+		if errors.Is(err, io.EOF) {
+			_ = f.dst.CloseWrite() // fails only where dst is gone, which its own direction tells
 			return nil
 		}
 		if err != nil {

@@ -18,6 +18,7 @@ import (
 // End says how a relayed connection ended; it suits a metric label.
 type End string
 
+// The ends.
 const (
 	Finished    End = "finished"      // both sides sent FIN
 	ResetByApp  End = "reset_by_app"  // the application at this side reset it, or is unreachable

@@ -19,7 +19,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // setup relays between two applications and returns their ends.
-func setup(t testing.TB, ctx context.Context) (client, server *net.TCPConn, done chan Result) {
+func setup(ctx context.Context, t testing.TB) (client, server *net.TCPConn, done chan Result) {
 	t.Helper()
 	client, near := tcpPair(t)
 	far, server := tcpPair(t)
@@ -33,7 +33,7 @@ func setup(t testing.TB, ctx context.Context) (client, server *net.TCPConn, done
 
 func TestCopyByteExact(t *testing.T) {
 	for _, size := range []int{1, 1000, 70_000, 20 << 20} {
-		client, server, done := setup(t, t.Context())
+		client, server, done := setup(t.Context(), t)
 		var both sync.WaitGroup
 		both.Go(func() { send(t, client, server, size) })
 		both.Go(func() { send(t, server, client, size/2) })
@@ -61,7 +61,7 @@ func send(t *testing.T, from, to *net.TCPConn, size int) {
 
 func TestCopyHalfClose(t *testing.T) {
 	for _, swap := range []bool{false, true} {
-		a, b, done := setup(t, t.Context())
+		a, b, done := setup(t.Context(), t)
 		if swap {
 			a, b = b, a
 		}
@@ -114,7 +114,7 @@ func TestCopyReset(t *testing.T) {
 	for _, c := range cases {
 		for _, swap := range []bool{false, true} {
 			t.Run(c.name, func(t *testing.T) {
-				a, b, done := setup(t, t.Context())
+				a, b, done := setup(t.Context(), t)
 				want := ResetByApp
 				if swap {
 					a, b, want = b, a, ResetByPeer
@@ -133,7 +133,7 @@ func TestCopyReset(t *testing.T) {
 
 func TestCopyAbort(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
-	client, server, done := setup(t, ctx)
+	client, server, done := setup(ctx, t)
 	revoked := errors.New("revoked")
 	cancel(revoked)
 	if r := within(t, done); r.End != Aborted || !errors.Is(r.Err, revoked) {
@@ -145,7 +145,7 @@ func TestCopyAbort(t *testing.T) {
 
 func TestCopyLeavesNoDescriptors(t *testing.T) {
 	run := func() {
-		client, server, done := setup(t, t.Context())
+		client, server, done := setup(t.Context(), t)
 		go io.Copy(io.Discard, server)
 		client.Write(make([]byte, 4<<20)) // through a pipe
 		client.Close()
@@ -168,7 +168,7 @@ func TestCopyAllocatesNothing(t *testing.T) {
 	if raceDetector {
 		t.Skip("the race detector makes sync.Pool forget")
 	}
-	client, server, done := setup(t, t.Context())
+	client, server, done := setup(t.Context(), t)
 	p := make([]byte, 1000)
 	message := func() {
 		if _, err := client.Write(p); err != nil {
@@ -188,7 +188,7 @@ func TestCopyAllocatesNothing(t *testing.T) {
 }
 
 func BenchmarkCopyRoundTrip(b *testing.B) {
-	client, server, _ := setup(b, b.Context())
+	client, server, _ := setup(b.Context(), b)
 	client.SetDeadline(time.Time{})
 	server.SetDeadline(time.Time{})
 	go io.Copy(struct{ io.Writer }{server}, struct{ io.Reader }{server})
@@ -205,7 +205,7 @@ func BenchmarkCopyRoundTrip(b *testing.B) {
 }
 
 func BenchmarkCopyBulk(b *testing.B) {
-	client, server, _ := setup(b, b.Context())
+	client, server, _ := setup(b.Context(), b)
 	client.SetDeadline(time.Time{})
 	server.SetDeadline(time.Time{})
 	go io.Copy(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{server})

@@ -101,9 +101,9 @@ func (s *Socket) tryRead(fd uintptr) bool {
 	}
 	buf.Free()
 	switch {
-	case err == unix.EAGAIN && r.wait:
+	case errors.Is(err, unix.EAGAIN) && r.wait:
 		return false
-	case err == unix.EAGAIN:
+	case errors.Is(err, unix.EAGAIN):
 		r.err = ErrWouldBlock
 	case err != nil:
 		r.err = os.NewSyscallError("read", err)
@@ -190,7 +190,7 @@ func (s *Socket) WriteAll(p []byte, stalled func() error) error {
 
 func (s *Socket) flush(ready func(uintptr) bool, stalled func() error) error {
 	for {
-		s.conn.SetWriteDeadline(time.Now().Add(time.Second))
+		_ = s.conn.SetWriteDeadline(time.Now().Add(time.Second))
 		err := s.raw.Write(ready)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			if err := stalled(); err != nil {
@@ -239,11 +239,11 @@ func (s *Socket) CloseWrite() error {
 
 // Interrupt makes the current or next Read or WaitReset return
 // ErrInterrupted, and those after it, until Resume.
-func (s *Socket) Interrupt() { s.conn.SetReadDeadline(past) }
+func (s *Socket) Interrupt() { _ = s.conn.SetReadDeadline(past) }
 
 // Resume ends the effect of Interrupt. What made others interrupt is to be
 // looked at after it, not before.
-func (s *Socket) Resume() { s.conn.SetReadDeadline(time.Time{}) }
+func (s *Socket) Resume() { _ = s.conn.SetReadDeadline(time.Time{}) }
 
 // Reset closes the connection with RST and ends all waits on it.
 func (s *Socket) Reset() {

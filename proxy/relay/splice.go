@@ -32,7 +32,7 @@ func getPipe() (*pipe, error) {
 	if err := unix.Pipe2(fds[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
 		return nil, errNoPipe
 	}
-	unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeSize)
+	_, _ = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeSize)
 	p := &pipe{r: fds[0], w: fds[1]}
 	runtime.SetFinalizer(p, (*pipe).close)
 	return p, nil
@@ -83,7 +83,7 @@ func (f *flow) toPipe(p *pipe) (moved int, err error) {
 	if cause != nil {
 		return 0, cause
 	}
-	if err != nil && err != unix.EAGAIN {
+	if err != nil && !errors.Is(err, unix.EAGAIN) {
 		return 0, os.NewSyscallError("splice", err)
 	}
 	return moved, nil

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -130,7 +131,6 @@ type attacker struct {
 	*tls.Conn
 	encoder *hpack.Encoder
 	block   bytes.Buffer
-	decoded []hpack.HeaderField
 }
 
 // attack completes the handshake as the identity and sends the preface.
@@ -210,7 +210,7 @@ func (a *attacker) end() (code http2.ErrCode, err error) {
 	for {
 		f, err := a.ReadFrame()
 		if err != nil {
-			if ne, ok := err.(net.Error); ok && ne.Timeout() {
+			if ne := net.Error(nil); errors.As(err, &ne) && ne.Timeout() {
 				return code, fmt.Errorf("the connection was not ended: %w", err)
 			}
 			return code, nil

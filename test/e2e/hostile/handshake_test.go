@@ -78,13 +78,11 @@ func (a *attacker) reach() string {
 	_, _ = io.WriteString(a.Conn, http2.ClientPreface)
 	_ = a.WriteSettings()
 	_ = a.connect(1, victim+":8080")
-	for {
-		f, err := a.ReadFrame()
-		if err != nil {
-			return ""
-		}
-		return f.Header().String()
+	f, err := a.ReadFrame()
+	if err != nil {
+		return ""
 	}
+	return f.Header().String()
 }
 
 func selfSigned(t *testing.T) tls.Certificate {

@@ -254,7 +254,7 @@ func exchange(m *e2e.Mesh, pod string, salt byte, volume int) error {
 	}
 	want := append([]byte(m.Pod(pod).Address().String()+"\n"), pattern...)
 	if !bytes.Equal(got, want) {
-		return fmt.Errorf("got %d bytes %.40q..., want %d bytes %.40q...", len(got), got, len(want), want)
+		return fmt.Errorf("got %d bytes %.40q..., want %d bytes %.40q", len(got), got, len(want), want)
 	}
 	return nil
 }

@@ -93,7 +93,7 @@ func TestPodGone(t *testing.T) {
 	m.Eventually("nobody has a descriptor of it", func() error {
 		for _, pid := range []int{agent, proxy} {
 			if held, err := holds(pid, namespace); held || err != nil {
-				return fmt.Errorf("process %d: %v, %v", pid, held, err)
+				return fmt.Errorf("process %d: %v, %w", pid, held, err)
 			}
 		}
 		return gone()

@@ -44,7 +44,7 @@ func pose(socket string) error {
 	}
 	n, err := c.Read(make([]byte, 1))
 	if n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("the agent goes on: %d bytes, %v", n, err)
+		return fmt.Errorf("the agent goes on: %d bytes, %w", n, err)
 	}
 	return nil
 }

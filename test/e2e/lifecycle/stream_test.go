@@ -108,7 +108,7 @@ func (s *stream) finish() error {
 			return err
 		}
 		if n, err := s.ends[1-end].Read(make([]byte, 1)); err != io.EOF {
-			return fmt.Errorf("stream from %s: FIN arrived as %d bytes, %v", s.name, n, err)
+			return fmt.Errorf("stream from %s: FIN arrived as %d bytes, %w", s.name, n, err)
 		}
 		if end == clientEnd {
 			if err := s.speak(serverEnd, 1000); err != nil {
