@@ -22,6 +22,7 @@ type report struct {
 	HAProxy string  `json:"haproxy"`
 	Rounds  int     `json:"rounds"`
 	Seconds float64 `json:"secondsPerMeasurement"`
+	Split   bool    `json:"cpusSplit"` // between the nodes
 	Rows    []*row  `json:"metrics"`
 
 	paths []string
@@ -34,7 +35,7 @@ type row struct {
 }
 
 func newReport(c config, paths []*path) *report {
-	r := &report{CPUs: runtime.NumCPU(), Rounds: c.rounds, Seconds: c.time.Seconds()}
+	r := &report{CPUs: runtime.NumCPU(), Rounds: c.rounds, Seconds: c.time.Seconds(), Split: c.split}
 	var name unix.Utsname
 	if unix.Uname(&name) == nil {
 		r.Kernel = unix.ByteSliceToString(name.Release[:])
@@ -95,8 +96,12 @@ func (r *report) print(out io.Writer) {
 		_, _ = fmt.Fprintln(w, strings.Join(cells, "\t")+"\t")
 	}
 	_ = w.Flush() // a terminal that is gone needs no table
-	_, _ = fmt.Fprintf(out, "\nMedians of %d rounds on %d CPUs, half of them for each node, Linux %s, %s.\nA ratio above 1 means better. Only compare within one run.\n",
-		r.Rounds, r.CPUs, r.Kernel, r.HAProxy)
+	cpus := "all for both nodes"
+	if r.Split {
+		cpus = "half of them for each node"
+	}
+	_, _ = fmt.Fprintf(out, "\nMedians of %d rounds on %d CPUs, %s, Linux %s, %s.\nA ratio above 1 means better. Only compare within one run.\n",
+		r.Rounds, r.CPUs, cpus, r.Kernel, r.HAProxy)
 }
 
 func number(v float64) string {
