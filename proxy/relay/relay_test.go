@@ -66,7 +66,7 @@ func TestCopyHalfClose(t *testing.T) {
 			a, b = b, a
 		}
 		a.CloseWrite()
-		if _, err := b.Read(make([]byte, 1)); err != io.EOF {
+		if _, err := b.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			t.Fatalf("FIN arrived as %v", err)
 		}
 		// The other direction still carries.

@@ -170,7 +170,7 @@ func (s *Socket) tryWrite(fd int) {
 	w := &s.write
 	for w.n < len(w.p) {
 		n, err := Write(fd, w.p[w.n:])
-		if err == unix.EAGAIN {
+		if errors.Is(err, unix.EAGAIN) {
 			return
 		}
 		if err != nil {

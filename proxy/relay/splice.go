@@ -92,7 +92,7 @@ func (f *flow) toPipe(p *pipe) (moved int, err error) {
 func (f *flow) fromPipe(p *pipe, dst int) bool {
 	for p.held > 0 {
 		n, err := spliceOnce(p.r, dst, p.held)
-		if err == unix.EAGAIN {
+		if errors.Is(err, unix.EAGAIN) {
 			return false
 		}
 		if err != nil {

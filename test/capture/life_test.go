@@ -3,6 +3,7 @@ package capture
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -75,7 +76,7 @@ func (l *liveConns) finish(t *testing.T) {
 		for end := range 2 {
 			c[end].(*net.TCPConn).CloseWrite()
 			c[1-end].SetReadDeadline(time.Now().Add(10 * time.Second))
-			if n, err := c[1-end].Read(make([]byte, 1)); err != io.EOF {
+			if n, err := c[1-end].Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 				t.Errorf("%s: the end arrived as %d bytes, %v", name, n, err)
 			}
 			if end == 0 { // the other half is still there

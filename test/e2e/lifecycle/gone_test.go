@@ -98,7 +98,7 @@ func TestPodGone(t *testing.T) {
 		}
 		return gone()
 	})
-	if err := near.ended(serverEnd); err != unix.ECONNRESET {
+	if err := near.ended(serverEnd); !errors.Is(err, unix.ECONNRESET) {
 		t.Errorf("a peer on its node got %v", err)
 	}
 

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -139,7 +140,7 @@ func TestDrainGrace(t *testing.T) {
 	}
 	for _, s := range streams {
 		for end := range s.ends {
-			if err := s.ended(end); err != syscall.ECONNRESET {
+			if err := s.ended(end); !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("%s, end %d: got %v, want RST", s.name, end, err)
 			}
 		}
@@ -162,7 +163,7 @@ func TestThirdProxy(t *testing.T) {
 		t.Cleanup(func() { _ = two.Kill() })
 		return one.Wait(m.Context())
 	})
-	if err := first.ended(clientEnd); err != syscall.ECONNRESET {
+	if err := first.ended(clientEnd); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the stream of the first proxy: %v, want RST", err)
 	}
 	for _, end := range []int{clientEnd, serverEnd} {

@@ -107,7 +107,7 @@ func (s *stream) finish() error {
 		if err := s.ends[1-end].SetReadDeadline(time.Now().Add(e2e.Patience)); err != nil {
 			return err
 		}
-		if n, err := s.ends[1-end].Read(make([]byte, 1)); err != io.EOF {
+		if n, err := s.ends[1-end].Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			return fmt.Errorf("stream from %s: FIN arrived as %d bytes, %w", s.name, n, err)
 		}
 		if end == clientEnd {

@@ -118,7 +118,7 @@ func hearLateReset(t *testing.T, m *e2e.Mesh, c *net.TCPConn) {
 		if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
 			return nil
 		}
-		return fmt.Errorf("a write ends with %v", err)
+		return fmt.Errorf("a write ends with %w", err)
 	})
 }
 
