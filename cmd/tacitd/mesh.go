@@ -52,13 +52,14 @@ func (m *mesh) followNodes(ctx context.Context) error {
 	}
 }
 
-// publish says how things are, in the log and in the status file.
+// publish says how things are, in the status file and in the log: whoever has
+// read of something in the log finds it in the file.
 func (m *mesh) publish() {
 	status := newStatus(m.result, m.errs, m.ads.Lacking)
-	m.say(status)
 	if err := status.write(m.statusFile); err != nil {
 		m.log.Error("status not written", zap.Error(err))
 	}
+	m.say(status)
 }
 
 func (m *mesh) rebuild(objects *build.Objects) {
