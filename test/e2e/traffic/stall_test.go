@@ -62,7 +62,7 @@ func TestStalledReaders(t *testing.T) {
 		return fmt.Errorf("%d bytes sent", now)
 	})
 
-	carry(t, m, fast, 1<<20, []string{"mesh/client"}, []string{serverTo})
+	carry(t, m, fast, 512<<10, []string{"mesh/client"}, []string{serverTo})
 	if now := sent.Load(); now == stalled*bulk {
 		t.Error("nobody was stalled")
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 // bulkPatience bounds a transfer on a machine that does much else meanwhile.
-const bulkPatience = 90 * time.Second
+const bulkPatience = 3 * time.Minute
 
 // random is a reproducible stream of random bytes.
 type random struct {
