@@ -225,9 +225,16 @@ func TestIdleConnectionCloses(t *testing.T) {
 // A peer that is there and silent is found by PING.
 func TestDeadPeer(t *testing.T) {
 	w := newWorld(t, hold, worldOptions{client: PoolConfig{
-		timing: timing{tick: 10 * time.Millisecond, ping: 50 * time.Millisecond, idle: time.Minute},
+		timing: timing{tick: time.Second, ping: time.Minute, idle: time.Minute},
 	}})
 	alive := w.accepted()
+	unanswered := func() time.Time {
+		alive.c.mu.Lock()
+		defer alive.c.mu.Unlock()
+		return alive.c.pingSent
+	}
+	eventually(t, func() bool { return !unanswered().IsZero() })
+	eventually(t, func() bool { return unanswered().IsZero() })
 	server, near := tcpPair(t) // a peer whose kernel acknowledges, and no more
 	wire, err := NewWire(near)
 	must(t, err)
