@@ -122,7 +122,18 @@ func newPair(t *testing.T) (pod, peer testNS) {
 	}
 	pod.do(t, setUp(pod4, pod6))
 	peer.do(t, setUp(peer4, peer6))
+	pod.awaitRoute(t, pod6)
+	peer.awaitRoute(t, peer6)
 	return pod, peer
+}
+
+// awaitRoute waits until the kernel has made the local route of an IPv6
+// address, which it does some time after the link is up.
+func (n testNS) awaitRoute(t *testing.T, a netip.Addr) {
+	t.Helper()
+	eventually(t, 10*time.Second, "the local route of "+a.String(), func() bool {
+		return strings.Contains(n.run(t, "ip", "-6", "route", "show", "table", "local"), "local "+a.String()+" dev eth0")
+	})
 }
 
 // listen listens inside, for as long as the test runs.
