@@ -1,7 +1,6 @@
 package sockets
 
 import (
-	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -164,19 +163,6 @@ func descriptorLimit() int {
 		return 1024
 	}
 	return int(min(l.Cur, 1<<20))
-}
-
-func duplicate(fds []int) ([]int, error) {
-	var copies []int
-	for _, fd := range fds {
-		c, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-		if err != nil {
-			protocol.CloseAll(copies)
-			return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
-		}
-		copies = append(copies, c)
-	}
-	return copies, nil
 }
 
 // sameSockets compares by the kernel's cookies: descriptors are only names.

@@ -288,7 +288,7 @@ func (a *Agent) addPod(m *protocol.AddPod, fds []int, session uint64) error {
 		a.feed.add(facts, listeners)
 		return nil
 	}
-	copies, err := duplicate(fds)
+	copies, err := protocol.Duplicate(fds)
 	if err != nil {
 		protocol.CloseAll(fds)
 		return fmt.Errorf("pod %s/%s: %w", facts.Namespace, facts.Name, err)

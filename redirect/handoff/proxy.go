@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"os"
 	"slices"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
@@ -123,7 +121,7 @@ func (s *Server) sendState(p *proxy) error {
 	var copies []int
 	var err error
 	if s.state >= 0 && p.role != draining {
-		copies, err = duplicate([]int{s.state})
+		copies, err = protocol.Duplicate([]int{s.state})
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -215,7 +213,7 @@ func (s *Server) newsOf(p *proxy, uid string) (*protocol.FromAgent, []int, error
 	case !ok:
 		return &protocol.FromAgent{Message: &protocol.FromAgent_Remove{Remove: &protocol.RemovePod{Uid: uid, Gone: gone}}}, nil, nil
 	}
-	fds, err := duplicate(e.listeners)
+	fds, err := protocol.Duplicate(e.listeners)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -224,19 +222,6 @@ func (s *Server) newsOf(p *proxy, uid string) (*protocol.FromAgent, []int, error
 		add.Addresses = append(add.Addresses, a.AsSlice())
 	}
 	return &protocol.FromAgent{Message: &protocol.FromAgent_Add{Add: add}}, fds, nil
-}
-
-func duplicate(fds []int) ([]int, error) {
-	var copies []int
-	for _, fd := range fds {
-		c, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-		if err != nil {
-			protocol.CloseAll(copies)
-			return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
-		}
-		copies = append(copies, c)
-	}
-	return copies, nil
 }
 
 func (s *Server) read(p *proxy) error {

@@ -123,6 +123,20 @@ func closeIfOpen(fd int) {
 	}
 }
 
+// Duplicate makes descriptors of the same files, all or none.
+func Duplicate(fds []int) ([]int, error) {
+	var copies []int
+	for _, fd := range fds {
+		c, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			CloseAll(copies)
+			return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+		}
+		copies = append(copies, c)
+	}
+	return copies, nil
+}
+
 // CloseAll closes descriptors, negative ones apart.
 func CloseAll(fds []int) {
 	for _, fd := range fds {
