@@ -1,16 +1,31 @@
 package hbone
 
-import "sync/atomic"
+import (
+	"container/list"
+	"sync"
+	"sync/atomic"
+)
 
 // Budget caps the memory that receive windows beyond a stream's first 64 KB
 // may come to use, for all streams that share it (those of one pod). A window
 // is charged in full when it is granted, whether or not it fills. What fills
 // the first windows of any number of streams is bounded by as much again: past
-// that, streams whose applications do not read are reset.
+// that, the stream whose application has taken nothing for the longest time is
+// reset, so that those whose applications read are left alone.
 type Budget struct {
 	limit int64
 	used  atomic.Int64
-	kept  atomic.Int64 // buffers of bytes that applications have not taken
+
+	mu      sync.Mutex
+	kept    int64     // buffers of bytes that applications have not taken
+	holders list.List // the streams that have some, longest unread first
+}
+
+// holding is a stream's part of what its Budget keeps. Guarded by the budget's
+// mu.
+type holding struct {
+	bytes int64
+	turn  *list.Element // in holders; nil without bytes, and once evicted
 }
 
 // NewBudget allows bytes in all.
@@ -27,15 +42,41 @@ func (b *Budget) take(n int64) bool {
 	return false
 }
 
-// keep reports whether a buffer of n bytes may be kept; then drop must follow.
-func (b *Budget) keep(n int) bool {
-	if b.kept.Add(int64(n)) <= 2*b.limit {
-		return true
+func (b *Budget) give(n int64) { b.used.Add(-n) }
+
+// keep notes a buffer of n bytes that s keeps, until drop. Where that is too
+// much, it names a stream that the caller must fail, which may be s.
+func (b *Budget) keep(s *stream, n int) (evict *stream) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.kept += int64(n)
+	h := &s.inbox.holding
+	h.bytes += int64(n)
+	if h.turn == nil {
+		h.turn = b.holders.PushBack(s)
 	}
-	b.drop(n)
-	return false
+	if b.kept <= 2*b.limit {
+		return nil
+	}
+	evict = b.holders.Remove(b.holders.Front()).(*stream)
+	evict.inbox.holding.turn = nil
+	return evict
 }
 
-func (b *Budget) drop(n int) { b.kept.Add(-int64(n)) }
-
-func (b *Budget) give(n int64) { b.used.Add(-n) }
+// drop notes that n bytes of s are no longer kept: its application reads, or
+// is gone.
+func (b *Budget) drop(s *stream, n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.kept -= int64(n)
+	h := &s.inbox.holding
+	h.bytes -= int64(n)
+	switch {
+	case h.turn == nil:
+	case h.bytes > 0:
+		b.holders.MoveToBack(h.turn)
+	default:
+		b.holders.Remove(h.turn)
+		h.turn = nil
+	}
+}

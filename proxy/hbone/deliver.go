@@ -17,6 +17,7 @@ type inbox struct {
 	target int64 // window to hold out while the application keeps up
 
 	queue    []chunk
+	holding  holding
 	flushing bool
 	credited time.Time
 }
@@ -27,21 +28,25 @@ type chunk struct {
 	r, w int
 }
 
-func (k *chunk) free(budget *Budget) {
-	budget.drop(len(k.buf.B))
-	k.buf.Free()
-}
-
 func (b *inbox) init() { b.window, b.target = firstWindow, firstWindow }
 
 func (b *inbox) empty() bool { return len(b.queue) == 0 && !b.flushing }
 
-func (b *inbox) release(budget *Budget) {
-	for _, k := range b.queue {
-		k.free(budget)
+// free gives up a buffer of the queue. Called with mu held.
+func (s *stream) free(k *chunk) {
+	s.c.budget.drop(s, len(k.buf.B))
+	k.buf.Free()
+}
+
+// discard gives up what the application will not take any more. Called with
+// mu held.
+func (s *stream) discard() {
+	b := &s.inbox
+	for i := range b.queue {
+		s.free(&b.queue[i])
 	}
 	b.queue = nil
-	budget.give(b.target - firstWindow)
+	s.c.budget.give(b.target - firstWindow)
 	b.target, b.held = firstWindow, 0
 }
 
@@ -88,19 +93,20 @@ func (s *stream) deliver(p []byte) {
 		s.delivered(n)
 		p = p[n:]
 	}
-	fits := s.inbox.put(p, s.c.budget)
+	evicted := s.enqueue(p)
 	s.startFlush()
 	s.mu.Unlock()
-	if !fits {
-		s.fail(failure{end: relay.Lost, err: errUnreadTotal, code: http2.ErrCodeEnhanceYourCalm, tell: true})
+	for _, other := range evicted {
+		other.fail(failure{end: relay.Lost, err: errUnreadTotal, code: http2.ErrCodeEnhanceYourCalm, tell: true})
 	}
 }
 
 var errUnreadTotal = errors.New("the pod's applications leave more unread than its share of memory")
 
-// put queues bytes. They fit the window; false means that they do not fit the
-// budget.
-func (b *inbox) put(p []byte, budget *Budget) bool {
+// enqueue keeps bytes, which fit the window. It returns the streams that must
+// fail for them to fit the budget. Called with mu held.
+func (s *stream) enqueue(p []byte) (evicted []*stream) {
+	b := &s.inbox
 	for len(p) > 0 {
 		if n := len(b.queue); n == 0 || b.queue[n-1].w == len(b.queue[n-1].buf.B) {
 			class := relay.Small
@@ -108,9 +114,8 @@ func (b *inbox) put(p []byte, budget *Budget) bool {
 				class = relay.Medium
 			}
 			k := chunk{buf: relay.Get(class)}
-			if !budget.keep(len(k.buf.B)) {
-				k.buf.Free()
-				return false
+			if other := s.c.budget.keep(s, len(k.buf.B)); other != nil {
+				evicted = append(evicted, other)
 			}
 			b.queue = append(b.queue, k)
 		}
@@ -119,7 +124,7 @@ func (b *inbox) put(p []byte, budget *Budget) bool {
 		last.w += n
 		p = p[n:]
 	}
-	return true
+	return evicted
 }
 
 // startFlush makes a goroutine that lives as long as something is queued.
@@ -148,7 +153,7 @@ func (s *stream) flushInbox(app *relay.Socket) {
 				s.delivered(n)
 				return false
 			}
-			k.free(s.c.budget)
+			s.free(k)
 			s.inbox.queue = append(s.inbox.queue[:0], s.inbox.queue[1:]...)
 			s.delivered(n)
 		}

@@ -58,7 +58,8 @@ func TestStalledReadersSlowNobody(t *testing.T) {
 }
 
 // What is within every stream's window is still too much if there are enough
-// streams: some are reset, and memory is bounded.
+// streams: some are reset, and memory is bounded. Those whose applications
+// read are none of them.
 func TestStalledReadersAreBoundedTogether(t *testing.T) {
 	const limit, streams = 256 << 10, 30
 	budget := NewBudget(limit)
@@ -67,14 +68,31 @@ func TestStalledReadersAreBoundedTogether(t *testing.T) {
 		c.SetReadBuffer(4096)
 		<-release
 	})
-	w := newWorld(t, forward(lazy), worldOptions{server: ServerConfig{Budget: budget}})
-	reset := 0
+	held := make(chan struct{})
+	w := newWorld(t, func(ctx context.Context, s *ServerStream) {
+		target := lazy
+		if s.Authority() == "10.0.0.1:80" {
+			<-held // its first bytes have to be kept
+			target = application(t, echo)
+		}
+		forward(target)(ctx, s)
+	}, worldOptions{server: ServerConfig{Budget: budget}})
+	var ends []<-chan relay.Result
 	for range streams {
 		app, done := w.connect("10.0.0.9:9")
 		fill(app)
-		if kept := budget.kept.Load(); kept > 2*limit {
+		if kept := budget.keptNow(); kept > 2*limit {
 			t.Fatalf("%d bytes are kept, want at most %d", kept, 2*limit)
 		}
+		ends = append(ends, done)
+		defer app.Close()
+	}
+	app, _ := w.connect("10.0.0.1:80")
+	app.SetDeadline(time.Now().Add(60 * time.Second))
+	go close(held)
+	exchange(t, app, 1<<20)
+	reset := 0
+	for _, done := range ends {
 		select {
 		case r := <-done:
 			if r.End != relay.ResetByPeer {
@@ -83,12 +101,17 @@ func TestStalledReadersAreBoundedTogether(t *testing.T) {
 			reset++
 		default:
 		}
-		defer app.Close()
 	}
 	if reset == 0 || reset == streams {
 		t.Errorf("%d of %d streams were reset, want some", reset, streams)
 	}
 	close(release)
+}
+
+func (b *Budget) keptNow() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.kept
 }
 
 func TestBudget(t *testing.T) {
@@ -99,6 +122,29 @@ func TestBudget(t *testing.T) {
 	b.give(100)
 	if b.Used() != 0 {
 		t.Errorf("used %d after giving all back", b.Used())
+	}
+}
+
+// Who has taken nothing for the longest time makes room, not who comes last.
+func TestBudgetEvictsTheLongestUnread(t *testing.T) {
+	b := NewBudget(50)
+	var reads, stalled, comes stream
+	keep := func(s *stream, want *stream) {
+		t.Helper()
+		if got := b.keep(s, 40); got != want {
+			t.Errorf("evicts %p, want %p", got, want)
+		}
+	}
+	keep(&reads, nil)
+	keep(&stalled, nil)
+	b.drop(&reads, 10)
+	keep(&comes, &stalled)
+	b.drop(&stalled, 40)
+	keep(&comes, &reads)
+	b.drop(&reads, 30)
+	b.drop(&comes, 80)
+	if b.kept != 0 || b.holders.Len() != 0 {
+		t.Errorf("%d bytes of %d streams are left", b.kept, b.holders.Len())
 	}
 }
 

@@ -121,7 +121,7 @@ func (s *stream) finish() {
 	}
 	s.over = true
 	s.failure.end = relay.Finished
-	s.inbox.release(s.c.budget)
+	s.discard()
 	s.c.forget(s, failure{}, 0)
 	if s.app != nil {
 		s.app.Interrupt()
@@ -142,7 +142,7 @@ func (s *stream) fail(f failure) {
 		close(s.done)
 	}
 	outstanding := s.inbox.window
-	s.inbox.release(s.c.budget)
+	s.discard()
 	app := s.app
 	keep := s.answer.keepsApp(f.end)
 	s.answer.settle()
