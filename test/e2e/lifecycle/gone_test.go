@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -89,6 +90,7 @@ func TestPodGone(t *testing.T) {
 		_ = s.ends[end].SetLinger(0)
 		_ = s.ends[end].Close()
 	}
+	ended := time.Now()
 	// A few seconds; a socket left to retransmit FIN would keep it for minutes.
 	m.Eventually("nobody has a descriptor of it", func() error {
 		for _, pid := range []int{agent, proxy} {
@@ -98,6 +100,9 @@ func TestPodGone(t *testing.T) {
 		}
 		return gone()
 	})
+	if took := time.Since(ended); took > 5*time.Second {
+		t.Errorf("that took %v", took)
+	}
 	if err := near.ended(serverEnd); !errors.Is(err, unix.ECONNRESET) {
 		t.Errorf("a peer on its node got %v", err)
 	}
