@@ -1,37 +1,48 @@
-# The four programs, one image each:
+# The images of the programs, one target each:
 #
 #   docker build --target tacit-proxy -t tacit-proxy .
 #
-# All are static; only the agent needs a userland, for iptables.
-ARG GO_VERSION=1.26
+# What is in them is listed in deploy/images. The same sources give the same
+# bytes: with SOURCE_DATE_EPOCH set, --output rewrite-timestamp=true, and the
+# two base images given by digest (--build-arg GO_IMAGE=golang@sha256:...).
+ARG GO_IMAGE=golang:1.26-trixie
+ARG USERLAND_IMAGE=debian:trixie-slim
 
-FROM golang:${GO_VERSION} AS build
+FROM ${GO_IMAGE} AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-RUN CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o /out/ ./cmd/...
+# What git says is left out: whether the tree has changes differs by who builds.
+ENV CGO_ENABLED=0 GOFLAGS="-trimpath -buildvcs=false"
+RUN go build -ldflags="-s -w -buildid=" -o /out/ ./cmd/...
+RUN go build -ldflags="-s -w -buildid=" -tags inpod -o /out/inpod/ ./cmd/tacit
 
 # No shell, no libc, no root: what parses bytes from the network has nothing.
 FROM scratch AS tacit-proxy
-COPY --from=build /out/tacit-proxy /out/tacit /usr/local/bin/
-USER 15001:15001
+COPY --from=build /out/tacit-proxy /out/inpod/tacit /usr/local/bin/
+USER 13371:13371
 ENTRYPOINT ["/usr/local/bin/tacit-proxy"]
 
 FROM scratch AS tacitd
 COPY --from=build /out/tacitd /usr/local/bin/
-USER 15002:15002
+USER 13372:13372
 ENTRYPOINT ["/usr/local/bin/tacitd"]
 
 FROM scratch AS tacit
 COPY --from=build /out/tacit /usr/local/bin/
-USER 15002:15002
+USER 13372:13372
 ENTRYPOINT ["/usr/local/bin/tacit"]
 
+# iptables with both backends and the libraries that it loads.
+FROM ${USERLAND_IMAGE} AS userland
+RUN apt-get update && apt-get install -y --no-install-recommends iptables
+COPY deploy/images/userland.sh /
+RUN sh /userland.sh /userland
+
 # Root, with the capabilities that its DaemonSet lists.
-FROM debian:stable-slim AS tacit-agent
-RUN apt-get update \
- && apt-get install -y --no-install-recommends iptables conntrack \
- && rm -rf /var/lib/apt/lists/*
-COPY --from=build /out/tacit-agent /usr/local/bin/
+FROM scratch AS tacit-agent
+COPY --from=userland /userland/ /
+COPY --from=build /out/tacit-agent /out/tacit-cni /usr/local/bin/
+USER 0:0
 ENTRYPOINT ["/usr/local/bin/tacit-agent"]

@@ -1,3 +1,5 @@
+//go:build !inpod
+
 package main
 
 import (

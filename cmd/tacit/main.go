@@ -62,6 +62,7 @@ In a cluster it runs inside the proxy's container:
   tacit explain 4bf92f3577b34da6a3ce929d0e0e4736
   tacit connections --denied`,
 	}
-	root.AddCommand(statusCommand(), connectionsCommand(), explainCommand(), dumpCommand(), newDemoCommand())
+	root.AddCommand(statusCommand(), connectionsCommand(), explainCommand(), dumpCommand())
+	root.AddCommand(clusterCommands()...)
 	return cli.Prepare(root)
 }

@@ -1,0 +1,10 @@
+//go:build !inpod
+
+package main
+
+import "github.com/spf13/cobra"
+
+// clusterCommands are those of a person's machine.
+func clusterCommands() []*cobra.Command {
+	return []*cobra.Command{newDemoCommand()}
+}
