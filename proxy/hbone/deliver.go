@@ -95,6 +95,9 @@ func (s *stream) deliver(p []byte) {
 	}
 	evicted := s.enqueue(p)
 	s.startFlush()
+	if s.terminal != nil {
+		s.terminal.wake()
+	}
 	s.mu.Unlock()
 	for _, other := range evicted {
 		other.fail(failure{end: relay.Lost, err: errUnreadTotal, code: http2.ErrCodeEnhanceYourCalm, tell: true})

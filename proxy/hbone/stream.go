@@ -20,7 +20,7 @@ type stream struct {
 	// Guarded by c.mu.
 	window  int64         // what may be sent
 	sealed  bool          // END_STREAM or RST_STREAM is out: no DATA follows
-	hungry  *relay.Socket // whose wait to interrupt when there is window again
+	hungry  waiter        // whose wait to interrupt when there is window again
 	starved bool          // is in the connection's list
 	turn    chan struct{} // wakes the stream as the one who writes
 
@@ -29,6 +29,7 @@ type stream struct {
 
 	mu        sync.Mutex // taken before c.mu, never while holding it
 	app       *relay.Socket
+	terminal  *Terminal // in the place of app
 	inbox     inbox
 	localEnd  bool // END_STREAM sent
 	remoteEnd bool // END_STREAM received
@@ -38,6 +39,9 @@ type stream struct {
 
 	cancel context.CancelFunc // server: of the handler; set before it runs
 }
+
+// waiter waits for window.
+type waiter interface{ Interrupt() }
 
 // failure is an end that is not orderly.
 type failure struct {
@@ -107,6 +111,9 @@ func (s *stream) remoteFIN() {
 	}
 	s.remoteEnd = true
 	close(s.done)
+	if s.terminal != nil {
+		s.terminal.wake()
+	}
 	if s.app != nil && s.inbox.empty() {
 		_ = s.app.CloseWrite()
 	}
@@ -147,6 +154,10 @@ func (s *stream) fail(f failure) {
 	keep := s.answer.keepsApp(f.end)
 	s.answer.settle()
 	s.c.forget(s, f, outstanding)
+	if s.terminal != nil {
+		s.terminal.wake()
+		s.terminal.Interrupt()
+	}
 	if app != nil && keep {
 		app.Interrupt()
 	}
