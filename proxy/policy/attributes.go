@@ -28,49 +28,67 @@ const (
 	notDestinationIPs
 	times
 	notTimes
+	methods
+	notMethods
+	paths
+	notPaths
+	hosts
+	notHosts
+	requestPrincipals
+	notRequestPrincipals
+	audiences
+	notAudiences
+	presenters
+	notPresenters
+	headers
+	notHeaders
+	claims
+	notClaims
+	serverNames
+	notServerNames
 
 	firstAttribute = principals
-	lastAttribute  = notTimes
+	lastLayer4     = notTimes
+	lastAttribute  = notServerNames
 )
+
+// names are the attributes' names in an AuthorizationPolicy.
+var names = [lastAttribute + 1]string{
+	principals: "principals", notPrincipals: "notPrincipals",
+	namespaces: "namespaces", notNamespaces: "notNamespaces",
+	serviceAccounts: "serviceAccounts", notServiceAccounts: "notServiceAccounts",
+	sourceIPs: "ipBlocks", notSourceIPs: "notIpBlocks",
+	sourceLabels: "source.labels", notSourceLabels: "source.labels.notValues",
+	destinationPorts: "ports", notDestinationPorts: "notPorts",
+	destinationIPs: "destination.ip", notDestinationIPs: "destination.ip.notValues",
+	times: "request.time", notTimes: "request.time.notValues",
+	methods: "methods", notMethods: "notMethods",
+	paths: "paths", notPaths: "notPaths",
+	hosts: "hosts", notHosts: "notHosts",
+	requestPrincipals: "requestPrincipals", notRequestPrincipals: "notRequestPrincipals",
+	audiences: "request.auth.audiences", notAudiences: "request.auth.audiences.notValues",
+	presenters: "request.auth.presenter", notPresenters: "request.auth.presenter.notValues",
+	headers: "request.headers", notHeaders: "request.headers.notValues",
+	claims: "request.auth.claims", notClaims: "request.auth.claims.notValues",
+	serverNames: "connection.sni", notServerNames: "connection.sni.notValues",
+}
+
+// notHTTP are the names where the connection carries nothing by which to judge.
+var notHTTP = func() (out [lastAttribute + 1]string) {
+	for a := methods; a <= notClaims; a++ {
+		out[a] = names[a] + " (the connection is not HTTP)"
+	}
+	out[serverNames] = names[serverNames] + " (the connection names no server)"
+	out[notServerNames] = names[notServerNames] + " (the connection names no server)"
+	return out
+}()
 
 // String is the attribute's name in an AuthorizationPolicy.
 func (a attribute) String() string {
-	switch a {
-	case principals:
-		return "principals"
-	case notPrincipals:
-		return "notPrincipals"
-	case namespaces:
-		return "namespaces"
-	case notNamespaces:
-		return "notNamespaces"
-	case serviceAccounts:
-		return "serviceAccounts"
-	case notServiceAccounts:
-		return "notServiceAccounts"
-	case sourceIPs:
-		return "ipBlocks"
-	case notSourceIPs:
-		return "notIpBlocks"
-	case sourceLabels:
-		return "source.labels"
-	case notSourceLabels:
-		return "source.labels.notValues"
-	case destinationPorts:
-		return "ports"
-	case notDestinationPorts:
-		return "notPorts"
-	case destinationIPs:
-		return "destination.ip"
-	case notDestinationIPs:
-		return "destination.ip.notValues"
-	case times:
-		return "request.time"
-	case notTimes:
-		return "request.time.notValues"
-	case noAttribute:
+	if a > lastAttribute {
+		return ""
 	}
-	return ""
+	return names[a]
 }
 
 // verdict is what one attribute says.
@@ -83,7 +101,7 @@ const (
 	unproven // the fact it is about is not known
 )
 
-func (e *evaluation) judge(m *model.Match, a attribute) verdict {
+func (e *evaluation) judge(m *model.Match, a attribute, deny bool) verdict {
 	switch a {
 	case principals:
 		return list(m.Principals, e.hasPrincipal(m.Principals), true)
@@ -117,9 +135,9 @@ func (e *evaluation) judge(m *model.Match, a attribute) verdict {
 		return list(m.Times, e.within(m.Times), true)
 	case notTimes:
 		return list(m.NotTimes, e.within(m.NotTimes), false)
-	case noAttribute:
+	default:
+		return e.judgeHTTP(m.HTTP, a, deny)
 	}
-	return absent
 }
 
 // list: one hit is wanted, or for a negation none.
@@ -149,6 +167,12 @@ func (e *evaluation) hasPrincipal(values []model.StringMatch) bool {
 // principalMatches compares with [model.Identity.Principal] without building it.
 func principalMatches(id *model.Identity, m model.StringMatch) bool {
 	parts := [...]string{id.TrustDomain, "/ns/", id.Namespace, "/sa/", id.ServiceAccount}
+	return matchesJoined(parts[:], m)
+}
+
+// matchesJoined compares what the parts amount to one after the other, which
+// is not empty.
+func matchesJoined(parts []string, m model.StringMatch) bool {
 	want := m.Value
 	var ok bool
 	switch m.Kind {
@@ -181,6 +205,7 @@ func principalMatches(id *model.Identity, m model.StringMatch) bool {
 		return false
 	case model.MatchPresence:
 		return true
+	case model.MatchTemplate:
 	}
 	return false
 }

@@ -16,29 +16,17 @@ import (
 // The snapshot's version of the destination counts, not the request's, so
 // that a live connection can be evaluated again with the same request.
 func Evaluate(s *model.Snapshot, r *Request) Decision {
-	if !s.PoliciesReady() {
-		return Decision{Reason: ReasonNotReady}
-	}
 	e := newEvaluation(s, r)
-	if e.workload == nil {
-		return Decision{Reason: ReasonUnknownWorkload}
-	}
-	var t tally
-	for _, p := range s.GlobalPolicies() {
-		t.add(p, e.policy(p))
-	}
-	for _, p := range s.NamespacePolicies(e.workload.Namespace) {
-		t.add(p, e.policy(p))
-	}
-	for _, key := range e.workload.Policies {
-		switch p, removed := s.Policy(key); {
-		case p != nil:
-			t.add(p, e.policy(p))
-		case !removed:
-			t.missing = cmp.Or(t.missing, key)
-		}
-	}
-	return t.decision(s)
+	return e.evaluate(s)
+}
+
+// EvaluateConnection decides about a connection before its first request: it
+// denies one on which no request could be allowed. On any other, each request
+// is to be decided by Evaluate.
+func EvaluateConnection(s *model.Snapshot, r *Request) Decision {
+	e := newEvaluation(s, r)
+	e.anyRequest = true
+	return e.evaluate(s)
 }
 
 // tally counts twice: what is enforced, and what would be if the policies on
@@ -65,26 +53,47 @@ func (t *tally) decision(s *model.Snapshot) Decision {
 
 // votes are the policies that matter, the first of each kind.
 type votes struct {
-	denied, allowed, closest *model.Policy
-	deniedAt, closestAt      outcome
+	denied, allowed, closest, asked, audited *model.Policy
+	deniedAt, closestAt                      outcome
 }
 
 func (v *votes) add(p *model.Policy, o outcome) {
 	switch {
-	case denies(p):
-		if o.matched && v.denied == nil {
-			v.denied, v.deniedAt = p, o
+	case !o.matched && p.Action != model.ActionAllow:
+	case p.Action == model.ActionAllow && o.matched:
+		v.allowed = cmp.Or(v.allowed, p)
+	case p.Action == model.ActionAllow:
+		if v.closest == nil || o.progress > v.closestAt.progress {
+			v.closest, v.closestAt = p, o
 		}
-	case o.matched:
-		if v.allowed == nil {
-			v.allowed = p
-		}
-	case v.closest == nil || o.progress > v.closestAt.progress:
-		v.closest, v.closestAt = p, o
+	case p.Action == model.ActionAudit && p.Unknown == "":
+		v.audited = cmp.Or(v.audited, p)
+	case p.Action == model.ActionCustom && p.Unknown == "" && v.mayAsk(p):
+		v.asked = cmp.Or(v.asked, p)
+	case v.denied == nil:
+		v.denied, v.deniedAt = p, o
 	}
 }
 
+// mayAsk: as in Istio, one provider decides about a request; where policies
+// name several, none does.
+func (v *votes) mayAsk(p *model.Policy) bool {
+	return p.Provider != nil && (v.asked == nil || v.asked.Provider.Name == p.Provider.Name)
+}
+
 func (v *votes) decision(s *model.Snapshot, missing string) Decision {
+	d := v.verdict(s, missing)
+	if v.audited != nil {
+		d.Audit = s.PolicyKey(v.audited)
+	}
+	if d.Allowed && v.asked != nil {
+		d.Allowed, d.Reason, d.Attribute = false, ReasonAsk, ""
+		d.Policy, d.Provider = s.PolicyKey(v.asked), v.asked.Provider
+	}
+	return d
+}
+
+func (v *votes) verdict(s *model.Snapshot, missing string) Decision {
 	switch {
 	case v.denied != nil:
 		return Decision{Reason: ReasonDenied, Policy: s.PolicyKey(v.denied), Attribute: v.deniedAt.name()}
@@ -98,12 +107,14 @@ func (v *votes) decision(s *model.Snapshot, missing string) Decision {
 	return Decision{Allowed: true, Reason: ReasonNoPolicy}
 }
 
-// denies takes an action that is none of the known ones for DENY.
+// denies reports whether what is not known of the policy makes it match. An
+// action that is none of the known ones is taken for DENY.
 func denies(p *model.Policy) bool { return p.Action != model.ActionAllow }
 
 // evaluation holds the facts of one decision.
 type evaluation struct {
 	request      *Request
+	anyRequest   bool // about all the requests that there may be
 	workload     *model.Workload
 	source       netip.Addr
 	destination  netip.Addr
@@ -122,6 +133,31 @@ func newEvaluation(s *model.Snapshot, r *Request) evaluation {
 	return e
 }
 
+func (e *evaluation) evaluate(s *model.Snapshot) Decision {
+	if !s.PoliciesReady() {
+		return Decision{Reason: ReasonNotReady}
+	}
+	if e.workload == nil {
+		return Decision{Reason: ReasonUnknownWorkload}
+	}
+	var t tally
+	for _, p := range s.GlobalPolicies() {
+		t.add(p, e.policy(p))
+	}
+	for _, p := range s.NamespacePolicies(e.workload.Namespace) {
+		t.add(p, e.policy(p))
+	}
+	for _, key := range e.workload.Policies {
+		switch p, removed := s.Policy(key); {
+		case p != nil:
+			t.add(p, e.policy(p))
+		case !removed:
+			t.missing = cmp.Or(t.missing, key)
+		}
+	}
+	return t.decision(s)
+}
+
 // plain is the form in which prefixes contain an address: no IPv4 inside
 // IPv6, and no zone.
 func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
@@ -131,6 +167,7 @@ type outcome struct {
 	matched             bool
 	unknown             string // the part that was not understood, if that decided
 	attribute           attribute
+	unproven            bool // the connection carries nothing by which to judge the attribute
 	rule, clause, match int
 	progress            int // how much of the best rule matched
 }
@@ -138,6 +175,9 @@ type outcome struct {
 func (o outcome) name() string {
 	if o.unknown != "" {
 		return o.unknown
+	}
+	if o.unproven && o.attribute > lastLayer4 {
+		return notHTTP[o.attribute]
 	}
 	return o.attribute.String()
 }
@@ -150,7 +190,15 @@ func (e *evaluation) policy(p *model.Policy) outcome {
 	if p.Unknown != "" {
 		return outcome{matched: deny, unknown: p.Unknown}
 	}
-	if p.Action > model.ActionDeny {
+	switch p.Action {
+	case model.ActionAllow, model.ActionDeny:
+	case model.ActionAudit, model.ActionCustom:
+		if e.anyRequest {
+			return outcome{}
+		}
+	case model.ActionAuthenticate, model.ActionLimit:
+		return outcome{}
+	default:
 		return outcome{matched: true, unknown: "action"}
 	}
 	best := outcome{progress: -1}
@@ -212,18 +260,22 @@ func (e *evaluation) match(m *model.Match, deny bool) outcome {
 		return outcome{matched: deny, unknown: m.Unknown}
 	}
 	var o outcome
-	for a := firstAttribute; a <= lastAttribute; a++ {
-		v := e.judge(m, a)
+	last := lastLayer4
+	if m.HTTP != nil {
+		last = lastAttribute
+	}
+	for a := firstAttribute; a <= last; a++ {
+		v := e.judge(m, a, deny)
 		if v == absent {
 			continue
 		}
 		if v == fails || v == unproven && !deny {
-			o.attribute = a
+			o.attribute, o.unproven = a, v == unproven && e.request.HTTP == nil
 			return o
 		}
 		o.progress++
 		if o.attribute == noAttribute {
-			o.attribute = a
+			o.attribute, o.unproven = a, v == unproven && e.request.HTTP == nil
 		}
 	}
 	o.matched = o.attribute != noAttribute

@@ -1,7 +1,8 @@
-// Package policy decides whether a connection is allowed, and says why.
+// Package policy decides whether a connection, or a request of HTTP on it, is
+// allowed, and says why.
 //
 // It is a pure function of an immutable snapshot and the facts of one
-// connection, and allocates nothing. What does not belong here: where facts
+// connection or request, and allocates nothing. What does not belong here: where facts
 // come from, and what is done with a denial.
 package policy
 
@@ -25,6 +26,12 @@ type Request struct {
 	// Workload is the destination, as it is in the snapshot.
 	Workload *model.Workload
 	Time     time.Time
+	// HTTP is the request of HTTP to decide about; nil for a connection that
+	// carries something else, or of which that is not known.
+	HTTP *HTTPRequest
+	// ServerName is what the ClientHello names, where the connection's bytes
+	// begin with one; empty if not known.
+	ServerName string
 }
 
 // Reason is why a decision came out as it did.
@@ -40,6 +47,7 @@ const (
 	ReasonNotAllowed             // ALLOW policies exist and none matched
 	ReasonAllowed                // an ALLOW policy matched
 	ReasonNoPolicy               // no ALLOW policy covers the workload
+	ReasonAsk                    // allowed if the provider of a CUSTOM policy agrees
 )
 
 // String is the reason as a label of metrics: lower case, words joined by "_".
@@ -61,6 +69,8 @@ func (r Reason) String() string {
 		return "allowed"
 	case ReasonNoPolicy:
 		return "no_policy"
+	case ReasonAsk:
+		return "ask"
 	}
 	return "unknown"
 }
@@ -76,6 +86,11 @@ type Decision struct {
 	// "notPrincipals", or the part that could not be understood; empty where
 	// the whole policy did.
 	Attribute string
+	// Provider is to be asked, for ReasonAsk; nil otherwise. If it agrees, the
+	// request is allowed: nothing else denies it.
+	Provider *model.Provider
+	// Audit is the key of an AUDIT policy that matched.
+	Audit string
 	// DryRun is the key of a dry-run policy by which the outcome would have
 	// been the other one, had those on dry run been enforced; empty if it
 	// would not.
@@ -116,6 +131,8 @@ func (d Decision) text() string {
 		return "allowed by policy " + d.Policy
 	case ReasonNoPolicy:
 		return "allowed: no ALLOW policy covers the workload"
+	case ReasonAsk:
+		return "denied unless the provider of policy " + d.Policy + " allows it"
 	case ReasonUndecided:
 	}
 	return "denied: undecided"

@@ -19,10 +19,15 @@ const (
 // Action is what a policy's match leads to.
 type Action uint8
 
-// The actions of WDS, by their numbers on the wire.
+// The first two are actions of WDS, by their numbers on the wire; the others
+// travel in an extension.
 const (
-	ActionAllow Action = 0
-	ActionDeny  Action = 1
+	ActionAllow        Action = 0
+	ActionDeny         Action = 1
+	ActionAudit        Action = 2 // a match is reported, and decides nothing
+	ActionCustom       Action = 3 // on a match, Provider decides as well
+	ActionAuthenticate Action = 4 // Authentication says which tokens are accepted
+	ActionLimit        Action = 5 // RateLimit says how much is accepted
 )
 
 // Policy is an authorization policy. It matches if any rule does; a rule if
@@ -30,8 +35,9 @@ const (
 // A policy without rules never matches.
 //
 // Unknown, at each level, names a part that could not be understood. It makes
-// that level of a DENY policy match and of an ALLOW policy not match, so that
-// an older proxy errs on the closed side.
+// that level of an ALLOW policy not match and of any other match, so that an
+// older proxy errs on the closed side; a policy that is unknown as a whole
+// counts as a DENY or an ALLOW policy.
 type Policy struct {
 	Name      string
 	Namespace string
@@ -40,6 +46,10 @@ type Policy struct {
 	DryRun    bool
 	Rules     []Rule
 	Unknown   string
+
+	Provider       *Provider              // of ActionCustom
+	Authentication *RequestAuthentication // of ActionAuthenticate
+	RateLimit      *RateLimit             // of ActionLimit
 }
 
 // Key is "NAMESPACE/NAME", the policy's primary key.
@@ -69,6 +79,7 @@ type Match struct {
 	DestinationPorts, NotDestinationPorts []uint16
 	SourceLabels, NotSourceLabels         []LabelMatch
 	Times, NotTimes                       []TimeWindow
+	HTTP                                  *HTTPMatch // nil: none of its attributes
 	Unknown                               string
 }
 
@@ -84,6 +95,7 @@ const (
 	MatchPrefix
 	MatchSuffix
 	MatchPresence // any non-empty value
+	MatchTemplate // a path with {*} and {**}; of paths only
 )
 
 // StringMatch is one alternative of a string attribute.
@@ -117,8 +129,47 @@ func (m StringMatch) Matches(v string) bool {
 		return v != "" && strings.HasSuffix(v, m.Value)
 	case MatchPresence:
 		return v != ""
+	case MatchTemplate:
+		return matchesTemplate(m.Value, v)
 	}
 	return false
+}
+
+// MatchesFold compares without regard to the case of letters of ASCII.
+func (m StringMatch) MatchesFold(v string) bool {
+	switch n := len(m.Value); m.Kind {
+	case MatchExact:
+		return EqualFold(v, m.Value)
+	case MatchPrefix:
+		return v != "" && len(v) >= n && EqualFold(v[:n], m.Value)
+	case MatchSuffix:
+		return v != "" && len(v) >= n && EqualFold(v[len(v)-n:], m.Value)
+	case MatchPresence:
+		return v != ""
+	case MatchTemplate:
+	}
+	return false
+}
+
+// EqualFold compares without regard to the case of letters of ASCII, and of no
+// others: names of hosts and headers have none.
+func EqualFold(a, b string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range len(a) {
+		if lower(a[i]) != lower(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		c += 'a' - 'A'
+	}
+	return c
 }
 
 // String is Istio's notation.

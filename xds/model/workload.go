@@ -68,6 +68,8 @@ type Workload struct {
 	SkipInbound       PortSet
 	SkipOutbound      PortSet
 	SkipOutboundCIDRs []netip.Prefix
+
+	Paths PathNormalization // of requests to this workload
 }
 
 // Identity is the workload's SPIFFE identity.

@@ -1,0 +1,99 @@
+package policy
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// AppliedLimit is one limit that a request or connection counts against. Its
+// counts are those of everything with the same Policy, Index and Key.
+type AppliedLimit struct {
+	Policy string // its key
+	Index  int    // of the limit in the policy
+	DryRun bool   // decides nothing
+	// Limit says what is counted, and Amount and Burst how much of it, which
+	// for some keys is not what Limit says.
+	Limit         *model.Limit
+	Amount, Burst uint64
+	Key           string // the value that the counts are kept apart by
+	Store         *model.LimitStore
+}
+
+// Limits appends the limits with this unit that hold for the request, or, if
+// it has no HTTP, for the connection. A limit of which it is not known whether
+// it holds does.
+func Limits(to []AppliedLimit, s *model.Snapshot, r *Request, unit model.LimitUnit) []AppliedLimit {
+	e := newEvaluation(s, r)
+	if e.workload == nil {
+		return to
+	}
+	for p := range covering(s, e.workload) {
+		if p.RateLimit == nil {
+			continue
+		}
+		for i := range p.RateLimit.Limits {
+			l := &p.RateLimit.Limits[i]
+			if l.Unit != unit || !e.limited(l) {
+				continue
+			}
+			a := AppliedLimit{
+				Policy: s.PolicyKey(p), Index: i, DryRun: p.DryRun, Limit: l, Amount: l.Amount, Burst: l.Burst,
+				Key: e.limitKey(l), Store: p.RateLimit.Store,
+			}
+			for _, o := range l.Overrides {
+				if o.Value == a.Key {
+					a.Amount, a.Burst = o.Amount, o.Burst
+				}
+			}
+			to = append(to, a)
+		}
+	}
+	return to
+}
+
+// limited takes what is not known for a match, as a DENY policy does.
+func (e *evaluation) limited(l *model.Limit) bool {
+	for i := range l.Rules {
+		if e.rule(&l.Rules[i], true).matched {
+			return true
+		}
+	}
+	return len(l.Rules) == 0
+}
+
+func (e *evaluation) limitKey(l *model.Limit) string {
+	switch h := e.request.HTTP; {
+	case l.Per == model.LimitPerIdentity:
+		return e.request.Identity.Principal()
+	case l.Per == model.LimitPerHeader && h != nil:
+		var lines []string
+		for i := range h.Headers {
+			if model.EqualFold(h.Headers[i].Name, l.Key) {
+				lines = append(lines, h.Headers[i].Value)
+			}
+		}
+		return strings.Join(lines, ",")
+	case l.Per == model.LimitPerClaim && h != nil:
+		return claimText(h.Claims.Find(strings.Split(l.Key, ".")...))
+	}
+	return ""
+}
+
+func claimText(claim any) string {
+	switch v := claim.(type) {
+	case nil:
+		return ""
+	case string:
+		return v
+	case json.Number, bool, float64:
+		return fmt.Sprint(v)
+	}
+	text, err := json.Marshal(claim)
+	if err != nil {
+		return ""
+	}
+	return string(text)
+}
