@@ -1,0 +1,71 @@
+{{/* labels of every object; call with a dict of root and name */}}
+{{- define "tacit.labels" -}}
+app.kubernetes.io/name: {{ .name }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/part-of: tacit
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+{{- end }}
+
+{{/* selector finds the pods of one program */}}
+{{- define "tacit.selector" -}}
+app.kubernetes.io/name: {{ .name }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+{{- end }}
+
+{{/* podLabels: what selects them, and that they are in no mesh themselves */}}
+{{- define "tacit.podLabels" -}}
+{{ include "tacit.labels" . }}
+tacit.mesh/dataplane: disabled
+{{- end }}
+
+{{/* podAnnotations; port is that of the metrics */}}
+{{- define "tacit.podAnnotations" -}}
+kubectl.kubernetes.io/default-container: {{ .name }}
+{{- if .root.Values.metrics.annotations }}
+prometheus.io/scrape: "true"
+prometheus.io/port: {{ .port | quote }}
+prometheus.io/path: /metrics
+{{- end }}
+{{- end }}
+
+{{/* image of one program, by its name */}}
+{{- define "tacit.image" -}}
+{{ with .root.Values.image.registry }}{{ . }}/{{ end }}{{ .name }}:{{ .root.Values.image.tag | default .root.Chart.AppVersion }}
+{{- end }}
+
+{{/* pull: how to pull the images of a pod */}}
+{{- define "tacit.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+- name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* confined is what containers may do that need no privilege at all */}}
+{{- define "tacit.confined" -}}
+allowPrivilegeEscalation: false
+privileged: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities:
+  drop: [ALL]
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{/* skips are the flags that tacitd and all agents share */}}
+{{- define "tacit.meshFlags" -}}
+- --trust-domain={{ .Values.trustDomain }}
+- --skips={{ .Values.skips.mode }}
+{{- with .Values.skips.ports }}
+- --skip-ports={{ . }}
+{{- end }}
+{{- end }}
+
+{{/* server is tacitd's DNS name, also in its certificate */}}
+{{- define "tacit.server" -}}
+tacitd.{{ .Release.Namespace }}.svc
+{{- end }}

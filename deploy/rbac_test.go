@@ -1,0 +1,147 @@
+package deploy
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	rbac "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+)
+
+// permissions are all that the programs may do, with the reason. A key is
+// "[NAMESPACE/]ACCOUNT VERB GROUP/RESOURCE[=NAME]".
+func permissions() map[string]string {
+	permissions := map[string]string{}
+	for _, p := range []struct{ who, verbs, what, reason string }{
+		{"tacitd", "list watch", "/pods /namespaces /services /nodes /serviceaccounts discovery.k8s.io/endpointslices",
+			"the mesh is built from them"},
+		{"tacitd", "get list watch", "security.istio.io/authorizationpolicies security.istio.io/peerauthentications security.istio.io/requestauthentications",
+			"they are enforced; read again before their status is written"},
+		{"tacitd", "update", "security.istio.io/authorizationpolicies/status security.istio.io/peerauthentications/status security.istio.io/requestauthentications/status",
+			"the condition tacit.mesh/Enforced"},
+		{"tacitd", "list watch", "apiextensions.k8s.io/customresourcedefinitions=authorizationpolicies.security.istio.io" +
+			" apiextensions.k8s.io/customresourcedefinitions=peerauthentications.security.istio.io" +
+			" apiextensions.k8s.io/customresourcedefinitions=requestauthentications.security.istio.io",
+			"these kinds may come and go while it runs"},
+		{"tacitd", "create", "authentication.k8s.io/tokenreviews", "whether a token is that of a proxy"},
+		{"tacit-system/tacitd", "get", "/pods", "the proxy's pod behind a token, and its node"},
+		{"tacit-system/tacitd", "get", "/secrets=tacit-ca", "the CA's key"},
+		{"tacit-system/tacitd", "create", "/secrets", "the CA's key, once; RBAC cannot name what is made"},
+		{"tacit-system/tacitd", "get list watch update", "/configmaps=tacit-ca-root", "the CA's certificate is kept current for the proxies"},
+		{"tacit-system/tacitd", "create", "/configmaps", "the same, the first time"},
+		{"tacit-system/tacitd", "get update", "coordination.k8s.io/leases=tacitd", "one of them writes status"},
+		{"tacit-system/tacitd", "create", "coordination.k8s.io/leases", "the same, the first time"},
+		{"tacit-agent", "get list watch", "/pods /namespaces", "which pods of the node are in the mesh"},
+		{"tacit-agent", "get list watch", "node.k8s.io/runtimeclasses", "which of them are in a sandbox and cannot be"},
+		{"tacit-agent", "patch", "/pods/status", "the report that a pod is captured"},
+		{"tacit-agent", "create patch", "/events", "why a pod is not captured"},
+	} {
+		for verb := range strings.FieldsSeq(p.verbs) {
+			for what := range strings.FieldsSeq(p.what) {
+				permissions[p.who+" "+verb+" "+what] = p.reason
+			}
+		}
+	}
+	return permissions
+}
+
+// granted are the permissions of the rendered roles, by the accounts that they
+// are bound to.
+func granted(t *testing.T, objects []runtime.Object) []string {
+	t.Helper()
+	all := map[string]bool{}
+	grant := func(who string, rules []rbac.PolicyRule) {
+		for _, rule := range rules {
+			if rule.NonResourceURLs != nil {
+				t.Errorf("%s may ask for %v", who, rule.NonResourceURLs)
+			}
+			names := rule.ResourceNames
+			if names == nil {
+				names = []string{""}
+			}
+			for _, group := range rule.APIGroups {
+				for _, resource := range rule.Resources {
+					for _, verb := range rule.Verbs {
+						for _, name := range names {
+							key := who + " " + verb + " " + group + "/" + resource
+							if name != "" {
+								key += "=" + name
+							}
+							all[key] = true
+						}
+					}
+				}
+			}
+		}
+	}
+	for _, o := range objects {
+		switch b := o.(type) {
+		case *rbac.ClusterRoleBinding:
+			if b.RoleRef.Kind != "ClusterRole" {
+				t.Errorf("%s binds %+v", b.Name, b.RoleRef)
+			}
+			grant(account(t, b.Subjects), find[*rbac.ClusterRole](t, objects, b.RoleRef.Name).Rules)
+		case *rbac.RoleBinding:
+			if b.RoleRef.Kind != "Role" {
+				t.Errorf("%s binds %+v", b.Name, b.RoleRef)
+			}
+			grant(b.Namespace+"/"+account(t, b.Subjects), find[*rbac.Role](t, objects, b.RoleRef.Name).Rules)
+		}
+	}
+	return slices.Sorted(maps.Keys(all))
+}
+
+func account(t *testing.T, subjects []rbac.Subject) string {
+	t.Helper()
+	if len(subjects) != 1 || subjects[0].Kind != "ServiceAccount" || subjects[0].Namespace != Namespace {
+		t.Fatalf("a role is bound to %+v", subjects)
+	}
+	return subjects[0].Name
+}
+
+// The roles hold what the programs need, and nothing beyond.
+func TestPermissions(t *testing.T) {
+	got := granted(t, decode(t, render(t, nil)))
+	if diff := cmp.Diff(slices.Sorted(maps.Keys(permissions())), got); diff != "" {
+		t.Errorf("permissions (- listed here with a reason, + in the chart):\n%s", diff)
+	}
+	for _, key := range got {
+		if strings.Contains(key, "*") || strings.Contains(key, "tacit-proxy") {
+			t.Errorf("%s: no program needs everything, and the proxy needs nothing", key)
+		}
+	}
+}
+
+// Settings that take something away take its permissions, too, and the other
+// way round.
+func TestPermissionsFollowSettings(t *testing.T) {
+	base := granted(t, decode(t, render(t, nil)))
+	for name, test := range map[string]struct {
+		values values
+		change []string
+	}{
+		"taint": {values{"startupTaint": values{"enabled": true}}, []string{"tacit-agent get /nodes", "tacit-agent patch /nodes"}},
+		"status": {values{"tacitd": values{"writeStatus": false}}, []string{
+			"tacit-system/tacitd create coordination.k8s.io/leases",
+			"tacit-system/tacitd get coordination.k8s.io/leases=tacitd",
+			"tacit-system/tacitd update coordination.k8s.io/leases=tacitd",
+			"tacitd update security.istio.io/authorizationpolicies/status",
+			"tacitd update security.istio.io/peerauthentications/status",
+			"tacitd update security.istio.io/requestauthentications/status",
+		}},
+	} {
+		var change []string
+		got := granted(t, decode(t, render(t, test.values)))
+		for _, key := range slices.Concat(base, got) {
+			if slices.Contains(base, key) != slices.Contains(got, key) {
+				change = append(change, key)
+			}
+		}
+		if diff := cmp.Diff(test.change, slices.Sorted(slices.Values(change))); diff != "" {
+			t.Errorf("%s changes other permissions than wanted:\n%s", name, diff)
+		}
+	}
+}
