@@ -34,9 +34,9 @@ COPY --from=build /out/tacit /usr/local/bin/
 USER 13372:13372
 ENTRYPOINT ["/usr/local/bin/tacit"]
 
-# iptables with both backends and the libraries that it loads.
+# iptables with both backends, nft, and the libraries that they load.
 FROM ${USERLAND_IMAGE} AS userland
-RUN apt-get update && apt-get install -y --no-install-recommends iptables
+RUN apt-get update && apt-get install -y --no-install-recommends iptables nftables
 COPY deploy/images/userland.sh /
 RUN sh /userland.sh /userland
 

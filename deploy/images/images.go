@@ -23,7 +23,7 @@ type Program struct {
 }
 
 // UserlandScript is the program, by its path in the repository, that copies
-// iptables and its libraries into a directory: the root of an image.
+// iptables, nft and their libraries into a directory: the root of an image.
 const UserlandScript = "deploy/images/userland.sh"
 
 // ProxyUID is the user that the proxy runs as, and by which the agent knows it.

@@ -1,7 +1,8 @@
 #!/bin/sh
 # userland.sh DIR copies into DIR what tacit-agent runs beside itself: iptables
-# with both backends, its extensions, and the libraries that these load. There
-# is no shell in it. It needs Debian's or Ubuntu's package iptables.
+# with both backends and its extensions, nft, and the libraries that these load.
+# There is no shell in it. It needs Debian's or Ubuntu's packages iptables and
+# nftables.
 set -eu
 umask 022
 [ $# = 1 ] || { echo "usage: $0 DIR" >&2; exit 1; }
@@ -17,9 +18,9 @@ add() {
   done
 }
 
-for program in xtables-nft-multi xtables-legacy-multi; do
+for program in xtables-nft-multi xtables-legacy-multi nft; do
   path=$(command -v "$program" || echo "/usr/sbin/$program")
-  [ -x "$path" ] || { echo "$0: $program is missing: install the package iptables" >&2; exit 1; }
+  [ -x "$path" ] || { echo "$0: $program is missing: install the packages iptables and nftables" >&2; exit 1; }
   add "$path"
 done
 for extensions in /usr/lib/*/xtables; do
@@ -28,7 +29,7 @@ done
 # Each line of ldd that names a file: "NAME => FILE (ADDRESS)" or, for the
 # loader, "FILE (ADDRESS)".
 # shellcheck disable=SC2046
-add $(ldd "$dir"/usr/sbin/xtables-* "$dir"/usr/lib/*/xtables/*.so | sed -n 's|^.*[[:space:]]\(/[^ ]*\) (0x.*|\1|p' | sort -u)
+add $(ldd "$dir"/usr/sbin/* "$dir"/usr/lib/*/xtables/*.so | sed -n 's|^.*[[:space:]]\(/[^ ]*\) (0x.*|\1|p' | sort -u)
 
 for family in iptables ip6tables; do
   for verb in "" -save -restore; do
