@@ -155,20 +155,25 @@ func (t tool) remove(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		text := rules.Remove(saved)
-		if text == "" {
-			continue
-		}
-		if err := t.restore(ctx, f, text); err != nil {
+		if err := t.removeFamily(ctx, f, saved); err != nil {
 			return err
-		}
-		if t.infix == nftInfix { // the legacy backend cannot take a table away
-			if err := deleteTables(ctx, f, saved.MadeByUs()); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
+}
+
+func (t tool) removeFamily(ctx context.Context, f rules.Family, saved rules.Saved) error {
+	text := rules.Remove(saved)
+	if text == "" {
+		return nil
+	}
+	if err := t.restore(ctx, f, text); err != nil {
+		return err
+	}
+	if t.infix != nftInfix { // the legacy backend cannot take a table away
+		return nil
+	}
+	return deleteTables(ctx, f, saved.MadeByUs())
 }
 
 // deleteTables needs the nft program. Without it an empty table stays, which

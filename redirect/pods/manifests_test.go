@@ -27,7 +27,19 @@ metadata: {name: shop, labels: {tacit.mesh/dataplane: enabled}, annotations: {ta
 apiVersion: v1
 kind: Pod
 metadata: {name: web, namespace: shop, uid: u-web, annotations: {tacit.mesh/skip-inbound-ports: "9000-9100,bad"}}
-spec: {nodeName: here, serviceAccountName: web, containers: []}
+spec:
+  nodeName: here
+  serviceAccountName: web
+  initContainers:
+  - {name: sidecar, startupProbe: {grpc: {port: 9090}}}
+  containers:
+  - name: web
+    ports: [{name: http, containerPort: 8080}]
+    readinessProbe: {httpGet: {port: http}}
+    livenessProbe: {tcpSocket: {port: 8080, host: 198.18.0.1}}
+    startupProbe: {httpGet: {port: 1234, host: elsewhere.example}}
+    lifecycle: {preStop: {httpGet: {port: 8081}}, postStart: {tcpSocket: {port: unnamed}}}
+  - {name: none, livenessProbe: {exec: {command: ["true"]}}}
 status: {podIP: 198.18.0.1, podIPs: [{ip: 198.18.0.1}, {ip: "fd00:7ac1::1"}]}
 ---
 apiVersion: v1
@@ -86,6 +98,7 @@ func TestManifests(t *testing.T) {
 	pod := func(namespace, name, uid, account string, capture bool, skips model.Skips, addrs ...string) Pod {
 		p := Pod{Pod: handoff.Pod{UID: manifests.PodUID(uid, namespace, name), Name: name, Namespace: namespace, ServiceAccount: account, TrustDomain: "td"},
 			NetNS: "/run/netns/" + namespace + "_" + name, Capture: capture, Skips: skips}
+		p.RuntimeUID = p.UID
 		for _, a := range addrs {
 			p.Addresses = append(p.Addresses, netip.MustParseAddr(a))
 		}
@@ -97,6 +110,8 @@ func TestManifests(t *testing.T) {
 		pod("shop", "out", "", "default", false, model.Skips{Outbound: redis}, "198.18.0.2"),
 		pod("shop", "web", "u-web", "web", true, model.Skips{Outbound: redis}, "198.18.0.1", "fd00:7ac1::1"),
 	}
+	want[2].Faults = []string{`pod annotation tacit.mesh/skip-inbound-ports: port list "9000-9100,bad": "bad" is not a port (1-65535) or a range FIRST-LAST`}
+	want[2].Probes = model.PortSet{{First: 8080, Last: 8080}, {First: 8081, Last: 8081}, {First: 9090, Last: 9090}}
 	next := func() []Pod {
 		select {
 		case p := <-updates:

@@ -46,8 +46,9 @@ func newPlace(ns *netns.NS, b Backend) *place {
 	return &place{ns: ns, backend: b, written: map[rules.Family]written{}}
 }
 
-func config(s model.Skips, released bool) rules.Config {
+func config(s model.Skips, probes model.PortSet, released bool) rules.Config {
 	return rules.Config{
+		Probes:       probes,
 		OutboundPort: protocol.OutboundPort, PlaintextPort: protocol.PlaintextPort, HBONEPort: protocol.HBONEPort,
 		Mark: protocol.Mark, ConnMark: connMark, Mask: markMask, Zone: zone,
 		SkipInbound: s.Inbound, SkipOutbound: s.Outbound, SkipOutboundCIDRs: s.OutboundCIDRs,
@@ -56,7 +57,7 @@ func config(s model.Skips, released bool) rules.Config {
 }
 
 // capture puts in place what captures the pod, and says what had to change.
-func (p *place) capture(ctx context.Context, s model.Skips) (changes []string, err error) {
+func (p *place) capture(ctx context.Context, s model.Skips, probes model.PortSet) (changes []string, err error) {
 	err = p.ns.Do(func() error {
 		kept, err := keepHalfClosed()
 		if err != nil {
@@ -74,7 +75,7 @@ func (p *place) capture(ctx context.Context, s model.Skips) (changes []string, e
 				changes = append(changes, fmt.Sprintf("IPv%d route or rule", f))
 			}
 		}
-		written, err := p.write(ctx, config(s, false))
+		written, err := p.write(ctx, config(s, probes, false).Tables)
 		changes = append(changes, written...)
 		return err
 	})
@@ -84,7 +85,7 @@ func (p *place) capture(ctx context.Context, s model.Skips) (changes []string, e
 // release leaves only what keeps captured connections alive.
 func (p *place) release(ctx context.Context) error {
 	return p.ns.Do(func() error {
-		_, err := p.write(ctx, config(model.Skips{}, true))
+		_, err := p.write(ctx, config(model.Skips{}, nil, true).Tables)
 		return err
 	})
 }
@@ -98,7 +99,7 @@ func families() []rules.Family {
 }
 
 // write brings every family's tables to what is wanted, where they differ.
-func (p *place) write(ctx context.Context, c rules.Config) (changes []string, err error) {
+func (p *place) write(ctx context.Context, tables func(rules.Family) []rules.Table) (changes []string, err error) {
 	first := p.tool == tool{}
 	if first {
 		if p.tool, err = choose(ctx, p.backend); err != nil {
@@ -106,7 +107,7 @@ func (p *place) write(ctx context.Context, c rules.Config) (changes []string, er
 		}
 	}
 	for _, f := range families() {
-		changed, err := p.writeFamily(ctx, f, c.Tables(f))
+		changed, err := p.writeFamily(ctx, f, tables(f))
 		if err != nil {
 			return changes, err
 		}
@@ -137,7 +138,12 @@ func (p *place) writeFamily(ctx context.Context, f rules.Family, want []rules.Ta
 		p.written[f] = last
 		return false, nil
 	}
-	if err := p.tool.restore(ctx, f, rules.Restore(want, have)); err != nil {
+	if len(want) == 0 {
+		err = p.tool.removeFamily(ctx, f, have)
+	} else {
+		err = p.tool.restore(ctx, f, rules.Restore(want, have))
+	}
+	if err != nil {
 		return false, err
 	}
 	have, err = p.tool.save(ctx, f)

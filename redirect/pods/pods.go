@@ -9,6 +9,7 @@ package pods
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -25,9 +26,17 @@ import (
 // Pod is a pod of this node and what is wanted of it.
 type Pod struct {
 	handoff.Pod
-	NetNS   string // path of its network namespace
-	Capture bool   // false: to be let go, if it ever was captured
+	NetNS string // path of its network namespace; empty if Config.Locate has to find it
+	// RuntimeUID is by what UID the node's container runtime knows the pod:
+	// another one than the API for static pods.
+	RuntimeUID string
+	Capture    bool // false: to be let go, if it ever was captured
+	// Refused says why a pod that asks for it is not captured; empty if it
+	// is, or does not ask.
+	Refused string
 	Skips   model.Skips
+	Probes  model.PortSet // ports by which the node looks after the pod
+	Faults  []string      // what of its labels and annotations is not in force, and why
 }
 
 // Source tells which pods there are.
@@ -51,6 +60,17 @@ type Sockets interface {
 type Config struct {
 	Sockets Sockets
 	Backend Backend
+	// Node is the path of the node's own network namespace, from which the
+	// kubelet probes pods; nothing does if it is empty.
+	Node string
+	// Locate finds the path of a pod's network namespace, which is
+	// fs.ErrNotExist if there is none; nil takes [Pod].NetNS.
+	Locate func(Pod) (path string, err error)
+	// Announce tells peers whether the pod is captured, unless they know.
+	// Nil if they learn it in another way. That the pod is gone is no error.
+	Announce func(ctx context.Context, p Pod, captured bool) error
+	// Report tells the pod's owner what is wrong with it; nil is nobody.
+	Report func(Pod, Problem)
 	// Check is the time between two looks for drift; 0 is 15 s.
 	Check time.Duration
 	Log   *zap.Logger
@@ -71,8 +91,9 @@ const (
 type Status struct {
 	Pod     Pod // as wanted
 	State   State
-	Settled bool  // everything is as wanted
-	Err     error // of the last attempt, nil if it succeeded
+	NetNS   netns.ID // the namespace that is captured, if one is
+	Settled bool     // everything is as wanted
+	Err     error    // of the last attempt, nil if it succeeded
 	// Gap says what of the pod cannot be captured faithfully; empty if
 	// nothing.
 	Gap string
@@ -84,12 +105,15 @@ type Status struct {
 // stuck holds up no other.
 type Set struct {
 	cfg     Config
+	node    *node         // nil if nothing probes the pods
 	updated chan struct{} // holds one token after an Update
 	repairs atomic.Uint64
 
 	mu      sync.Mutex
 	wanted  []Pod
 	workers map[string]*worker
+	changed chan struct{} // closed and replaced when the status of a pod has changed
+	synced  bool
 }
 
 // New makes a set; nothing happens before Run.
@@ -100,7 +124,11 @@ func New(cfg Config) *Set {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
-	return &Set{cfg: cfg, updated: make(chan struct{}, 1), workers: map[string]*worker{}}
+	s := &Set{cfg: cfg, updated: make(chan struct{}, 1), workers: map[string]*worker{}, changed: make(chan struct{})}
+	if cfg.Node != "" {
+		s.node = newNode(cfg.Node, cfg.Backend)
+	}
+	return s
 }
 
 // Update says which pods there are, all of them. Those missing are let go.
@@ -118,8 +146,12 @@ func (s *Set) Update(pods []Pod) {
 // ends. Then everything stays as it is, so that a successor goes on.
 func (s *Set) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
+	if s.node != nil {
+		defer s.node.close()
+		wg.Go(func() { s.watchNode(ctx) })
+	}
 	defer wg.Wait()
-	synced := false
+	first := true
 	for {
 		select {
 		case <-s.updated:
@@ -127,19 +159,59 @@ func (s *Set) Run(ctx context.Context) error {
 			return ctx.Err()
 		}
 		started := s.apply(ctx, &wg)
-		if !synced {
-			synced = true
-			wg.Go(func() {
-				for _, w := range started {
-					select {
-					case <-w.tried:
-					case <-ctx.Done():
-						return
-					}
-				}
-				s.cfg.Sockets.Synced()
-			})
+		if first {
+			first = false
+			wg.Go(func() { s.sync(ctx, started) })
 		}
+	}
+}
+
+// sync waits until each of the first pods has been tried once.
+func (s *Set) sync(ctx context.Context, started []*worker) {
+	for _, w := range started {
+		select {
+		case <-w.tried:
+		case <-ctx.Done():
+			return
+		}
+	}
+	s.cfg.Sockets.Synced()
+	if s.node != nil {
+		if err := s.node.synced(ctx); err != nil && ctx.Err() == nil {
+			s.cfg.Log.Error("probes of the node", zap.Error(err))
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.synced = true
+}
+
+// Synced reports whether every pod that there was at the start has been
+// captured or left alone, or has failed to be once.
+func (s *Set) Synced() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.synced
+}
+
+// nodeChecks is how many checks of a pod go by for one of the node, whose
+// tables are long.
+const nodeChecks = 4
+
+func (s *Set) watchNode(ctx context.Context) {
+	tick := time.NewTicker(nodeChecks * s.cfg.Check)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		limited, cancel := context.WithTimeout(ctx, stepTimeout)
+		if err := s.node.check(limited); err != nil && ctx.Err() == nil {
+			s.cfg.Log.Error("probes of the node", zap.Error(err))
+		}
+		cancel()
 	}
 }
 
@@ -151,7 +223,7 @@ func (s *Set) apply(ctx context.Context, wg *sync.WaitGroup) (started []*worker)
 	inUse := map[string]bool{} // namespaces
 	for _, p := range s.wanted {
 		wanted[p.UID] = p
-		inUse[p.NetNS] = true
+		inUse[p.NetNS] = p.NetNS != ""
 	}
 	var before []*worker
 	for uid, w := range s.workers {
@@ -167,7 +239,7 @@ func (s *Set) apply(ctx context.Context, wg *sync.WaitGroup) (started []*worker)
 		}
 		w := newWorker(s, p)
 		for _, old := range before { // a pod takes over the namespace of the one before
-			if old.wished().pod.NetNS == p.NetNS {
+			if p.NetNS != "" && old.wished().pod.NetNS == p.NetNS {
 				w.after = old.done
 			}
 		}
@@ -192,6 +264,39 @@ func (s *Set) forget(uid string, w *worker) {
 		select {
 		case s.updated <- struct{}{}:
 		default:
+		}
+	}
+}
+
+// statusChanged wakes who waits for a pod.
+func (s *Set) statusChanged() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// AwaitCapture waits until the pod is captured in that very network namespace.
+// The error of a context that ends first names what went wrong last.
+func (s *Set) AwaitCapture(ctx context.Context, uid string, in netns.ID) error {
+	for {
+		s.mu.Lock()
+		changed := s.changed
+		var status Status
+		if w, ok := s.workers[uid]; ok {
+			status = w.getStatus()
+		}
+		s.mu.Unlock()
+		if status.State == StateCaptured && status.NetNS == in {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			if status.Err != nil {
+				return fmt.Errorf("%w; the last attempt to capture the pod: %w", ctx.Err(), status.Err)
+			}
+			return ctx.Err()
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"reflect"
 	"sync"
 	"time"
@@ -20,6 +21,9 @@ const (
 	lastRetry    = 5 * time.Second
 	watchEvery   = time.Second // the kernel does not announce the end of a namespace
 	releaseEvery = time.Second
+	// announceTimeout bounds what the API's answer to one pod may take, so
+	// that its rules are looked after meanwhile.
+	announceTimeout = 5 * time.Second
 )
 
 // wish is what is wanted of a pod.
@@ -43,12 +47,15 @@ type worker struct {
 	status Status
 
 	// The rest belongs to run alone.
+	path    string // by which the namespace was found
 	ns      *netns.NS
 	place   *place
 	applied wish
 	checked time.Time // when the capture was last found or put in order
 	facts   string    // those that the namespace was verified against
 	idle    int       // looks in a row that found no captured connection
+	failing time.Time // since when every attempt has failed; zero if the last has not
+	told    map[Problem]time.Time
 }
 
 func newWorker(s *Set, p Pod) *worker {
@@ -60,6 +67,7 @@ func newWorker(s *Set, p Pod) *worker {
 		done:   make(chan struct{}),
 		wish:   wish{pod: p},
 		status: Status{Pod: p, State: StatePending},
+		told:   map[Problem]time.Time{},
 	}
 }
 
@@ -149,14 +157,12 @@ func (w *worker) wait(ctx context.Context, pause time.Duration) bool {
 func (w *worker) step(ctx context.Context, want wish) (finished bool, pause time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
-	if w.ns != nil {
-		if id, err := netns.At(want.pod.NetNS); errors.Is(err, fs.ErrNotExist) || err == nil && id != w.ns.ID() {
-			w.gone()
-		}
+	if w.ns != nil && !w.stillThere(want.pod) {
+		w.gone(ctx)
 	}
 	switch {
 	case want.taken: // what is there is the successor's now
-		w.set.cfg.Sockets.Remove(want.pod.UID, true)
+		w.forget(ctx, want.pod.UID, true)
 		return true, 0, nil
 	case want.pod.Capture && !want.dropped:
 		return false, watchEvery, w.capture(ctx, want)
@@ -169,62 +175,68 @@ func (w *worker) step(ctx context.Context, want wish) (finished bool, pause time
 }
 
 // gone follows the end of the pod's network namespace.
-func (w *worker) gone() {
+func (w *worker) gone(ctx context.Context) {
 	w.log.Info("the pod's network namespace is gone")
-	w.set.cfg.Sockets.Remove(w.wished().pod.UID, true)
+	w.forget(ctx, w.wished().pod.UID, true)
 	w.closeNS()
 	w.setState(StatePending)
 }
 
-func (w *worker) closeNS() {
-	if w.ns != nil {
-		w.ns.Close()
+// forget ends what is kept for the pod outside its namespace.
+func (w *worker) forget(ctx context.Context, uid string, gone bool) {
+	w.set.cfg.Sockets.Remove(uid, gone)
+	if err := w.probe(ctx, uid, nil); err != nil { // tried again with the next check of the node
+		w.log.Warn("probes of a pod that is captured no more", zap.Error(err))
 	}
-	w.ns, w.place, w.facts, w.idle, w.applied = nil, nil, "", 0, wish{}
 }
 
-func (w *worker) open(path string) error {
-	if w.ns != nil {
+// probe lets the node reach these ports of the pod past the proxy.
+func (w *worker) probe(ctx context.Context, uid string, targets []netip.AddrPort) error {
+	if w.set.node == nil {
 		return nil
 	}
-	ns, err := netns.Open(path)
-	if err != nil {
-		return fmt.Errorf("open the pod's namespace: %w", err)
-	}
-	w.ns, w.place = ns, newPlace(ns, w.set.cfg.Backend)
-	return nil
+	return w.set.node.probe(ctx, uid, targets)
 }
 
-// report says what came of a step. An error is logged once, however often it
-// comes back.
-func (w *worker) report(want wish, err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if err != nil && (w.status.Err == nil || w.status.Err.Error() != err.Error()) {
-		w.log.Error("pod is not as wanted", zap.String("state", string(w.status.State)), zap.Error(err))
+func (w *worker) announce(ctx context.Context, p Pod, captured bool) error {
+	if w.set.cfg.Announce == nil {
+		return nil
 	}
-	w.status.Err = err
-	w.status.Settled = err == nil && reflect.DeepEqual(w.wish, want) && (w.status.State == StateCaptured || w.status.State == StateLeft)
+	ctx, cancel := context.WithTimeout(ctx, announceTimeout)
+	defer cancel()
+	if err := w.set.cfg.Announce(ctx, p, captured); err != nil {
+		return fmt.Errorf("tell peers whether the pod is captured: %w", err)
+	}
+	return nil
 }
 
 func (w *worker) setState(s State) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	if w.status.State != s {
 		w.log.Info("pod "+string(s), zap.String("was", string(w.status.State)))
 	}
 	w.status.State = s
+	w.mu.Unlock()
+	w.set.statusChanged()
 }
 
-// capture makes sure that the pod's traffic comes to the proxy. Listeners come
-// first, so that the first redirected connection finds one; what leads
-// connections to them comes last.
+// capture makes sure that the pod's traffic comes to the proxy, and that peers
+// know. Listeners come first, so that the first redirected connection finds
+// one; what leads connections to them comes last.
 func (w *worker) capture(ctx context.Context, want wish) error {
 	same := reflect.DeepEqual(w.applied, want)
-	if same && time.Since(w.checked) < w.set.cfg.Check {
-		return nil
+	if !same || time.Since(w.checked) >= w.set.cfg.Check {
+		if err := w.ensure(ctx, want, same); err != nil {
+			return err
+		}
 	}
-	if err := w.open(want.pod.NetNS); err != nil {
+	return w.announce(ctx, want.pod, true)
+}
+
+// ensure puts everything in place. What it finds missing was there before if
+// the wish is the same.
+func (w *worker) ensure(ctx context.Context, want wish, same bool) error {
+	if err := w.open(want.pod); err != nil {
 		return err
 	}
 	if err := w.verify(want.pod); err != nil {
@@ -233,7 +245,10 @@ func (w *worker) capture(ctx context.Context, want wish) error {
 	if err := w.set.cfg.Sockets.Add(want.pod.Pod, w.ns); err != nil {
 		return fmt.Errorf("make listeners: %w", err)
 	}
-	changes, err := w.place.capture(ctx, want.pod.Skips)
+	if err := w.probe(ctx, want.pod.UID, targets(want.pod)); err != nil {
+		return err
+	}
+	changes, err := w.place.capture(ctx, want.pod.Skips, want.pod.Probes)
 	if err != nil {
 		return err
 	}
@@ -243,10 +258,23 @@ func (w *worker) capture(ctx context.Context, want wish) error {
 	}
 	w.applied, w.checked, w.idle = want, time.Now(), 0
 	w.mu.Lock()
-	w.status.Uncaptured = w.place.uncaptured()
+	w.status.Uncaptured, w.status.NetNS = w.place.uncaptured(), w.ns.ID()
 	w.mu.Unlock()
 	w.setState(StateCaptured)
 	return nil
+}
+
+// targets are where probes of the pod go.
+func targets(p Pod) []netip.AddrPort {
+	var all []netip.AddrPort
+	for _, a := range p.Addresses {
+		for _, r := range p.Probes {
+			for port := int(r.First); port <= int(r.Last); port++ {
+				all = append(all, netip.AddrPortFrom(a, uint16(port)))
+			}
+		}
+	}
+	return all
 }
 
 // verify makes sure that this namespace is that pod's: who holds the pod's
@@ -259,9 +287,6 @@ func (w *worker) verify(p Pod) error {
 	gap, err := checkAddresses(w.ns, p.Addresses)
 	if err != nil {
 		return err
-	}
-	if gap != "" {
-		w.log.Warn("part of the pod's traffic cannot be told from other traffic", zap.String("gap", gap))
 	}
 	w.facts = facts
 	w.mu.Lock()
@@ -277,8 +302,8 @@ func (w *worker) release(ctx context.Context, want wish) (left bool, err error) 
 	if state == StateLeft && w.ns == nil && reflect.DeepEqual(w.applied, want) {
 		return true, nil
 	}
-	if err := w.open(want.pod.NetNS); errors.Is(err, fs.ErrNotExist) {
-		w.leave(want)
+	if err := w.open(want.pod); errors.Is(err, fs.ErrNotExist) {
+		w.leave(ctx, want)
 		return true, nil
 	} else if err != nil {
 		return false, err
@@ -289,7 +314,7 @@ func (w *worker) release(ctx context.Context, want wish) (left bool, err error) 
 			return false, err
 		}
 		if !found {
-			w.leave(want)
+			w.leave(ctx, want)
 			return true, nil
 		}
 		if err := w.startRelease(ctx, want); err != nil {
@@ -312,11 +337,17 @@ func (w *worker) release(ctx context.Context, want wish) (left bool, err error) 
 	if err := w.place.clean(ctx); err != nil {
 		return false, err
 	}
-	w.leave(want)
+	w.leave(ctx, want)
 	return true, nil
 }
 
+// startRelease tells peers first: what they still send must be received.
 func (w *worker) startRelease(ctx context.Context, want wish) error {
+	if !want.dropped {
+		if err := w.announce(ctx, want.pod, false); err != nil {
+			return err
+		}
+	}
 	// An agent that has just started needs the listeners, too: connections
 	// that were captured before it may wait in them.
 	err := w.verify(want.pod)
@@ -334,8 +365,8 @@ func (w *worker) startRelease(ctx context.Context, want wish) error {
 	return nil
 }
 
-func (w *worker) leave(want wish) {
-	w.set.cfg.Sockets.Remove(want.pod.UID, false)
+func (w *worker) leave(ctx context.Context, want wish) {
+	w.forget(ctx, want.pod.UID, false)
 	w.closeNS()
 	w.applied = want
 	w.setState(StateLeft)

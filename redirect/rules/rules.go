@@ -45,6 +45,8 @@ type Config struct {
 	Mask     uint32
 	Zone     uint16 // of conntrack, for what the proxy's sockets begin
 
+	// Probes are the ports that ProbeSource reaches past the proxy.
+	Probes            model.PortSet
 	SkipInbound       model.PortSet
 	SkipOutbound      model.PortSet
 	SkipOutboundCIDRs []netip.Prefix
@@ -70,7 +72,7 @@ type Chain struct {
 // Tables are the rules for one family, in the order in which they are put
 // in place.
 func (c Config) Tables(f Family) []Table {
-	nat := Table{"nat", []Chain{{preRouting, "PREROUTING", c.inbound()}, {output, "OUTPUT", c.outbound(f)}}}
+	nat := Table{"nat", []Chain{{preRouting, "PREROUTING", c.inbound(f)}, {output, "OUTPUT", c.outbound(f)}}}
 	if c.Released {
 		// Without a rule that needs connection tracking the kernel turns it
 		// off, and translated connections break.
@@ -114,13 +116,14 @@ const notTCP = "! -p tcp -j RETURN"
 // inbound is what a packet from outside passes. One that comes out of the
 // loopback device has passed outbound already. No mark exempts here: a mark
 // does not cross into another namespace.
-func (c Config) inbound() []string {
+func (c Config) inbound(f Family) []string {
 	rules := []string{
 		"-i lo -j RETURN",
 		notTCP,
 		fmt.Sprintf("-p tcp -m tcp --dport %d -j RETURN", c.HBONEPort),
 	}
-	rules = append(rules, skipPorts(c.SkipInbound)...)
+	rules = append(rules, returnPorts(fmt.Sprintf("-s %v -p tcp", host(ProbeSource(f))), c.Probes)...)
+	rules = append(rules, returnPorts("-p tcp", c.SkipInbound)...)
 	return append(rules, redirect(c.PlaintextPort))
 }
 
@@ -132,7 +135,7 @@ func (c Config) outbound(f Family) []string {
 		fmt.Sprintf("-m mark --mark 0x%x/0x%x -j RETURN", c.Mark, c.Mask),
 		notTCP,
 	}
-	rules = append(rules, skipPorts(c.SkipOutbound)...)
+	rules = append(rules, returnPorts("-p tcp", c.SkipOutbound)...)
 	for _, p := range c.SkipOutboundCIDRs {
 		switch {
 		case p.Addr().Is4() != (f == IPv4):
@@ -152,14 +155,15 @@ func redirect(port uint16) string {
 	return fmt.Sprintf("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j REDIRECT --to-ports %d", port)
 }
 
-func skipPorts(ports model.PortSet) []string {
+// returnPorts leaves alone what matches and goes to one of the ports.
+func returnPorts(match string, ports model.PortSet) []string {
 	var rules []string
 	for _, r := range ports {
-		match := fmt.Sprint(r.First)
+		port := fmt.Sprint(r.First)
 		if r.Last != r.First {
-			match += fmt.Sprintf(":%d", r.Last)
+			port += fmt.Sprintf(":%d", r.Last)
 		}
-		rules = append(rules, "-p tcp -m tcp --dport "+match+" -j RETURN")
+		rules = append(rules, match+" -m tcp --dport "+port+" -j RETURN")
 	}
 	return rules
 }

@@ -21,10 +21,31 @@ func base() Config {
 
 func skipping() Config {
 	c := base()
+	c.Probes = model.PortSet{{First: 8080, Last: 8080}}
 	c.SkipInbound = model.PortSet{{First: 5432, Last: 5432}, {First: 9000, Last: 9100}}
 	c.SkipOutbound = model.PortSet{{First: 6379, Last: 6379}}
 	c.SkipOutboundCIDRs = []netip.Prefix{netip.MustParsePrefix("198.18.9.0/24"), netip.MustParsePrefix("fd00:7ac1:9::/48")}
 	return c
+}
+
+func node() Node {
+	return Node{
+		Targets: []netip.AddrPort{netip.MustParseAddrPort("198.18.1.1:8080"), netip.MustParseAddrPort("[fd00:7ac1::1]:8080")},
+		Kept:    map[Family][]string{IPv4: {"-d 198.18.1.2/32 -j SNAT --to-source 169.254.7.127"}},
+	}
+}
+
+// A later agent finds what an earlier one has put in place, and nothing is
+// left to put in place where there is nothing to probe.
+func TestNodeReadsBack(t *testing.T) {
+	want := node().Tables(IPv4)
+	found := ParseSave(Restore(want, Saved{})).Probes()
+	if diff := cmp.Diff(want, Node{Targets: node().Targets, Kept: map[Family][]string{IPv4: found}}.Tables(IPv4)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if got := (Node{Targets: node().Targets[:1]}).Tables(IPv6); got != nil {
+		t.Errorf("without IPv6 targets: %v", got)
+	}
 }
 
 func released() Config {
@@ -65,6 +86,8 @@ func TestGolden(t *testing.T) {
 		"skips.v6":      Restore(skipping().Tables(IPv6), Saved{}),
 		"everywhere.v4": Restore(everywhere().Tables(IPv4), Saved{}),
 		"released.v4":   Restore(released().Tables(IPv4), ParseSave(foreign)),
+		"node.v4":       Restore(node().Tables(IPv4), Saved{}),
+		"node.v6":       Restore(node().Tables(IPv6), Saved{}),
 		"remove":        Remove(ParseSave(foreign)),
 		"canonical.v4":  Canonical(skipping().Tables(IPv4)),
 	} {
