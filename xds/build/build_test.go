@@ -1,7 +1,6 @@
 package build
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
@@ -297,32 +296,5 @@ func TestSince(t *testing.T) {
 	snapshot := model.NewSnapshot().Apply(before.Since(nil)).Apply(u)
 	if diff := cmp.Diff(after.Workloads, snapshot.Workloads(), ignoreOrder); diff != "" {
 		t.Error(diff)
-	}
-}
-
-// One of 10,000 pods changes.
-func BenchmarkRebuild(b *testing.B) {
-	var o Objects
-	for i := range 10_000 {
-		o.Pods = append(o.Pods, &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("p", i), Namespace: fmt.Sprint("n", i%100), Labels: map[string]string{"app": fmt.Sprint("a", i%10)}},
-			Status:     corev1.PodStatus{PodIP: fmt.Sprintf("198.18.%d.%d", i/250, i%250)},
-		})
-	}
-	for i := range 1000 {
-		o.Services = append(o.Services, &corev1.Service{
-			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("s", i), Namespace: fmt.Sprint("n", i%100)},
-			Spec:       corev1.ServiceSpec{Selector: map[string]string{"app": fmt.Sprint("a", i/100)}, Ports: []corev1.ServicePort{{Port: 80}}},
-		})
-	}
-	before := Build(Settings{}, o)
-	changed := o.Pods[5000].DeepCopy()
-	changed.Status.PodIP = "198.18.100.1"
-	o.Pods[5000] = changed
-	for b.Loop() {
-		r := Build(Settings{}, o)
-		if u := r.Since(&before); len(u.Workloads) != 1 {
-			b.Fatalf("%d workloads changed", len(u.Workloads))
-		}
 	}
 }

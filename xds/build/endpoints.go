@@ -1,50 +1,14 @@
 package build
 
 import (
-	"cmp"
-	"fmt"
 	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/tacit-mesh/tacit/xds/model"
 )
-
-// services translates the Services and makes workloads members of them: by
-// EndpointSlices where the service has any, else by its selector.
-func (b *builder) services(services []*corev1.Service, slicesOfAll []*discoveryv1.EndpointSlice) {
-	slicesOf := map[objectName][]*discoveryv1.EndpointSlice{}
-	for _, s := range slicesOfAll {
-		name := objectName{s.Namespace, s.Labels[discoveryv1.LabelServiceName]}
-		if name.name == "" {
-			b.problem("EndpointSlice", s.Namespace, s.Name, fmt.Errorf("no label %s: belongs to no service", discoveryv1.LabelServiceName))
-			continue
-		}
-		slicesOf[name] = append(slicesOf[name], s)
-	}
-	podsOf := map[string][]*podEntry{}
-	for _, e := range b.podList {
-		podsOf[e.pod.Namespace] = append(podsOf[e.pod.Namespace], e)
-	}
-	for _, svc := range services {
-		out, errs := service(b.settings, svc)
-		b.problem("Service", svc.Namespace, svc.Name, errs...)
-		if out == nil {
-			continue
-		}
-		b.result.Services = append(b.result.Services, out)
-		if list := slicesOf[objectName{svc.Namespace, svc.Name}]; len(list) > 0 {
-			for _, slice := range list {
-				b.joinSlice(out, svc, slice)
-			}
-		} else {
-			joinSelected(out, svc, podsOf[svc.Namespace])
-		}
-	}
-}
 
 // join makes a workload a member, or adds ports to its membership.
 func join(w *model.Workload, key string, ports []model.Port) {
@@ -58,18 +22,6 @@ func join(w *model.Workload, key string, ports []model.Port) {
 		}
 	}
 	w.Services[key] = have
-}
-
-func joinSelected(out *model.Service, svc *corev1.Service, pods []*podEntry) {
-	if len(svc.Spec.Selector) == 0 {
-		return
-	}
-	selector := labels.SelectorFromSet(svc.Spec.Selector)
-	for _, e := range pods {
-		if selector.Matches(labels.Set(e.pod.Labels)) {
-			join(e.workload, out.Key(), podPorts(svc, e.pod))
-		}
-	}
 }
 
 // podPorts are the service's ports as this pod has them. A named port that
@@ -109,26 +61,6 @@ func namedPort(pod *corev1.Pod, name string) uint16 {
 	return 0
 }
 
-func (b *builder) joinSlice(out *model.Service, svc *corev1.Service, slice *discoveryv1.EndpointSlice) {
-	if slice.AddressType == discoveryv1.AddressTypeFQDN {
-		b.problem("EndpointSlice", slice.Namespace, slice.Name, fmt.Errorf("addressType: FQDN is not supported"))
-		return
-	}
-	ports := slicePorts(svc, slice)
-	for i := range slice.Endpoints {
-		e := &slice.Endpoints[i]
-		if !usable(e.Conditions) {
-			continue
-		}
-		w := b.endpoint(slice, e)
-		if w == nil {
-			continue
-		}
-		w.Terminating = w.Terminating || isTrue(e.Conditions.Terminating)
-		join(w, out.Key(), ports)
-	}
-}
-
 // slicePorts matches the service's ports with the slice's by name.
 func slicePorts(svc *corev1.Service, slice *discoveryv1.EndpointSlice) (out []model.Port) {
 	for _, p := range svc.Spec.Ports {
@@ -153,57 +85,25 @@ func usable(c discoveryv1.EndpointConditions) bool {
 	return c.Ready == nil || *c.Ready || isTrue(c.Serving)
 }
 
-// endpoint finds the workload behind an endpoint: the pod that it refers to,
-// the pod with its address, or one made for it. Nil if it refers to what is
-// no longer, or not yet, there.
-func (b *builder) endpoint(slice *discoveryv1.EndpointSlice, e *discoveryv1.Endpoint) *model.Workload {
-	if ref := e.TargetRef; ref != nil && ref.Kind == "Pod" {
-		if p := b.podByName[objectName{cmp.Or(ref.Namespace, slice.Namespace), ref.Name}]; p != nil {
-			return p.workload
-		}
-		return nil
-	}
-	for _, address := range e.Addresses {
-		a, err := parseAddress(address)
-		if err != nil {
-			b.problem("EndpointSlice", slice.Namespace, slice.Name, fmt.Errorf("endpoints: %w", err))
-			continue
-		}
-		if p := b.podByIP[a.String()]; p != nil {
-			return p.workload
-		}
-		return b.foreignEndpoint(slice, e, a)
-	}
-	return nil
-}
-
 // foreignEndpoint is an address that is no pod's. It counts as one that
 // shares its node's address, so that it is reached through services alone:
 // whoever may write an EndpointSlice must not take over an address.
-func (b *builder) foreignEndpoint(slice *discoveryv1.EndpointSlice, e *discoveryv1.Endpoint, a netip.Addr) *model.Workload {
-	uid := b.settings.Cluster + "/discovery.k8s.io/EndpointSlice/" + slice.Namespace + "/" + slice.Name + "/" + a.String()
-	if w := b.foreign[uid]; w != nil {
-		return w
-	}
-	node := valueOr(e.NodeName, "")
-	where := b.nodes[node]
+func foreignEndpoint(s Settings, slice *discoveryv1.EndpointSlice, e *discoveryv1.Endpoint, a netip.Addr, where model.Locality) *model.Workload {
 	where.Zone = valueOr(e.Zone, where.Zone)
-	w := &model.Workload{
-		UID:            uid,
+	return &model.Workload{
+		UID:            s.Cluster + "/discovery.k8s.io/EndpointSlice/" + slice.Namespace + "/" + slice.Name + "/" + a.String(),
 		Name:           slice.Name + "/" + a.String(),
 		Namespace:      slice.Namespace,
 		ServiceAccount: "default",
-		TrustDomain:    b.settings.TrustDomain,
+		TrustDomain:    s.TrustDomain,
 		Addresses:      []netip.Addr{a},
-		Node:           node,
-		ClusterID:      b.settings.Cluster,
+		Node:           valueOr(e.NodeName, ""),
+		ClusterID:      s.Cluster,
 		Locality:       where,
 		HostNetwork:    true,
 		Capacity:       1,
 		WorkloadType:   model.TypePod,
 	}
-	b.foreign[uid] = w
-	return w
 }
 
 func isTrue(b *bool) bool { return b != nil && *b }
