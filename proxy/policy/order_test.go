@@ -209,7 +209,7 @@ func TestPoliciesWithoutExtensionsAllowNoMore(t *testing.T) {
 		whole := c.build()
 		want := c.outcomes(model.NewSnapshot().Apply(whole.Since(nil)))
 		for i, p := range whole.Policies {
-			whole.Policies[i] = throughTheWire(t, wire.WithoutExtensions(p))
+			whole.Policies[i] = throughTheWire(t, wire.For(p, wire.DialectPlain))
 		}
 		for request, d := range c.outcomes(model.NewSnapshot().Apply(whole.Since(nil))) {
 			if d.Allowed && !want[request].Allowed {

@@ -41,7 +41,7 @@ func TestSubscribesToEverything(t *testing.T) {
 	}
 	want := map[string]any{
 		"NAME": "p", "NAMESPACE": "n", "INSTANCE_IPS": "198.18.0.9", "NODE_NAME": "node-a", "NETWORK": "net",
-		"TACIT_EXTENSIONS": "tacit.mesh/match=1,tacit.mesh/policy=1,tacit.mesh/service=1,tacit.mesh/workload=1",
+		"TACIT_EXTENSIONS": "tacit.mesh/http=1,tacit.mesh/match=1,tacit.mesh/policy=1,tacit.mesh/service=1,tacit.mesh/workload=1",
 	}
 	for _, r := range []*discovery.DeltaDiscoveryRequest{first, second} {
 		if len(r.GetResourceNamesSubscribe())+len(r.GetResourceNamesUnsubscribe())+len(r.GetInitialResourceVersions()) > 0 {

@@ -120,7 +120,7 @@ func describe(s *state) string {
 		fmt.Fprintln(&b, w.UID, w.Policies)
 	}
 	versions := map[string]string{}
-	for it := s.policies.all.Iterator(); !it.Done(); {
+	for it := s.policies[wire.DialectFull].all.Iterator(); !it.Done(); {
 		name, r, _ := it.Next()
 		versions[name] = r.Version
 	}

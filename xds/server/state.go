@@ -40,40 +40,39 @@ type set struct {
 type state struct {
 	generation uint64
 	snapshot   *model.Snapshot // to resolve names other than the resources' own
-	policies   set
+	policies   [wire.Dialects]set
 	addresses  set
-	// plain are the policies for proxies that pass over extensions.
-	plain set
 
 	indexNodes sync.Once
 	byNode     map[string][]string // node -> UIDs of its workloads
 }
 
 func newState() *state {
-	return &state{
-		snapshot:  model.NewSnapshot(),
-		policies:  set{all: newResources()},
-		addresses: set{all: newResources()},
-		plain:     set{all: newResources()},
+	s := &state{snapshot: model.NewSnapshot(), addresses: set{all: newResources()}}
+	for d := range s.policies {
+		s.policies[d] = set{all: newResources()}
 	}
+	return s
 }
 
 func (s *state) ready() bool { return s.snapshot.AddressesReady() && s.snapshot.PoliciesReady() }
 
 func (s *state) apply(u model.Update) (*state, error) {
-	var policies, plain, addresses []*discovery.Resource
+	var policies [wire.Dialects][]*discovery.Resource
+	var addresses []*discovery.Resource
 	for _, p := range u.Policies {
-		r, err := encode(p.Key(), nil, p, wire.EncodePolicy)
-		if err != nil {
-			return nil, err
-		}
-		policies = append(policies, r)
-		if without := wire.WithoutExtensions(p); without != p {
-			if r, err = encode(p.Key(), nil, without, wire.EncodePolicy); err != nil {
-				return nil, err
+		encoded := map[*model.Policy]*discovery.Resource{}
+		for d := range policies {
+			reduced := wire.For(p, wire.Dialect(d))
+			if encoded[reduced] == nil {
+				r, err := encode(p.Key(), nil, reduced, wire.EncodePolicy)
+				if err != nil {
+					return nil, err
+				}
+				encoded[reduced] = r
 			}
+			policies[d] = append(policies[d], encoded[reduced])
 		}
-		plain = append(plain, r)
 	}
 	for _, v := range u.Services {
 		r, err := encode(v.Key(), serviceAliases(v), v, wire.EncodeService)
@@ -89,13 +88,15 @@ func (s *state) apply(u model.Update) (*state, error) {
 		}
 		addresses = append(addresses, r)
 	}
-	return &state{
+	next := &state{
 		generation: s.generation + 1,
 		snapshot:   s.snapshot.Apply(u),
-		policies:   s.policies.next(policies, u.RemovedPolicies),
-		plain:      s.plain.next(plain, u.RemovedPolicies),
 		addresses:  s.addresses.next(addresses, u.RemovedAddresses),
-	}, nil
+	}
+	for d := range next.policies {
+		next.policies[d] = s.policies[d].next(policies[d], u.RemovedPolicies)
+	}
+	return next, nil
 }
 
 // next is the set after a change; what is as it was counts as no change.

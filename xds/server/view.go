@@ -40,8 +40,8 @@ type view struct {
 	mu        sync.Mutex
 	graceOver bool
 	known     bool   // the proxy has said what it is
-	aware     bool   // it knows of extensions
-	announced string // those that it understands, in the form of wire.Extensions
+	announced string // the extensions that it understands, in the form of wire.Extensions
+	dialect   wire.Dialect
 	open      *state // the generation of which the proxy was sent only a part; nil if none
 	policies  subscription
 	addresses subscription
@@ -111,7 +111,8 @@ func (v *view) identify(node *core.Node) {
 	}
 	v.known = true
 	value, aware := node.GetMetadata().GetFields()[wire.ExtensionsKey]
-	v.aware, v.announced = aware, value.GetStringValue()
+	v.announced = value.GetStringValue()
+	v.dialect = wire.DialectOf(v.announced, aware)
 	if v.announced != wire.Extensions() {
 		v.log.Info("proxy of another version, or of another kind", zap.String("id", node.GetId()), zap.String("extensions", v.announced))
 	}
@@ -199,10 +200,7 @@ func (v *view) steps(s *state) (out []step) {
 	p := &v.policies
 	var coming, going step
 	if p.asked {
-		wanted := &s.policies
-		if !v.aware {
-			wanted = &s.plain
-		}
+		wanted := &s.policies[v.dialect]
 		changed, removed := difference(p.sent, wanted)
 		going = step{sub: p, removed: removed, sent: wanted.all}
 		coming = step{sub: p, changed: changed, sent: wanted.all}

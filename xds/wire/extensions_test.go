@@ -32,7 +32,7 @@ func TestLacks(t *testing.T) {
 	}
 }
 
-func TestWithoutExtensions(t *testing.T) {
+func TestPlainDialect(t *testing.T) {
 	port := model.Match{DestinationPorts: []uint16{80}}
 	labels := model.Match{DestinationPorts: []uint16{81}, SourceLabels: []model.LabelMatch{{Key: "a"}}}
 	timed := model.Match{Times: []model.TimeWindow{{}}}
@@ -62,13 +62,13 @@ func TestWithoutExtensions(t *testing.T) {
 	} {
 		for action, want := range map[model.Action][]model.Rule{model.ActionAllow: test.allow, model.ActionDeny: test.deny} {
 			p := &model.Policy{Namespace: "a", Name: "p", Action: action, Rules: []model.Rule{test.rule}}
-			if diff := cmp.Diff(&model.Policy{Namespace: "a", Name: "p", Action: action, Rules: want}, WithoutExtensions(p)); diff != "" {
+			if diff := cmp.Diff(&model.Policy{Namespace: "a", Name: "p", Action: action, Rules: want}, For(p, DialectPlain)); diff != "" {
 				t.Errorf("%s, action %d (-want +got):\n%s", test.name, action, diff)
 			}
 		}
 	}
 	for action, want := range map[model.Action][]model.Rule{model.ActionAllow: nil, model.ActionDeny: {always}} {
-		got := WithoutExtensions(&model.Policy{Action: action, Unknown: "x", Rules: []model.Rule{rule(one(port))}})
+		got := For(&model.Policy{Action: action, Unknown: "x", Rules: []model.Rule{rule(one(port))}}, DialectPlain)
 		if diff := cmp.Diff(&model.Policy{Action: action, Rules: want}, got); diff != "" {
 			t.Errorf("an unknown policy, action %d (-want +got):\n%s", action, diff)
 		}

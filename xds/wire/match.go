@@ -36,15 +36,22 @@ func encodeMatch(m *model.Match) (*security.Match, error) {
 		NotTimes:        encodeEach(m.NotTimes, encodeWindow),
 		Unknown:         m.Unknown,
 	}
+	if err := extend(out, matchExtension, ext); err != nil || m.HTTP == nil {
+		return out, err
+	}
+	config, err := pack(encodeHTTPMatch(m.HTTP))
+	out.Extensions = append(out.Extensions, &security.Extension{Name: httpExtension, Config: config})
+	return out, err
+}
+
+// extend adds an extension that is not empty.
+func extend(out *security.Match, name string, ext proto.Message) error {
 	if proto.Size(ext) == 0 {
-		return out, nil
+		return nil
 	}
 	config, err := pack(ext)
-	if err != nil {
-		return nil, err
-	}
-	out.Extensions = []*security.Extension{{Name: matchExtension, Config: config}}
-	return out, nil
+	out.Extensions = append(out.Extensions, &security.Extension{Name: name, Config: config})
+	return err
 }
 
 func decodeMatch(m *security.Match, path string) model.Match {
@@ -64,18 +71,20 @@ func decodeMatch(m *security.Match, path string) model.Match {
 		DestinationPorts:    values(d, "destination_ports", m.GetDestinationPorts(), decodeMatchPort),
 		NotDestinationPorts: values(d, "not_destination_ports", m.GetNotDestinationPorts(), decodeMatchPort),
 	}
-	seen := false
+	seen := map[string]bool{}
 	for i, e := range m.GetExtensions() {
-		at := fmt.Sprintf("%s.extensions[%d]", path, i)
+		at, name := fmt.Sprintf("%s.extensions[%d]", path, i), e.GetName()
 		switch {
-		case e.GetName() != matchExtension:
-			unknown.add("%s: unknown extension %q", at, e.GetName())
-		case seen:
-			unknown.add("%s: %s is given twice", at, matchExtension)
-		default:
-			seen = true
+		case seen[name]:
+			unknown.add("%s: %s is given twice", at, name)
+		case name == matchExtension:
 			decodeMatchExtension(matchDecoder{at + ".config", &unknown}, e, &out)
+		case name == httpExtension:
+			decodeHTTPMatch(matchDecoder{at + ".config", &unknown}, e, &out)
+		default:
+			unknown.add("%s: unknown extension %q", at, name)
 		}
+		seen[name] = true
 	}
 	out.Unknown = unknown.first()
 	return out
@@ -119,6 +128,7 @@ func encodeString(m model.StringMatch) *security.StringMatch {
 		return &security.StringMatch{MatchType: &security.StringMatch_Suffix{Suffix: m.Value}}
 	case model.MatchPresence:
 		return &security.StringMatch{MatchType: &security.StringMatch_Presence{Presence: &emptypb.Empty{}}}
+	case model.MatchTemplate:
 	}
 	return &security.StringMatch{} // decodes as an error
 }

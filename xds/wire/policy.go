@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/tacit-mesh/tacit/xds/api/security"
@@ -24,12 +25,8 @@ func EncodePolicy(p *model.Policy) (*anypb.Any, error) {
 		Action:    security.Action(p.Action),
 		DryRun:    p.DryRun,
 	}
-	if p.Unknown != "" {
-		config, err := pack(&tacit.PolicyExtension{Unknown: p.Unknown})
-		if err != nil {
-			return nil, fmt.Errorf("encode policy %q: %w", p.Key(), err)
-		}
-		out.Extensions = []*security.Extension{{Name: policyExtension, Config: config}}
+	if err := encodePolicyExtensions(p, out); err != nil {
+		return nil, fmt.Errorf("encode policy %q: %w", p.Key(), err)
 	}
 	for _, rule := range p.Rules {
 		encoded, err := encodeRule(rule)
@@ -70,6 +67,25 @@ func DecodePolicy(name string, resource *anypb.Any) (*model.Policy, error) {
 	return out, nil
 }
 
+func encodePolicyExtensions(p *model.Policy, out *security.Authorization) error {
+	add := func(name string, ext proto.Message) error {
+		config, err := pack(ext)
+		out.Extensions = append(out.Extensions, &security.Extension{Name: name, Config: config})
+		return err
+	}
+	if p.Unknown != "" {
+		if err := add(policyExtension, &tacit.PolicyExtension{Unknown: p.Unknown}); err != nil {
+			return err
+		}
+	}
+	ext, err := encodeHTTPPolicy(p)
+	if ext == nil || err != nil {
+		return err
+	}
+	out.Action = security.Action_DENY
+	return add(httpExtension, ext)
+}
+
 func denial(namespace, name string, scope model.PolicyScope, reason string) *model.Policy {
 	return &model.Policy{Namespace: namespace, Name: name, Scope: scope, Action: model.ActionDeny, Unknown: reason}
 }
@@ -91,7 +107,7 @@ func decodeAuthorization(a *security.Authorization) *model.Policy {
 		unknown.add("action: unknown number %d", a.GetAction())
 		out.Action = model.ActionDeny
 	}
-	unknown = append(unknown, decodePolicyExtensions(a.GetExtensions())...)
+	unknown = append(unknown, decodePolicyExtensions(a.GetExtensions(), out)...)
 	out.Unknown = unknown.first()
 	for i, rule := range a.GetRules() {
 		out.Rules = append(out.Rules, decodeRule(rule, fmt.Sprintf("rules[%d]", i)))
@@ -99,21 +115,27 @@ func decodeAuthorization(a *security.Authorization) *model.Policy {
 	return out
 }
 
-func decodePolicyExtensions(list []*security.Extension) reasons {
+func decodePolicyExtensions(list []*security.Extension, out *model.Policy) reasons {
 	var unknown reasons
-	var ext tacit.PolicyExtension
+	seen := map[string]bool{}
 	for i, e := range list {
-		path := fmt.Sprintf("extensions[%d]", i)
+		path, name := fmt.Sprintf("extensions[%d]", i), e.GetName()
 		unknown = append(unknown, anyUnknown(e.ProtoReflect(), path))
 		switch {
-		case e.GetName() != policyExtension:
-			unknown.add("%s: unknown extension %q", path, e.GetName())
-		default:
+		case seen[name]:
+			unknown.add("%s: %s is given twice", path, name)
+		case name == policyExtension:
+			var ext tacit.PolicyExtension
 			if err := e.GetConfig().UnmarshalTo(&ext); err != nil {
 				unknown.add("%s.config: %v", path, err)
 			}
 			unknown = append(unknown, anyUnknown(ext.ProtoReflect(), path+".config"), ext.GetUnknown())
+		case name == httpExtension:
+			unknown = append(unknown, decodeHTTPPolicy(e, path, out)...)
+		default:
+			unknown.add("%s: unknown extension %q", path, name)
 		}
+		seen[name] = true
 	}
 	return unknown
 }

@@ -101,6 +101,7 @@ func drawWorkload(t *rapid.T) *model.Workload {
 		SkipInbound:       list(t, portRange, "skip inbound"),
 		SkipOutbound:      list(t, portRange, "skip outbound"),
 		SkipOutboundCIDRs: list(t, prefix, "skip cidrs"),
+		Paths:             rapid.SampledFrom([]model.PathNormalization{model.NormalizeBase, model.NormalizeMergeSlashes, model.NormalizeDecodeAndMergeSlashes, model.NormalizeNone}).Draw(t, "paths"),
 	}
 }
 
@@ -128,15 +129,16 @@ func drawPolicy(t *rapid.T) *model.Policy {
 	match := rapid.Custom(drawMatch)
 	clause := rapid.Custom(func(t *rapid.T) model.Clause { return model.Clause{Matches: list(t, match, "matches")} })
 	rule := rapid.Custom(func(t *rapid.T) model.Rule { return model.Rule{Clauses: list(t, clause, "clauses")} })
-	return &model.Policy{
+	p := &model.Policy{
 		Name:      part.Draw(t, "name"),
 		Namespace: part.Draw(t, "namespace"),
 		Scope:     rapid.SampledFrom([]model.PolicyScope{model.ScopeGlobal, model.ScopeNamespace, model.ScopeSelector}).Draw(t, "scope"),
-		Action:    rapid.SampledFrom([]model.Action{model.ActionAllow, model.ActionDeny}).Draw(t, "action"),
 		DryRun:    rapid.Bool().Draw(t, "dry run"),
 		Rules:     list(t, rule, "rules"),
 		Unknown:   text.Draw(t, "unknown"),
 	}
+	drawAction(t, p)
+	return p
 }
 
 func drawMatch(t *rapid.T) model.Match {
@@ -157,6 +159,7 @@ func drawMatch(t *rapid.T) model.Match {
 		NotSourceLabels:     list(t, label, "not labels"),
 		Times:               list(t, window, "times"),
 		NotTimes:            list(t, window, "not times"),
+		HTTP:                rapid.OneOf(rapid.Just[*model.HTTPMatch](nil), rapid.Custom(drawHTTPMatch)).Draw(t, "http"),
 		Unknown:             text.Draw(t, "unknown"),
 	}
 }

@@ -175,7 +175,7 @@ func TestPolicyStrictness(t *testing.T) {
 		"policy extension of another type": {func(p parts) { p.a.Extensions[0].Config = mustPack(&emptypb.Empty{}) }, "policy", "extensions[0].config"},
 		"policy extension without content": {func(p parts) { p.a.Extensions[0].Config = nil }, "policy", "extensions[0].config"},
 		"sender's own":                     {func(p parts) { p.a.Extensions[0].Config = mustPack(&tacit.PolicyExtension{Unknown: "paths"}) }, "policy", "paths"},
-		"match extension":                  {func(p parts) { p.m.Extensions[0].Name = "tacit.mesh/http" }, "match", `rules[0].clauses[0].matches[0].extensions[0]: unknown extension "tacit.mesh/http"`},
+		"match extension":                  {func(p parts) { p.m.Extensions[0].Name = "tacit.mesh/later" }, "match", `rules[0].clauses[0].matches[0].extensions[0]: unknown extension "tacit.mesh/later"`},
 		"match extension twice":            {func(p parts) { p.m.Extensions = append(p.m.Extensions, p.m.Extensions[0]) }, "match", "extensions[1]: tacit.mesh/match is given twice"},
 		"match extension cut off":          {func(p parts) { p.m.Extensions[0].Config.Value = p.m.Extensions[0].Config.Value[:3] }, "match", "extensions[0].config"},
 		"sender's own in a match":          {func(p parts) { p.e.Unknown = "hosts" }, "match", "hosts"},

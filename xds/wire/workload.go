@@ -184,6 +184,7 @@ func encodeWorkloadExtension(w *model.Workload) ([]*workload.Extension, error) {
 		SkipOutboundCidrs: encodeEach(w.SkipOutboundCIDRs, encodePrefix),
 		Labels:            w.Labels,
 		Terminating:       w.Terminating,
+		Paths:             encodePaths(w.Paths),
 	}
 	if proto.Size(ext) == 0 {
 		return nil, nil
@@ -210,6 +211,7 @@ func decodeWorkloadExtension(list []*workload.Extension, out *model.Workload) er
 	out.SkipInbound, out.SkipOutbound, out.SkipOutboundCIDRs = in, outbound, cidrs
 	out.Labels = ext.GetLabels()
 	out.Terminating = ext.GetTerminating()
+	out.Paths = decodePaths(ext.GetPaths())
 	return nil
 }
 

@@ -22,6 +22,59 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// How paths of requests are brought to one form.
+type PathNormalization int32
+
+const (
+	PathNormalization_BASE                     PathNormalization = 0
+	PathNormalization_MERGE_SLASHES            PathNormalization = 1
+	PathNormalization_DECODE_AND_MERGE_SLASHES PathNormalization = 2
+	PathNormalization_NONE                     PathNormalization = 3
+)
+
+// Enum value maps for PathNormalization.
+var (
+	PathNormalization_name = map[int32]string{
+		0: "BASE",
+		1: "MERGE_SLASHES",
+		2: "DECODE_AND_MERGE_SLASHES",
+		3: "NONE",
+	}
+	PathNormalization_value = map[string]int32{
+		"BASE":                     0,
+		"MERGE_SLASHES":            1,
+		"DECODE_AND_MERGE_SLASHES": 2,
+		"NONE":                     3,
+	}
+)
+
+func (x PathNormalization) Enum() *PathNormalization {
+	p := new(PathNormalization)
+	*p = x
+	return p
+}
+
+func (x PathNormalization) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PathNormalization) Descriptor() protoreflect.EnumDescriptor {
+	return file_xds_api_tacit_extensions_proto_enumTypes[0].Descriptor()
+}
+
+func (PathNormalization) Type() protoreflect.EnumType {
+	return &file_xds_api_tacit_extensions_proto_enumTypes[0]
+}
+
+func (x PathNormalization) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PathNormalization.Descriptor instead.
+func (PathNormalization) EnumDescriptor() ([]byte, []int) {
+	return file_xds_api_tacit_extensions_proto_rawDescGZIP(), []int{0}
+}
+
 // Of istio.workload.Workload, under the name tacit.mesh/workload.
 type WorkloadExtension struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -33,7 +86,8 @@ type WorkloadExtension struct {
 	// Those of the pod's labels that some policy names.
 	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Still serving, but on its way out.
-	Terminating   bool `protobuf:"varint,6,opt,name=terminating,proto3" json:"terminating,omitempty"`
+	Terminating   bool              `protobuf:"varint,6,opt,name=terminating,proto3" json:"terminating,omitempty"`
+	Paths         PathNormalization `protobuf:"varint,7,opt,name=paths,proto3,enum=tacit.v1.PathNormalization" json:"paths,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -108,6 +162,13 @@ func (x *WorkloadExtension) GetTerminating() bool {
 		return x.Terminating
 	}
 	return false
+}
+
+func (x *WorkloadExtension) GetPaths() PathNormalization {
+	if x != nil {
+		return x.Paths
+	}
+	return PathNormalization_BASE
 }
 
 // Of istio.workload.Service, under the name tacit.mesh/service.
@@ -444,14 +505,15 @@ var File_xds_api_tacit_extensions_proto protoreflect.FileDescriptor
 
 const file_xds_api_tacit_extensions_proto_rawDesc = "" +
 	"\n" +
-	"\x1exds/api/tacit/extensions.proto\x12\btacit.v1\x1a$xds/api/security/authorization.proto\"\x85\x03\n" +
+	"\x1exds/api/tacit/extensions.proto\x12\btacit.v1\x1a$xds/api/security/authorization.proto\"\xb8\x03\n" +
 	"\x11WorkloadExtension\x12\x17\n" +
 	"\apod_uid\x18\x01 \x01(\tR\x06podUid\x126\n" +
 	"\fskip_inbound\x18\x02 \x03(\v2\x13.tacit.v1.PortRangeR\vskipInbound\x128\n" +
 	"\rskip_outbound\x18\x03 \x03(\v2\x13.tacit.v1.PortRangeR\fskipOutbound\x12G\n" +
 	"\x13skip_outbound_cidrs\x18\x04 \x03(\v2\x17.istio.security.AddressR\x11skipOutboundCidrs\x12?\n" +
 	"\x06labels\x18\x05 \x03(\v2'.tacit.v1.WorkloadExtension.LabelsEntryR\x06labels\x12 \n" +
-	"\vterminating\x18\x06 \x01(\bR\vterminating\x1a9\n" +
+	"\vterminating\x18\x06 \x01(\bR\vterminating\x121\n" +
+	"\x05paths\x18\a \x01(\x0e2\x1b.tacit.v1.PathNormalizationR\x05paths\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"@\n" +
@@ -475,7 +537,12 @@ const file_xds_api_tacit_extensions_proto_rawDesc = "" +
 	"\n" +
 	"TimeWindow\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
-	"\x04last\x18\x02 \x01(\rR\x04lastB+Z)github.com/tacit-mesh/tacit/xds/api/tacitb\x06proto3"
+	"\x04last\x18\x02 \x01(\rR\x04last*X\n" +
+	"\x11PathNormalization\x12\b\n" +
+	"\x04BASE\x10\x00\x12\x11\n" +
+	"\rMERGE_SLASHES\x10\x01\x12\x1c\n" +
+	"\x18DECODE_AND_MERGE_SLASHES\x10\x02\x12\b\n" +
+	"\x04NONE\x10\x03B+Z)github.com/tacit-mesh/tacit/xds/api/tacitb\x06proto3"
 
 var (
 	file_xds_api_tacit_extensions_proto_rawDescOnce sync.Once
@@ -489,34 +556,37 @@ func file_xds_api_tacit_extensions_proto_rawDescGZIP() []byte {
 	return file_xds_api_tacit_extensions_proto_rawDescData
 }
 
+var file_xds_api_tacit_extensions_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_xds_api_tacit_extensions_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_xds_api_tacit_extensions_proto_goTypes = []any{
-	(*WorkloadExtension)(nil),    // 0: tacit.v1.WorkloadExtension
-	(*ServiceExtension)(nil),     // 1: tacit.v1.ServiceExtension
-	(*PolicyExtension)(nil),      // 2: tacit.v1.PolicyExtension
-	(*MatchExtension)(nil),       // 3: tacit.v1.MatchExtension
-	(*PortRange)(nil),            // 4: tacit.v1.PortRange
-	(*LabelMatch)(nil),           // 5: tacit.v1.LabelMatch
-	(*TimeWindow)(nil),           // 6: tacit.v1.TimeWindow
-	nil,                          // 7: tacit.v1.WorkloadExtension.LabelsEntry
-	(*security.Address)(nil),     // 8: istio.security.Address
-	(*security.StringMatch)(nil), // 9: istio.security.StringMatch
+	(PathNormalization)(0),       // 0: tacit.v1.PathNormalization
+	(*WorkloadExtension)(nil),    // 1: tacit.v1.WorkloadExtension
+	(*ServiceExtension)(nil),     // 2: tacit.v1.ServiceExtension
+	(*PolicyExtension)(nil),      // 3: tacit.v1.PolicyExtension
+	(*MatchExtension)(nil),       // 4: tacit.v1.MatchExtension
+	(*PortRange)(nil),            // 5: tacit.v1.PortRange
+	(*LabelMatch)(nil),           // 6: tacit.v1.LabelMatch
+	(*TimeWindow)(nil),           // 7: tacit.v1.TimeWindow
+	nil,                          // 8: tacit.v1.WorkloadExtension.LabelsEntry
+	(*security.Address)(nil),     // 9: istio.security.Address
+	(*security.StringMatch)(nil), // 10: istio.security.StringMatch
 }
 var file_xds_api_tacit_extensions_proto_depIdxs = []int32{
-	4, // 0: tacit.v1.WorkloadExtension.skip_inbound:type_name -> tacit.v1.PortRange
-	4, // 1: tacit.v1.WorkloadExtension.skip_outbound:type_name -> tacit.v1.PortRange
-	8, // 2: tacit.v1.WorkloadExtension.skip_outbound_cidrs:type_name -> istio.security.Address
-	7, // 3: tacit.v1.WorkloadExtension.labels:type_name -> tacit.v1.WorkloadExtension.LabelsEntry
-	5, // 4: tacit.v1.MatchExtension.source_labels:type_name -> tacit.v1.LabelMatch
-	5, // 5: tacit.v1.MatchExtension.not_source_labels:type_name -> tacit.v1.LabelMatch
-	6, // 6: tacit.v1.MatchExtension.times:type_name -> tacit.v1.TimeWindow
-	6, // 7: tacit.v1.MatchExtension.not_times:type_name -> tacit.v1.TimeWindow
-	9, // 8: tacit.v1.LabelMatch.values:type_name -> istio.security.StringMatch
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	5,  // 0: tacit.v1.WorkloadExtension.skip_inbound:type_name -> tacit.v1.PortRange
+	5,  // 1: tacit.v1.WorkloadExtension.skip_outbound:type_name -> tacit.v1.PortRange
+	9,  // 2: tacit.v1.WorkloadExtension.skip_outbound_cidrs:type_name -> istio.security.Address
+	8,  // 3: tacit.v1.WorkloadExtension.labels:type_name -> tacit.v1.WorkloadExtension.LabelsEntry
+	0,  // 4: tacit.v1.WorkloadExtension.paths:type_name -> tacit.v1.PathNormalization
+	6,  // 5: tacit.v1.MatchExtension.source_labels:type_name -> tacit.v1.LabelMatch
+	6,  // 6: tacit.v1.MatchExtension.not_source_labels:type_name -> tacit.v1.LabelMatch
+	7,  // 7: tacit.v1.MatchExtension.times:type_name -> tacit.v1.TimeWindow
+	7,  // 8: tacit.v1.MatchExtension.not_times:type_name -> tacit.v1.TimeWindow
+	10, // 9: tacit.v1.LabelMatch.values:type_name -> istio.security.StringMatch
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_xds_api_tacit_extensions_proto_init() }
@@ -529,13 +599,14 @@ func file_xds_api_tacit_extensions_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_api_tacit_extensions_proto_rawDesc), len(file_xds_api_tacit_extensions_proto_rawDesc)),
-			NumEnums:      0,
+			NumEnums:      1,
 			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_xds_api_tacit_extensions_proto_goTypes,
 		DependencyIndexes: file_xds_api_tacit_extensions_proto_depIdxs,
+		EnumInfos:         file_xds_api_tacit_extensions_proto_enumTypes,
 		MessageInfos:      file_xds_api_tacit_extensions_proto_msgTypes,
 	}.Build()
 	File_xds_api_tacit_extensions_proto = out.File
