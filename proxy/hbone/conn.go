@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/tacit-mesh/tacit/proxy/h2"
 	"github.com/tacit-mesh/tacit/proxy/relay"
 )
 
@@ -32,9 +33,9 @@ type conn struct {
 // state is what both ends know of their streams.
 type state struct {
 	streams   map[uint32]*stream
-	lastID    uint32    // highest stream the client has opened
-	resets    resetLog  // of this end
-	updates   allowance // WINDOW_UPDATE; what is sent earns them
+	lastID    uint32       // highest stream the client has opened
+	resets    resetLog     // of this end
+	updates   h2.Allowance // WINDOW_UPDATE; what is sent earns them
 	peer      settings
 	window    int64 // what may be sent on the whole connection
 	starved   []*stream
@@ -80,7 +81,7 @@ func newConn(nc net.Conn, srv *server, budget *Budget, notAfter time.Time, t tim
 	c.streams = make(map[uint32]*stream)
 	c.peer = defaultSettings
 	c.window = defaultWindow
-	c.updates = newAllowance(10000, 1000)
+	c.updates = h2.NewAllowance(10000, 1000)
 	c.notAfter, c.idleSince, c.started = notAfter, now, now
 	c.reader.init(c)
 	c.writer.init()

@@ -35,7 +35,7 @@ func (c *conn) controlFrame() error {
 	case *http2.PushPromiseFrame:
 		return protocolError("PUSH_PROMISE")
 	}
-	if !c.nuisance.spend() {
+	if !c.nuisance.Spend() {
 		return &connError{http2.ErrCodeEnhanceYourCalm, CauseControlFlood, "flood of " + frame.Header().Type.String()}
 	}
 	switch f := frame.(type) {
@@ -78,7 +78,7 @@ func (c *conn) violation(id uint32, code http2.ErrCode) error {
 		s.violated(code)
 	case idle:
 		return &connError{code, CauseProtocol, fmt.Sprintf("malformed frame on idle stream %d", id)}
-	case !c.nuisance.spend():
+	case !c.nuisance.Spend():
 		return &connError{http2.ErrCodeEnhanceYourCalm, CauseProtocol, "malformed frames"}
 	}
 	return nil
@@ -108,7 +108,7 @@ func (c *conn) onPing(f *http2.PingFrame) error {
 func (c *conn) onWindowUpdate(f *http2.WindowUpdateFrame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.updates.spend() {
+	if !c.updates.Spend() {
 		return &connError{http2.ErrCodeEnhanceYourCalm, CauseControlFlood, "flood of WINDOW_UPDATE"}
 	}
 	if f.StreamID == 0 {
@@ -148,7 +148,7 @@ func (c *conn) onReset(f *http2.RSTStreamFrame) error {
 	if idle {
 		return protocolError("RST_STREAM on idle stream %d", f.StreamID)
 	}
-	if (s == nil || !s.answered.Load()) && c.server != nil && !c.cancels.spend() {
+	if (s == nil || !s.answered.Load()) && c.server != nil && !c.cancels.Spend() {
 		return &connError{http2.ErrCodeEnhanceYourCalm, CauseRapidReset, "streams opened and reset"}
 	}
 	if s != nil {

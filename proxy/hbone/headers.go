@@ -1,86 +1,21 @@
 package hbone
 
 import (
-	"fmt"
+	"errors"
 	"strings"
 
-	"golang.org/x/net/http/httpguts"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/tacit-mesh/tacit/proxy/h2"
 )
 
-// headerBlock assembles HEADERS and CONTINUATION and decodes them.
-type headerBlock struct {
-	decoder *hpack.Decoder
-	limit   int // of the decoded list, as RFC 9113 section 6.5.2 counts it
-
-	part   []byte // fragments before the last one
-	frames int
-	end    bool // END_STREAM
-
-	fields    []Header
-	size      int
-	malformed string
-}
-
-// maxContinuations is more than a full header list needs.
-const maxContinuations = 16
-
-func (b *headerBlock) init(server bool) {
-	b.limit = clientHeaderList
+// headerLimit is how much of a header list is taken.
+func headerLimit(server bool) int {
 	if server {
-		b.limit = serverHeaderList
+		return serverHeaderList
 	}
-	b.decoder = hpack.NewDecoder(headerTable, b.emit)
-	b.decoder.SetMaxStringLength(b.limit)
-}
-
-// emit takes one decoded field. Fields beyond the limit are dropped, yet the
-// block is decoded to its end: the compression state belongs to the connection.
-func (b *headerBlock) emit(f hpack.HeaderField) {
-	b.size += int(f.Size())
-	switch {
-	case b.size > b.limit:
-		b.decoder.SetEmitEnabled(false)
-	case f.IsPseudo() && len(b.fields) > 0 && !strings.HasPrefix(b.fields[len(b.fields)-1].Name, ":"):
-		b.malformed = "pseudo header behind others"
-	case !f.IsPseudo() && (!httpguts.ValidHeaderFieldName(f.Name) || strings.ToLower(f.Name) != f.Name):
-		b.malformed = "invalid header name"
-	case !httpguts.ValidHeaderFieldValue(f.Value):
-		b.malformed = "invalid value of header " + f.Name
-	default:
-		b.fields = append(b.fields, Header{f.Name, f.Value})
-	}
-}
-
-// add takes a fragment; done when it was the last one.
-func (b *headerBlock) add(fragment []byte, last bool) (done bool, err error) {
-	b.frames++
-	if b.frames > maxContinuations || len(b.part)+len(fragment) > b.limit {
-		return false, &connError{http2.ErrCodeEnhanceYourCalm, CauseHeaderFlood, "header block without end"}
-	}
-	if !last {
-		b.part = append(b.part, fragment...)
-		return false, nil
-	}
-	if len(b.part) > 0 {
-		fragment = append(b.part, fragment...)
-	}
-	b.decoder.SetEmitEnabled(true)
-	if _, err = b.decoder.Write(fragment); err == nil {
-		err = b.decoder.Close()
-	}
-	if err != nil {
-		return false, &connError{http2.ErrCodeCompression, CauseCompression, fmt.Sprintf("header block: %v", err)}
-	}
-	return true, nil
-}
-
-// take returns the decoded list and forgets it.
-func (b *headerBlock) take() message {
-	m := message{fields: b.fields, end: b.end, malformed: b.malformed, tooLarge: b.size > b.limit}
-	b.part, b.frames, b.fields, b.size, b.malformed = nil, 0, nil, 0, ""
-	return m
+	return clientHeaderList
 }
 
 // message is a header list as it came.
@@ -91,16 +26,29 @@ type message struct {
 	tooLarge  bool
 }
 
+func messageOf(m h2.Message) message {
+	fields := make([]Header, len(m.Fields))
+	for i, f := range m.Fields {
+		fields[i] = Header{f.Name, f.Value}
+	}
+	return message{fields: fields, end: m.End, malformed: m.Malformed, tooLarge: m.TooLarge}
+}
+
 // onBlock handles a part of a header block of a stream.
 func (c *conn) onBlock(id uint32, fragment []byte, last, end, first bool) error {
 	if first {
-		c.assembly.end = end
+		c.assembly.Begin(end)
 	}
-	done, err := c.assembly.add(fragment, last)
-	if !done || err != nil {
-		return err
+	done, err := c.assembly.Add(fragment, last)
+	switch {
+	case errors.Is(err, h2.ErrFlood):
+		return &connError{http2.ErrCodeEnhanceYourCalm, CauseHeaderFlood, err.Error()}
+	case err != nil:
+		return &connError{http2.ErrCodeCompression, CauseCompression, err.Error()}
+	case !done:
+		return nil
 	}
-	m := c.assembly.take()
+	m := messageOf(c.assembly.Take())
 	c.mu.Lock()
 	s := c.streams[id]
 	known := !c.idle(id)
@@ -116,7 +64,7 @@ func (c *conn) onBlock(id uint32, fragment []byte, last, end, first bool) error 
 		s.remoteFIN()
 		return nil
 	case known:
-		if !c.nuisance.spend() {
+		if !c.nuisance.Spend() {
 			return &connError{http2.ErrCodeEnhanceYourCalm, CauseProtocol, "HEADERS on closed streams"}
 		}
 		return nil // it was reset by this end, or refused

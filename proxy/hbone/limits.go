@@ -1,36 +1,5 @@
 package hbone
 
-import "time"
-
-// allowance bounds frames that cost this end more than they cost the peer. It
-// looks at the clock only when it seems to be used up.
-type allowance struct {
-	left, burst int
-	perSecond   int
-	since       time.Time
-}
-
-func newAllowance(burst, perSecond int) allowance {
-	return allowance{left: burst, burst: burst, perSecond: perSecond, since: time.Now()}
-}
-
-// spend reports whether there was one left.
-func (a *allowance) spend() bool {
-	if a.left == 0 {
-		now := time.Now()
-		a.left = min(a.burst, int(now.Sub(a.since).Seconds()*float64(a.perSecond)))
-		a.since = now
-	}
-	if a.left == 0 {
-		return false
-	}
-	a.left--
-	return true
-}
-
-// earn adds one for something useful that calls for such a frame.
-func (a *allowance) earn() { a.left = min(a.left+1, a.burst) }
-
 // resetLog remembers the streams that this end reset last: frames that were on
 // their way are no fault of the peer, as long as they fit the window it had.
 type resetLog struct {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/tacit-mesh/tacit/proxy/h2"
 	"github.com/tacit-mesh/tacit/proxy/relay"
 )
 
@@ -24,12 +25,12 @@ type reader struct {
 	waiting  bool              // pending is valid
 	body     body              // of the DATA frame under way
 	greeting []byte            // of the client's preface, still to come
-	assembly headerBlock
+	assembly h2.Block
 	received int64 // of the connection's window, not credited yet
 	room     int64 // what the peer may send on the whole connection
 
-	nuisance allowance // PING, SETTINGS, GOAWAY, PRIORITY, empty and unknown frames
-	cancels  allowance // streams that the peer resets
+	nuisance h2.Allowance // PING, SETTINGS, GOAWAY, PRIORITY, empty and unknown frames
+	cancels  h2.Allowance // streams that the peer resets
 	settled  atomic.Bool
 	ended    atomic.Bool // nothing more is to be read
 }
@@ -48,13 +49,13 @@ func (r *reader) init(c *conn) {
 	r.parser = http2.NewFramer(nil, inbound{r})
 	r.parser.SetMaxReadFrameSize(maxFrame)
 	r.parser.SetReuseFrames()
-	r.assembly.init(c.server != nil)
+	r.assembly.Init(headerLimit(c.server != nil))
 	if c.server != nil {
 		r.greeting = []byte(http2.ClientPreface)
 	}
 	r.room = connectionWindow
-	r.nuisance = newAllowance(1000, 100)
-	r.cancels = newAllowance(500, 100)
+	r.nuisance = h2.NewAllowance(1000, 100)
+	r.cancels = h2.NewAllowance(500, 100)
 }
 
 // inbound is the framer's view of the bytes that have been read. The reader
@@ -205,7 +206,7 @@ func (c *conn) startBody(h http2.FrameHeader) error {
 		c.creditConnection()
 	}
 	end := h.Flags.Has(http2.FlagDataEndStream)
-	if n == 0 && !end && !c.nuisance.spend() {
+	if n == 0 && !end && !c.nuisance.Spend() {
 		return &connError{http2.ErrCodeEnhanceYourCalm, CauseControlFlood, "empty DATA frames"}
 	}
 	s, err := c.dataStream(h.StreamID, n)
@@ -248,7 +249,7 @@ func (c *conn) dataStream(id uint32, n int64) (*stream, error) {
 	if c.resets.allows(id, n) || c.drain == drained {
 		return nil, nil
 	}
-	if !c.nuisance.spend() {
+	if !c.nuisance.Spend() {
 		return nil, &connError{http2.ErrCodeEnhanceYourCalm, CauseProtocol, "DATA on closed streams"}
 	}
 	c.control(func(f *http2.Framer) error { return f.WriteRSTStream(id, http2.ErrCodeStreamClosed) })

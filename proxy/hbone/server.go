@@ -97,7 +97,7 @@ func (srv *server) open(c *conn, id uint32, m message) error {
 		c.mu.Unlock()
 		if expired {
 			c.goAway()
-		} else if !c.cancels.spend() {
+		} else if !c.cancels.Spend() {
 			return &connError{http2.ErrCodeEnhanceYourCalm, CauseRapidReset, "streams past MAX_CONCURRENT_STREAMS"}
 		}
 		return nil

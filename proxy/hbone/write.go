@@ -8,12 +8,13 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
+	"github.com/tacit-mesh/tacit/proxy/h2"
 	"github.com/tacit-mesh/tacit/proxy/relay"
 )
 
 const (
 	frameHeader = 9
-	headerTable = 4096
+	headerTable = h2.TableSize
 	record      = 16 << 10 // plaintext of a TLS record at most
 )
 
@@ -162,7 +163,7 @@ func (c *conn) send(s *stream, b []byte, from, n int) (int, error) {
 	}
 	s.window -= int64(n)
 	c.window -= int64(n)
-	c.updates.earn()
+	c.updates.Earn()
 	frame := b[from-frameHeader : from+n]
 	putDataHeader(frame, s.id, n)
 	if c.busy && len(frame) <= record && len(c.out)+len(frame) <= relay.LargeSize {
