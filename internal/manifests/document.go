@@ -25,6 +25,18 @@ type Document struct {
 	first int // line of the file that the YAML parser counted as its line 1
 }
 
+// FromJSON is the document of one object, as an API server sends it.
+func FromJSON(data []byte) (*Document, error) {
+	docs, err := chunk{data, 1}.parse("")
+	if err != nil {
+		return nil, err
+	}
+	if len(docs) != 1 {
+		return nil, fmt.Errorf("%d objects, want one", len(docs))
+	}
+	return docs[0], nil
+}
+
 // chunk is the text between two document markers.
 type chunk struct {
 	text []byte

@@ -9,8 +9,8 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 
-	"google.golang.org/protobuf/proto"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -19,6 +19,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/internal/manifests"
 	"github.com/tacit-mesh/tacit/xds/build"
+	"github.com/tacit-mesh/tacit/xds/source/security"
 )
 
 // Source is a directory of manifests.
@@ -65,24 +66,28 @@ func mayHidePolicy(errs []error) bool {
 
 func kinds() []manifests.Kind {
 	core := []string{"v1"}
-	security := []string{"security.istio.io/v1", "security.istio.io/v1beta1"}
-	return []manifests.Kind{
+	kinds := []manifests.Kind{
 		{APIVersions: core, Kind: "Namespace", Cluster: true, Decode: manifests.Strict[corev1.Namespace]},
 		{APIVersions: core, Kind: "Node", Cluster: true, Decode: manifests.Strict[corev1.Node]},
 		{APIVersions: core, Kind: "Pod", Decode: pod},
 		{APIVersions: core, Kind: "Service", Decode: namespaced[corev1.Service]},
 		{APIVersions: []string{"discovery.k8s.io/v1"}, Kind: "EndpointSlice", Decode: namespaced[discoveryv1.EndpointSlice]},
-		{APIVersions: security, Kind: "AuthorizationPolicy", Decode: authorizationPolicy},
-		{APIVersions: security, Kind: "PeerAuthentication", Decode: peerAuthentication},
 	}
+	for _, k := range security.Kinds() {
+		kinds = append(kinds, k.Kind)
+	}
+	return kinds
 }
 
 // ignored are kinds that manifests of applications hold beside those that
 // matter here. Of security.istio.io none is: a policy that is not understood
 // is an error.
 func ignored(apiVersion, kind string) bool {
+	if strings.HasPrefix(apiVersion, security.Group+"/") {
+		return false
+	}
 	switch apiVersion {
-	case "security.istio.io/v1", "security.istio.io/v1beta1", "discovery.k8s.io/v1":
+	case "discovery.k8s.io/v1":
 		return false
 	case "v1":
 		switch kind {
@@ -103,14 +108,10 @@ func namespaced[T any, P interface {
 	if err := d.Decode("", object); err != nil {
 		return nil, err
 	}
-	defaultNamespace(object)
-	return object, nil
-}
-
-func defaultNamespace(o metav1.Object) {
-	if o.GetNamespace() == "" {
-		o.SetNamespace(metav1.NamespaceDefault)
+	if object.GetNamespace() == "" {
+		object.SetNamespace(metav1.NamespaceDefault)
 	}
+	return object, nil
 }
 
 func pod(d *manifests.Document) (any, error) {
@@ -121,32 +122,6 @@ func pod(d *manifests.Document) (any, error) {
 	p := object.(*corev1.Pod)
 	p.UID = types.UID(manifests.PodUID(string(p.UID), p.Namespace, p.Name))
 	return p, nil
-}
-
-func authorizationPolicy(d *manifests.Document) (any, error) {
-	p := &securityv1.AuthorizationPolicy{}
-	return p, policy(d, &p.ObjectMeta, &p.Spec)
-}
-
-func peerAuthentication(d *manifests.Document) (any, error) {
-	p := &securityv1.PeerAuthentication{}
-	return p, policy(d, &p.ObjectMeta, &p.Spec)
-}
-
-// policy decodes an object with a specification of Istio's. Istio's own types
-// would pass over unknown fields.
-func policy(d *manifests.Document, meta *metav1.ObjectMeta, spec proto.Message) error {
-	frame := struct {
-		metav1.TypeMeta `json:",inline"`
-		Metadata        *metav1.ObjectMeta `json:"metadata"`
-		Spec            any                `json:"spec"`
-		Status          any                `json:"status"`
-	}{Metadata: meta}
-	if err := errors.Join(d.Decode("", &frame), d.DecodeProto("spec", spec)); err != nil {
-		return err
-	}
-	defaultNamespace(meta)
-	return nil
 }
 
 func collect(list []manifests.Object) *build.Objects {

@@ -1,0 +1,120 @@
+// Package security reads the kinds of security.istio.io, strictly: Istio's own
+// types would pass over fields that they do not know, and a policy of which a
+// part is passed over is another policy.
+//
+// What does not belong here: where the objects come from, and what they mean
+// (xds/build).
+package security
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+	securityv1beta1 "istio.io/api/security/v1beta1"
+	typev1beta1 "istio.io/api/type/v1beta1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tacit-mesh/tacit/internal/manifests"
+)
+
+// Group is the API group of all kinds here.
+const Group = "security.istio.io"
+
+// Kind is one kind of policy.
+type Kind struct {
+	manifests.Kind
+	// Resource is its name in the API's paths.
+	Resource string
+	// Closed is what stands in for an object that never could be read: it
+	// denies whatever the object might have been about.
+	Closed func(metav1.ObjectMeta, *typev1beta1.WorkloadSelector) metav1.Object
+}
+
+// Versions are the names of those versions of the group that are read, the
+// preferred one first.
+func Versions() []string { return []string{"v1", "v1beta1"} }
+
+// Kinds are all of them.
+func Kinds() []Kind {
+	return []Kind{
+		kind("AuthorizationPolicy", "authorizationpolicies", decodeAuthorizationPolicy, denyAll),
+		kind("PeerAuthentication", "peerauthentications", decodePeerAuthentication, strict),
+	}
+}
+
+func kind(name, resource string, decode func(*manifests.Document) (any, error), closed func(metav1.ObjectMeta, *typev1beta1.WorkloadSelector) metav1.Object) Kind {
+	k := Kind{Resource: resource, Closed: closed}
+	k.Kind.Kind, k.Decode = name, decode
+	for _, version := range Versions() {
+		k.APIVersions = append(k.APIVersions, Group+"/"+version)
+	}
+	return k
+}
+
+func decodeAuthorizationPolicy(d *manifests.Document) (any, error) {
+	p := &securityv1.AuthorizationPolicy{}
+	return p, decode(d, &p.ObjectMeta, &p.Spec)
+}
+
+func decodePeerAuthentication(d *manifests.Document) (any, error) {
+	p := &securityv1.PeerAuthentication{}
+	return p, decode(d, &p.ObjectMeta, &p.Spec)
+}
+
+// decode reads an object with a specification of Istio's.
+func decode(d *manifests.Document, meta *metav1.ObjectMeta, spec proto.Message) error {
+	frame := struct {
+		metav1.TypeMeta `json:",inline"`
+		Metadata        *metav1.ObjectMeta `json:"metadata"`
+		Spec            any                `json:"spec"`
+		Status          any                `json:"status"`
+	}{Metadata: meta}
+	if err := errors.Join(d.Decode("", &frame), d.DecodeProto("spec", spec)); err != nil {
+		return err
+	}
+	if meta.Namespace == "" {
+		meta.Namespace = metav1.NamespaceDefault
+	}
+	return nil
+}
+
+func denyAll(meta metav1.ObjectMeta, selector *typev1beta1.WorkloadSelector) metav1.Object {
+	p := &securityv1.AuthorizationPolicy{ObjectMeta: meta}
+	p.Spec.Selector = selector
+	p.Spec.Action = securityv1beta1.AuthorizationPolicy_DENY
+	p.Spec.Rules = []*securityv1beta1.Rule{{}}
+	return p
+}
+
+func strict(meta metav1.ObjectMeta, selector *typev1beta1.WorkloadSelector) metav1.Object {
+	p := &securityv1.PeerAuthentication{ObjectMeta: meta}
+	p.Spec.Selector = selector
+	p.Spec.Mtls = &securityv1beta1.PeerAuthentication_MutualTLS{Mode: securityv1beta1.PeerAuthentication_MutualTLS_STRICT}
+	return p
+}
+
+// Describe says what is wrong with an object in one line, without the place in
+// a file: fields are told by their path.
+func Describe(err error) string {
+	var lines []string
+	var add func(error)
+	add = func(err error) {
+		var e *manifests.Error
+		if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // undoes errors.Join, one level at a time
+			for _, part := range joined.Unwrap() {
+				add(part)
+			}
+		} else if errors.As(err, &e) && e.Field != "" {
+			lines = append(lines, fmt.Sprintf("%s: %v", e.Field, e.Err))
+		} else if errors.As(err, &e) {
+			lines = append(lines, e.Err.Error())
+		} else {
+			lines = append(lines, err.Error())
+		}
+	}
+	add(err)
+	return strings.Join(lines, "; ")
+}
