@@ -28,6 +28,12 @@ const (
 	Namespace = "tacit-system"
 )
 
+// What Kubernetes calls the pod security of a namespace.
+const (
+	SecurityLabel = "pod-security.kubernetes.io/enforce"
+	SecurityLevel = "privileged"
+)
+
 //go:embed all:chart
 var chartFiles embed.FS
 
@@ -79,6 +85,13 @@ func Preset(name string) (map[string]any, error) {
 		return nil, fmt.Errorf("preset %s: %w", name, err)
 	}
 	return values, nil
+}
+
+// NamespaceManifest is the namespace that the chart's objects go to. Its pods
+// mount directories of their nodes, which only this level of pod security lets
+// through.
+func NamespaceManifest(name string) string {
+	return "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: " + name + "\n  labels:\n    " + SecurityLabel + ": " + SecurityLevel + "\n"
 }
 
 // Render is the chart's objects as YAML, without a cluster to ask: kinds that

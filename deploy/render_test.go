@@ -107,7 +107,7 @@ func everything() values {
 		"proxy": values{"drainSeconds": 60, "maxSurge": "10%", "directLocal": false, "connectionsPerPod": 7, "priorityClassName": "",
 			"seLinuxOptions": values{"type": "spc_t"}, "extraArgs": []any{"--more"}},
 		"agent": values{"maxUnavailable": "20%", "iptables": "nft", "priorityClassName": "", "seLinuxOptions": values{"type": "spc_t"},
-			"extraArgs": []any{"--more"}, "release": true},
+			"extraArgs": []any{"--more"}},
 		"cni":          values{"enabled": false},
 		"startupTaint": values{"enabled": true}, "metrics": values{"annotations": false}, "networkPolicy": values{"enabled": true},
 		"crds": values{"install": false}, "resourceQuota": values{"enabled": true}, "openshift": values{"enabled": true},
@@ -169,14 +169,8 @@ func TestPresetsNameWhatThereIs(t *testing.T) {
 
 // The plain manifests are what the chart gives now.
 func TestPlainManifests(t *testing.T) {
-	const namespace = `# The objects of the chart with its default values, for kubectl apply. Made by
+	const objects = `# The objects of the chart with its default values, for kubectl apply. Made by
 # go test ./deploy -update; the kinds of policies are in crds.yaml.
-apiVersion: v1
-kind: Namespace
-metadata:
-  name: tacit-system
-  labels:
-    pod-security.kubernetes.io/enforce: privileged
 `
 	const kinds = `# The kinds of policies, for clusters without Istio. Install them with kubectl
 # create, which leaves alone what is there. Made by go test ./deploy -update.
@@ -188,7 +182,7 @@ metadata:
 			crds += "---\n" + strings.TrimPrefix(doc, "---\n")
 		}
 	}
-	golden(t, "tacit.yaml", namespace+without)
+	golden(t, "tacit.yaml", objects+NamespaceManifest(Namespace)+without)
 	golden(t, "crds.yaml", crds)
 }
 
