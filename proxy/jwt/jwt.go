@@ -49,11 +49,11 @@ type Verifier struct{ cache cache }
 func NewVerifier() *Verifier { return &Verifier{cache: newCache()} }
 
 // Authenticate verifies the tokens in the headers and the query (without "?")
-// of a request to a workload.
-func (v *Verifier) Authenticate(s *model.Snapshot, w *model.Workload, headers []policy.HeaderField, query string, now time.Time) Result {
+// of a request to a port of a workload.
+func (v *Verifier) Authenticate(s *model.Snapshot, w *model.Workload, port uint16, headers []policy.HeaderField, query string, now time.Time) Result {
 	var result Result
 	var seen []presented
-	for key, rule := range policy.JWTRules(s, w) {
+	for key, rule := range policy.JWTRules(s, w, port) {
 		result.change.protect(rule)
 		if result.Outcome == NoRules {
 			result.Outcome, result.Policy = NoToken, key

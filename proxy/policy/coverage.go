@@ -21,7 +21,7 @@ func CoversHTTP(s *model.Snapshot, w *model.Workload, port uint16) bool {
 	}
 	declared := PortProtocol(s, w, port)
 	for p := range covering(s, w) {
-		if policyReads(p, port, declared) {
+		if coversPort(p, port) && policyReads(p, port, declared) {
 			return true
 		}
 	}
@@ -138,15 +138,15 @@ func matchReaches(m *model.Match, port uint16) bool {
 		!slices.Contains(m.NotDestinationPorts, port)
 }
 
-// JWTRules are the rules for tokens to a workload, each with the key of the
+// JWTRules are the rules for tokens to a port of a workload, each with the key of the
 // RequestAuthentication that it is part of.
-func JWTRules(s *model.Snapshot, w *model.Workload) iter.Seq2[string, *model.JWTRule] {
+func JWTRules(s *model.Snapshot, w *model.Workload, port uint16) iter.Seq2[string, *model.JWTRule] {
 	return func(yield func(string, *model.JWTRule) bool) {
 		if w = current(s, w); w == nil {
 			return
 		}
 		for p := range covering(s, w) {
-			if p.Authentication == nil {
+			if p.Authentication == nil || !coversPort(p, port) {
 				continue
 			}
 			for i := range p.Authentication.Rules {

@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"net/netip"
+	"slices"
 
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -142,20 +143,31 @@ func (e *evaluation) evaluate(s *model.Snapshot) Decision {
 	}
 	var t tally
 	for _, p := range s.GlobalPolicies() {
-		t.add(p, e.policy(p))
+		e.add(&t, p)
 	}
 	for _, p := range s.NamespacePolicies(e.workload.Namespace) {
-		t.add(p, e.policy(p))
+		e.add(&t, p)
 	}
 	for _, key := range e.workload.Policies {
 		switch p, removed := s.Policy(key); {
 		case p != nil:
-			t.add(p, e.policy(p))
+			e.add(&t, p)
 		case !removed:
 			t.missing = cmp.Or(t.missing, key)
 		}
 	}
 	return t.decision(s)
+}
+
+// add lets a policy vote that covers the destination's port.
+func (e *evaluation) add(t *tally, p *model.Policy) {
+	if coversPort(p, e.request.Destination.Port()) {
+		t.add(p, e.policy(p))
+	}
+}
+
+func coversPort(p *model.Policy, port uint16) bool {
+	return len(p.Ports) == 0 || slices.Contains(p.Ports, port)
 }
 
 // plain is the form in which prefixes contain an address: no IPv4 inside

@@ -31,7 +31,7 @@ func Limits(to []AppliedLimit, s *model.Snapshot, r *Request, unit model.LimitUn
 		return to
 	}
 	for p := range covering(s, e.workload) {
-		if p.RateLimit == nil {
+		if p.RateLimit == nil || !coversPort(p, r.Destination.Port()) {
 			continue
 		}
 		for i := range p.RateLimit.Limits {
@@ -47,6 +47,9 @@ func Limits(to []AppliedLimit, s *model.Snapshot, r *Request, unit model.LimitUn
 				if o.Value == a.Key {
 					a.Amount, a.Burst = o.Amount, o.Burst
 				}
+			}
+			if l.PerWorkload {
+				a.Key = e.workload.UID + " " + a.Key
 			}
 			to = append(to, a)
 		}

@@ -21,6 +21,8 @@ type Limit struct {
 	// header, or the path of the claim, "a.b" for a nested one.
 	Per LimitKey
 	Key string
+	// PerWorkload says that each destination counts for itself, too.
+	PerWorkload bool
 	// Overrides are amounts of single values of what Per names.
 	Overrides []LimitOverride
 }

@@ -46,6 +46,9 @@ type Policy struct {
 	DryRun    bool
 	Rules     []Rule
 	Unknown   string
+	// Ports of the workload that the policy covers; none: all. An ALLOW policy
+	// denies nothing on others.
+	Ports []uint16
 
 	Provider       *Provider              // of ActionCustom
 	Authentication *RequestAuthentication // of ActionAuthenticate

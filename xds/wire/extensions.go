@@ -93,7 +93,7 @@ func DialectOf(announced string, aware bool) Dialect {
 
 // needs are the extensions in the policy's resource.
 func needs(p *model.Policy) (out []string) {
-	if p.Action > model.ActionDeny || anyMatch(p.Rules, needsHTTP) {
+	if p.Action > model.ActionDeny || len(p.Ports) > 0 || anyMatch(p.Rules, needsHTTP) {
 		out = append(out, httpExtension)
 	}
 	if anyMatch(p.Rules, needsOther) || slices.ContainsFunc(p.Rules, ruleUnknown) {
@@ -124,18 +124,18 @@ func needsOther(m model.Match) bool {
 // For is the policy for proxies of a dialect: it never allows what p denies.
 // As in Istio's ambient mode with attributes that a proxy lacks, what needs
 // more than the dialect has never matches in an ALLOW policy, and any other
-// policy matches by the rest; CUSTOM then denies, and what decides nothing by
-// itself never matches. The policy itself is returned if it needs no more.
+// policy matches by the rest; CUSTOM then denies, what decides nothing by
+// itself never matches, and an ALLOW policy covers all ports. The policy itself is returned if it needs no more.
 func For(p *model.Policy, d Dialect) *model.Policy {
 	if d == DialectFull || len(needs(p)) == 0 {
 		return p
 	}
 	r := reducer{d}
-	if p.Action <= model.ActionDeny && d == DialectLayer4 && !anyMatch(p.Rules, r.lacks) {
+	if p.Action <= model.ActionDeny && d == DialectLayer4 && len(p.Ports) == 0 && !anyMatch(p.Rules, r.lacks) {
 		return p
 	}
 	out := *p
-	out.Rules, out.Provider, out.Authentication, out.RateLimit = nil, nil, nil, nil
+	out.Rules, out.Ports, out.Provider, out.Authentication, out.RateLimit = nil, nil, nil, nil, nil
 	if p.Action > model.ActionDeny {
 		out.Action = model.ActionDeny
 	}
@@ -151,7 +151,12 @@ func For(p *model.Policy, d Dialect) *model.Policy {
 		out.Rules = []model.Rule{{Clauses: []model.Clause{{}}}} // matches always
 	case p.Action == model.ActionDeny || p.Action == model.ActionCustom:
 		for _, rule := range p.Rules {
-			out.Rules = append(out.Rules, r.widen(rule))
+			rule = r.widen(rule)
+			if len(p.Ports) > 0 {
+				only := model.Clause{Matches: []model.Match{{DestinationPorts: p.Ports}}}
+				rule.Clauses = append(slices.Clip(rule.Clauses), only)
+			}
+			out.Rules = append(out.Rules, rule)
 		}
 	case p.Action > model.ActionLimit:
 		out.Rules = []model.Rule{{Clauses: []model.Clause{{}}}}

@@ -112,6 +112,7 @@ func drawLimit(t *rapid.T) model.Limit {
 		Rules: list(t, rule, "rules"), Unit: model.LimitUnit(rapid.IntRange(0, 2).Draw(t, "unit")),
 		Amount: nonZero.Draw(t, "amount"), Interval: milliseconds.Draw(t, "interval"), Burst: nonZero.Draw(t, "burst"),
 		Per: model.LimitKey(rapid.IntRange(0, 3).Draw(t, "per")), Overrides: list(t, override, "overrides"),
+		PerWorkload: rapid.Bool().Draw(t, "per workload"),
 	}
 	if l.Per >= model.LimitPerClaim {
 		l.Key = part.Draw(t, "key")
@@ -280,6 +281,8 @@ func TestLayer4Dialect(t *testing.T) {
 		{"AUDIT", model.Policy{Action: model.ActionAudit, Rules: of(rest)}, model.Policy{Action: model.ActionDeny}},
 		{"CUSTOM", model.Policy{Action: model.ActionCustom, Provider: &model.Provider{}, Rules: of(mixed)}, model.Policy{Action: model.ActionDeny, Rules: of(rest)}},
 		{"tokens", model.Policy{Action: model.ActionAuthenticate, Authentication: &model.RequestAuthentication{}}, model.Policy{Action: model.ActionDeny}},
+		{"DENY on a port", model.Policy{Action: model.ActionDeny, Ports: []uint16{80}, Rules: []model.Rule{{}}}, model.Policy{Action: model.ActionDeny, Rules: of(model.Match{DestinationPorts: []uint16{80}})}},
+		{"ALLOW on a port", model.Policy{Ports: []uint16{80}, Rules: of(rest)}, model.Policy{Rules: of(rest)}},
 		{"a limit", model.Policy{Action: model.ActionLimit, RateLimit: &model.RateLimit{}}, model.Policy{Action: model.ActionDeny}},
 	} {
 		if diff := cmp.Diff(&test.want, For(&test.in, DialectLayer4)); diff != "" {

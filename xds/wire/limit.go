@@ -16,7 +16,7 @@ func encodeRateLimit(r *model.RateLimit) (*tacit.RateLimit, error) {
 	for _, l := range r.Limits {
 		encoded := &tacit.Limit{
 			Unit: tacit.Limit_Unit(l.Unit), Amount: l.Amount, IntervalMs: encodeMilliseconds(l.Interval), Burst: l.Burst,
-			Per: tacit.Limit_Per(l.Per), Key: l.Key,
+			Per: tacit.Limit_Per(l.Per), Key: l.Key, PerWorkload: l.PerWorkload,
 			Overrides: encodeEach(l.Overrides, func(o model.LimitOverride) *tacit.LimitOverride {
 				return &tacit.LimitOverride{Value: o.Value, Amount: o.Amount, Burst: o.Burst}
 			}),
@@ -51,7 +51,7 @@ func decodeRateLimit(r *tacit.RateLimit) (*model.RateLimit, error) {
 func decodeLimit(l *tacit.Limit) (model.Limit, error) {
 	out := model.Limit{
 		Unit: model.LimitUnit(l.GetUnit()), Amount: l.GetAmount(), Burst: l.GetBurst(),
-		Per: model.LimitKey(l.GetPer()), Key: l.GetKey(),
+		Per: model.LimitKey(l.GetPer()), Key: l.GetKey(), PerWorkload: l.GetPerWorkload(),
 	}
 	named := l.GetPer() == tacit.Limit_CLAIM || l.GetPer() == tacit.Limit_HEADER
 	switch {

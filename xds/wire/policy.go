@@ -73,8 +73,9 @@ func encodePolicyExtensions(p *model.Policy, out *security.Authorization) error 
 		out.Extensions = append(out.Extensions, &security.Extension{Name: name, Config: config})
 		return err
 	}
-	if p.Unknown != "" {
-		if err := add(policyExtension, &tacit.PolicyExtension{Unknown: p.Unknown}); err != nil {
+	if p.Unknown != "" || len(p.Ports) > 0 {
+		own := &tacit.PolicyExtension{Unknown: p.Unknown, Ports: encodeEach(p.Ports, encodeMatchPort)}
+		if err := add(policyExtension, own); err != nil {
 			return err
 		}
 	}
@@ -130,6 +131,10 @@ func decodePolicyExtensions(list []*security.Extension, out *model.Policy) reaso
 				unknown.add("%s.config: %v", path, err)
 			}
 			unknown = append(unknown, anyUnknown(ext.ProtoReflect(), path+".config"), ext.GetUnknown())
+			var err error
+			if out.Ports, err = decodeEach("ports", ext.GetPorts(), decodeMatchPort); err != nil {
+				unknown.add("%s.config.%v", path, err)
+			}
 		case name == httpExtension:
 			unknown = append(unknown, decodeHTTPPolicy(e, path, out)...)
 		default:

@@ -136,6 +136,7 @@ func drawPolicy(t *rapid.T) *model.Policy {
 		DryRun:    rapid.Bool().Draw(t, "dry run"),
 		Rules:     list(t, rule, "rules"),
 		Unknown:   text.Draw(t, "unknown"),
+		Ports:     list(t, port, "ports"),
 	}
 	drawAction(t, p)
 	return p

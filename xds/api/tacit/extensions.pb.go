@@ -222,7 +222,9 @@ type PolicyExtension struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What the sender could not express of the policy; not empty: the policy
 	// denies.
-	Unknown       string `protobuf:"bytes,1,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	Unknown string `protobuf:"bytes,1,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	// That the policy covers; none: all.
+	Ports         []uint32 `protobuf:"varint,2,rep,packed,name=ports,proto3" json:"ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -262,6 +264,13 @@ func (x *PolicyExtension) GetUnknown() string {
 		return x.Unknown
 	}
 	return ""
+}
+
+func (x *PolicyExtension) GetPorts() []uint32 {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
 }
 
 // Of istio.security.Match, under the name tacit.mesh/match. Its attributes
@@ -518,9 +527,10 @@ const file_xds_api_tacit_extensions_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"@\n" +
 	"\x10ServiceExtension\x12,\n" +
-	"\x12client_ip_affinity\x18\x01 \x01(\rR\x10clientIpAffinity\"+\n" +
+	"\x12client_ip_affinity\x18\x01 \x01(\rR\x10clientIpAffinity\"A\n" +
 	"\x0fPolicyExtension\x12\x18\n" +
-	"\aunknown\x18\x01 \x01(\tR\aunknown\"\x86\x02\n" +
+	"\aunknown\x18\x01 \x01(\tR\aunknown\x12\x14\n" +
+	"\x05ports\x18\x02 \x03(\rR\x05ports\"\x86\x02\n" +
 	"\x0eMatchExtension\x129\n" +
 	"\rsource_labels\x18\x01 \x03(\v2\x14.tacit.v1.LabelMatchR\fsourceLabels\x12@\n" +
 	"\x11not_source_labels\x18\x02 \x03(\v2\x14.tacit.v1.LabelMatchR\x0fnotSourceLabels\x12*\n" +

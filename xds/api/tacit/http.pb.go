@@ -864,14 +864,16 @@ func (x *RateLimit) GetStore() *LimitStore {
 type Limit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Alternatives; none: everything.
-	Rules         []*security.Rule `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
-	Unit          Limit_Unit       `protobuf:"varint,2,opt,name=unit,proto3,enum=tacit.v1.Limit_Unit" json:"unit,omitempty"`
-	Amount        uint64           `protobuf:"varint,3,opt,name=amount,proto3" json:"amount,omitempty"`
-	IntervalMs    uint64           `protobuf:"varint,4,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`
-	Burst         uint64           `protobuf:"varint,5,opt,name=burst,proto3" json:"burst,omitempty"`
-	Per           Limit_Per        `protobuf:"varint,6,opt,name=per,proto3,enum=tacit.v1.Limit_Per" json:"per,omitempty"`
-	Key           string           `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`
-	Overrides     []*LimitOverride `protobuf:"bytes,8,rep,name=overrides,proto3" json:"overrides,omitempty"`
+	Rules      []*security.Rule `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
+	Unit       Limit_Unit       `protobuf:"varint,2,opt,name=unit,proto3,enum=tacit.v1.Limit_Unit" json:"unit,omitempty"`
+	Amount     uint64           `protobuf:"varint,3,opt,name=amount,proto3" json:"amount,omitempty"`
+	IntervalMs uint64           `protobuf:"varint,4,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`
+	Burst      uint64           `protobuf:"varint,5,opt,name=burst,proto3" json:"burst,omitempty"`
+	Per        Limit_Per        `protobuf:"varint,6,opt,name=per,proto3,enum=tacit.v1.Limit_Per" json:"per,omitempty"`
+	Key        string           `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`
+	Overrides  []*LimitOverride `protobuf:"bytes,8,rep,name=overrides,proto3" json:"overrides,omitempty"`
+	// Each destination counts for itself, too.
+	PerWorkload   bool `protobuf:"varint,9,opt,name=per_workload,json=perWorkload,proto3" json:"per_workload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -960,6 +962,13 @@ func (x *Limit) GetOverrides() []*LimitOverride {
 		return x.Overrides
 	}
 	return nil
+}
+
+func (x *Limit) GetPerWorkload() bool {
+	if x != nil {
+		return x.PerWorkload
+	}
+	return false
 }
 
 type LimitOverride struct {
@@ -1468,7 +1477,7 @@ const file_xds_api_tacit_http_proto_rawDesc = "" +
 	"\x05claim\x18\x02 \x01(\tR\x05claim\"`\n" +
 	"\tRateLimit\x12'\n" +
 	"\x06limits\x18\x01 \x03(\v2\x0f.tacit.v1.LimitR\x06limits\x12*\n" +
-	"\x05store\x18\x02 \x01(\v2\x14.tacit.v1.LimitStoreR\x05store\"\x85\x03\n" +
+	"\x05store\x18\x02 \x01(\v2\x14.tacit.v1.LimitStoreR\x05store\"\xa8\x03\n" +
 	"\x05Limit\x12*\n" +
 	"\x05rules\x18\x01 \x03(\v2\x14.istio.security.RuleR\x05rules\x12(\n" +
 	"\x04unit\x18\x02 \x01(\x0e2\x14.tacit.v1.Limit.UnitR\x04unit\x12\x16\n" +
@@ -1478,7 +1487,8 @@ const file_xds_api_tacit_http_proto_rawDesc = "" +
 	"\x05burst\x18\x05 \x01(\x04R\x05burst\x12%\n" +
 	"\x03per\x18\x06 \x01(\x0e2\x13.tacit.v1.Limit.PerR\x03per\x12\x10\n" +
 	"\x03key\x18\a \x01(\tR\x03key\x125\n" +
-	"\toverrides\x18\b \x03(\v2\x17.tacit.v1.LimitOverrideR\toverrides\"0\n" +
+	"\toverrides\x18\b \x03(\v2\x17.tacit.v1.LimitOverrideR\toverrides\x12!\n" +
+	"\fper_workload\x18\t \x01(\bR\vperWorkload\"0\n" +
 	"\x04Unit\x12\f\n" +
 	"\bREQUESTS\x10\x00\x12\x0f\n" +
 	"\vCONNECTIONS\x10\x01\x12\t\n" +
