@@ -1,43 +1,48 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/tacit-mesh/tacit/internal/cli"
-	"github.com/tacit-mesh/tacit/internal/httpserve"
-	"github.com/tacit-mesh/tacit/redirect/handoff"
-	"github.com/tacit-mesh/tacit/redirect/netns"
 	"github.com/tacit-mesh/tacit/redirect/pods"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 const help = `tacit-agent captures the traffic of this node's pods for tacit-proxy.
 
-It reads which pods there are from a directory of Kubernetes manifests. Those
-whose namespace or pod carries the label tacit.mesh/dataplane=enabled get rules
-and listening sockets in their network namespace, which is found as the file
-NAMESPACE_NAME in --netns-dir. tacit-proxy connects to agent.sock in --run-dir
-and gets the sockets.
+Pods whose namespace or pod carries the label tacit.mesh/dataplane=enabled get
+rules and listening sockets in their network namespace. tacit-proxy connects to
+agent.sock in --run-dir and gets the sockets.
+
+With --kubernetes it reads which pods there are from the API, finds their
+network namespaces by their processes, annotates those that are captured with
+tacit.mesh/redirection=enabled, and says what goes wrong in events of the pod.
+It installs the CNI plugin tacit-cni into --cni-bin-dir and --cni-conf-dir, so
+that new pods are captured before their first container starts.
+
+Without, it reads a directory of Kubernetes manifests, and finds network
+namespaces as the files NAMESPACE_NAME in --netns-dir.
 
 It needs CAP_SYS_ADMIN (to enter namespaces), CAP_NET_ADMIN and CAP_NET_RAW (for
 rules, routes and sockets there), CAP_DAC_OVERRIDE and CAP_CHOWN (for the
-proxy's directory), and iptables with its -save and -restore programs.
+proxy's directory), with --kubernetes CAP_SYS_PTRACE and the node's processes
+(to find namespaces), and iptables with its -save and -restore programs.
 
 When it ends, rules and listeners stay: the proxy goes on, and the next agent
 takes over. "tacit-agent cleanup" takes all of it away.`
 
 const example = `  tacit-agent --node node-1 --from manifests/ --netns-dir /run/netns \
     --run-dir /run/tacit --proxy-uid "$(id -u tacit-proxy)"
+
+  tacit-agent --node "$NODE_NAME" --kubernetes --run-dir /run/tacit/agent \
+    --proxy-uid 13371 --cni-bin-dir /opt/cni/bin --cni-conf-dir /etc/cni/net.d
 
   # Leave nothing behind, once the agent has ended:
   tacit-agent cleanup --netns-dir /run/netns`
@@ -46,6 +51,10 @@ const example = `  tacit-agent --node node-1 --from manifests/ --netns-dir /run/
 type options struct {
 	node        string
 	from        string
+	kubernetes  bool
+	kubeconfig  string
+	hostProc    string
+	removeTaint bool
 	netnsDir    string
 	runDir      string
 	proxyUID    int
@@ -62,7 +71,7 @@ type options struct {
 func command() *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
-		Use:     "tacit-agent --node NAME --from DIR --netns-dir DIR --run-dir DIR --proxy-uid UID",
+		Use:     "tacit-agent --node NAME (--kubernetes | --from DIR --netns-dir DIR) --run-dir DIR --proxy-uid UID",
 		Short:   "Captures the traffic of this node's pods and hands it to tacit-proxy",
 		Long:    help,
 		Example: example,
@@ -70,7 +79,7 @@ func command() *cobra.Command {
 	}
 	skips := cli.Skips(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		var problems [3]error
+		var problems [4]error
 		o.skips, problems[0] = skips()
 		if _, err := pods.ParseBackend(o.iptables); err != nil {
 			problems[1] = fmt.Errorf("--iptables: %w", err)
@@ -78,15 +87,16 @@ func command() *cobra.Command {
 		if o.proxyUID < 0 {
 			problems[2] = fmt.Errorf("--proxy-uid=%d: want the number of a user", o.proxyUID)
 		}
-		if err := cli.Check(cmd, []string{"node", "from", "netns-dir", "run-dir", "proxy-uid"}, problems[:]...); err != nil {
+		problems[3] = o.exclusive(cmd)
+		if err := cli.Check(cmd, append(o.required(), "run-dir", "proxy-uid"), problems[:]...); err != nil {
 			return err
 		}
 		return o.run(cmd.Context(), logger())
 	}
-	cmd.PersistentFlags().StringVar(&o.netnsDir, "netns-dir", "", "`directory` of the pods' network namespaces, files named NAMESPACE_NAME")
+	o.sharedFlags(cmd.PersistentFlags())
 	f := cmd.Flags()
-	f.StringVar(&o.from, "from", "", "`directory` of Kubernetes manifests")
-	f.StringVar(&o.node, "node", "", "`name` of this node, as in the pods' spec.nodeName")
+	f.StringVar(&o.from, "from", "", "`directory` of Kubernetes manifests, in the place of --kubernetes")
+	f.BoolVar(&o.removeTaint, "remove-taint", false, "take the taint "+taint+" off the node once the agent is ready")
 	f.StringVar(&o.runDir, "run-dir", "", "`directory` for agent.sock, mode 0700, of the proxy's user; made if absent")
 	f.IntVar(&o.proxyUID, "proxy-uid", 0, "`number` of the user that tacit-proxy runs as")
 	f.StringVar(&o.proxyCgroup, "proxy-cgroup", "", "control `group` that tacit-proxy must be in; not checked if empty")
@@ -98,70 +108,40 @@ func command() *cobra.Command {
 	return cmd
 }
 
-func (o *options) run(ctx context.Context, log *zap.Logger) error {
-	defer func() { _ = log.Sync() }()
-	g, gctx := errgroup.WithContext(ctx)
-	server := handoff.New(handoff.Config{
-		Socket: filepath.Join(o.runDir, "agent.sock"), ProxyUID: o.proxyUID, ProxyCgroup: o.proxyCgroup, Log: log,
-	})
-	set := pods.New(pods.Config{Sockets: server, Backend: pods.Backend(o.iptables), Log: log})
-	var source pods.Source = &pods.Manifests{
-		Dir: o.from, NetNSDir: o.netnsDir, Node: o.node, TrustDomain: o.trustDomain, Skips: o.skips, Log: log,
-	}
-	if o.metrics != "" {
-		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.metrics)
-		if err != nil {
-			return fmt.Errorf("listen for metrics: %w", err)
-		}
-		if o.listening != nil {
-			o.listening(listener.Addr().String())
-		}
-		log.Info("serving metrics", zap.Stringer("address", listener.Addr()))
-		g.Go(func() error { return httpserve.Run(gctx, listener, handler(set, server)) })
-	}
-	g.Go(func() error { return server.Run(gctx) })
-	g.Go(func() error { return set.Run(gctx) })
-	g.Go(func() error { return source.Run(gctx, set.Update) })
-	log.Info("tacit-agent started", zap.String("node", o.node))
-	err := g.Wait()
-	if ctx.Err() != nil {
-		log.Info("tacit-agent stopped; rules and listeners stay in place")
-		return nil
-	}
-	return err
+// sharedFlags are those of cleanup, too.
+func (o *options) sharedFlags(f *pflag.FlagSet) {
+	f.BoolVar(&o.kubernetes, "kubernetes", false, "read the node's pods from the Kubernetes API")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to reach the Kubernetes API; the pod's own account if empty")
+	f.StringVar(&o.node, "node", "", "`name` of this node, as in the pods' spec.nodeName")
+	f.StringVar(&o.netnsDir, "netns-dir", "", "`directory` of the pods' network namespaces: files named NAMESPACE_NAME, or with --kubernetes where the container runtime pins them (then "+runtimePins+" if empty)")
+	f.StringVar(&o.hostProc, "host-proc", "/proc", "`directory` with the node's processes, for --kubernetes")
 }
 
-func cleanupCommand(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use:   "cleanup --netns-dir DIR",
-		Short: "Takes away everything that tacit-agent ever made in the pods' network namespaces",
-		Long: `cleanup takes away everything that tacit-agent ever made in the network
-namespaces of --netns-dir, and nothing else. Connections that are captured
-break; to let pods go without that, opt them out while the agent runs.`,
-		Example: `  tacit-agent cleanup --netns-dir /run/netns`,
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := cli.Check(cmd, []string{"netns-dir"}); err != nil {
-				return err
-			}
-			return o.cleanup(cmd.Context())
-		},
+// taint is what a node may start with, so that no pod comes before the agent.
+const taint = "tacit.mesh/agent-not-ready"
+
+// runtimePins is where containerd and CRI-O pin network namespaces.
+const runtimePins = "/run/netns"
+
+// required are the flags without which there are no pods to be found.
+func (o *options) required() []string {
+	if o.kubernetes {
+		return []string{"node"}
 	}
+	return []string{"node", "from", "netns-dir"}
 }
 
-func (o *options) cleanup(ctx context.Context) error {
-	entries, err := os.ReadDir(o.netnsDir)
-	if err != nil {
-		return fmt.Errorf("cleanup: %w", err)
-	}
-	var errs []error
-	for _, e := range entries {
-		err := pods.Cleanup(ctx, filepath.Join(o.netnsDir, e.Name()))
-		if !errors.Is(err, netns.ErrNotNamespace) { // a file that is left of one that is gone
-			errs = append(errs, err)
+// exclusive refuses flags that would have no effect.
+func (o *options) exclusive(cmd *cobra.Command) error {
+	for _, name := range []string{"kubeconfig", "host-proc", "remove-taint"} {
+		if cmd.Flag(name).Changed && !o.kubernetes {
+			return fmt.Errorf("--%s has no effect without --kubernetes", name)
 		}
 	}
-	return errors.Join(errs...)
+	if o.kubernetes && o.from != "" {
+		return errors.New("--from and --kubernetes are two sources of pods: give one of them")
+	}
+	return nil
 }
 
 func logger() *zap.Logger {

@@ -31,7 +31,12 @@ func TestFlags(t *testing.T) {
 		{complete + "--iptables ebpf", "--iptables: "},
 		{complete + "--skips listed", "--skips=listed needs --skip-ports"},
 		{complete + "--skips listed --iptables ebpf", "2 flags are wrong"},
+		{complete + "--kubernetes", "--from and --kubernetes are two sources of pods"},
+		{complete + "--remove-taint", "--remove-taint has no effect without --kubernetes"},
+		{"--kubernetes --run-dir r --proxy-uid 1", "--node is missing: "},
+		{"--kubernetes --node n --run-dir r --proxy-uid 1 --kubeconfig /nonexistent/kubeconfig", "/nonexistent/kubeconfig"},
 		{"cleanup", "--netns-dir is missing: "},
+		{"cleanup --kubernetes", "--node is missing: "},
 	} {
 		cmd := cli.Prepare(command())
 		cmd.SetArgs(strings.Fields(test.args))
@@ -95,7 +100,7 @@ func TestMetrics(t *testing.T) {
 	text := scrape(t, "http://"+address+"/metrics")
 	for _, want := range []string{
 		`tacit_agent_pods{state="pending"} 1`, `tacit_agent_pods{state="captured"} 0`, `tacit_agent_pods{state="left"} 0`,
-		"tacit_agent_pods_failing 1", "tacit_agent_pods_with_gaps 0", "tacit_agent_repairs_total 0",
+		"tacit_agent_pods_failing 1", "tacit_agent_pods_refused 0", "tacit_agent_pods_with_gaps 0", "tacit_agent_repairs_total 0",
 		"tacit_agent_proxies_connected 0", "tacit_agent_sockets_handed_out_total 0", "tacit_agent_socket_failures_total 0",
 	} {
 		if !strings.Contains(text, "\n"+want+"\n") {

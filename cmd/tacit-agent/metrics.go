@@ -11,8 +11,8 @@ import (
 	"github.com/tacit-mesh/tacit/redirect/pods"
 )
 
-// handler answers Prometheus.
-func handler(set *pods.Set, sockets *handoff.Server) http.Handler {
+// handler answers Prometheus, and who asks whether the node is ready for pods.
+func handler(set *pods.Set, sockets *handoff.Server, ready func() bool) http.Handler {
 	r := prometheus.NewRegistry()
 	r.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -20,6 +20,11 @@ func handler(set *pods.Set, sockets *handoff.Server) http.Handler {
 	)
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !ready() {
+			http.Error(w, "pods of the node have not all been looked at, or the CNI plugin is not installed yet: the log says what is missing", http.StatusServiceUnavailable)
+		}
+	})
 	return mux
 }
 
@@ -44,7 +49,7 @@ func (t *telemetry) Collect(out chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, value uint64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(value), labels...)
 	}
-	var failing, gaps int
+	var failing, gaps, refused int
 	states := map[pods.State]int{pods.StatePending: 0, pods.StateCaptured: 0, pods.StateReleasing: 0, pods.StateLeft: 0}
 	uncaptured := metric("uncaptured_flows_total", "Flows of a captured pod that are not TCP and so pass in clear.", "namespace", "pod")
 	for _, p := range t.pods.Status() {
@@ -54,6 +59,9 @@ func (t *telemetry) Collect(out chan<- prometheus.Metric) {
 		}
 		if p.Gap != "" {
 			gaps++
+		}
+		if p.Pod.Refused != "" {
+			refused++
 		}
 		if p.State == pods.StateCaptured || p.Uncaptured > 0 {
 			counter(uncaptured, p.Uncaptured, p.Pod.Namespace, p.Pod.Name)
@@ -65,6 +73,7 @@ func (t *telemetry) Collect(out chan<- prometheus.Metric) {
 	}
 	gauge(metric("pods_failing", "Pods whose last attempt to bring them to what is wanted failed; the log says why."), failing)
 	gauge(metric("pods_with_gaps", "Captured pods with addresses that cannot be captured faithfully; the log says which."), gaps)
+	gauge(metric("pods_refused", "Pods that are labelled to be captured and cannot be; their events say why."), refused)
 	counter(metric("repairs_total", "Times that others had changed a pod's rules, routes or settings and these were put in order."), t.pods.Repairs())
 	sockets := t.sockets.Stats()
 	gauge(metric("proxies_connected", "Proxies connected: one, or two while one replaces the other."), sockets.Proxies)

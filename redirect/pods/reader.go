@@ -35,6 +35,11 @@ func (r Reader) Here(p *corev1.Pod) bool {
 // and the container runtime know that pod.
 const mirrored = "kubernetes.io/config.hash"
 
+// RuntimeUID is by what UID the node's container runtime knows a pod.
+func RuntimeUID(p *corev1.Pod) string {
+	return cmp.Or(p.Annotations[mirrored], manifests.PodUID(string(p.UID), p.Namespace, p.Name))
+}
+
 // Read says what is wanted of a pod. A namespace without labels will do where
 // it is not known.
 func (r Reader) Read(p *corev1.Pod, namespace *corev1.Namespace) Pod {
@@ -46,17 +51,16 @@ func (r Reader) Read(p *corev1.Pod, namespace *corev1.Namespace) Pod {
 	if v, ok := p.Labels[enrol.Label]; ok && v != enrol.Enabled && v != "disabled" {
 		faults = append(faults, fmt.Sprintf("pod label %s: %q is neither enabled nor disabled, and taken for disabled", enrol.Label, v))
 	}
-	uid := manifests.PodUID(string(p.UID), p.Namespace, p.Name)
 	return Pod{
 		Pod: handoff.Pod{
-			UID:            uid,
+			UID:            manifests.PodUID(string(p.UID), p.Namespace, p.Name),
 			Name:           p.Name,
 			Namespace:      p.Namespace,
 			ServiceAccount: cmp.Or(p.Spec.ServiceAccountName, "default"),
 			TrustDomain:    r.TrustDomain,
 			Addresses:      addresses(p),
 		},
-		RuntimeUID: cmp.Or(p.Annotations[mirrored], uid),
+		RuntimeUID: RuntimeUID(p),
 		Capture:    enrol.Wanted(p.Labels, namespace.Labels),
 		Skips:      skips,
 		Faults:     faults,

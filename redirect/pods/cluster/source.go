@@ -1,0 +1,221 @@
+// Package cluster is the source of pods of a node of a Kubernetes cluster, and
+// tells the cluster what became of them.
+//
+// What does not belong here: what happens in the pods (redirect/pods), and the
+// rules of who is enrolled (redirect/enrol).
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	nodelisters "k8s.io/client-go/listers/node/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/tacit-mesh/tacit/redirect/pods"
+)
+
+// Config says which pods to read.
+type Config struct {
+	Client kubernetes.Interface
+	Reader pods.Reader
+	Log    *zap.Logger
+}
+
+// Source reads this node's pods from the API, and hears from the CNI plugin of
+// those that are just being made.
+type Source struct {
+	cfg Config
+
+	podFactory, factory informers.SharedInformerFactory
+	pods                corelisters.PodLister
+	namespaces          corelisters.NamespaceLister
+	classes             nodelisters.RuntimeClassLister
+	synced              []cache.InformerSynced // without classes: few pods need one
+	classesSynced       cache.InformerSynced
+	changed             chan struct{}        // holds one token after a change
+	events              record.EventRecorder // set by Run
+
+	mu        sync.Mutex
+	arrived   chan struct{}           // closed and replaced when the list has been read again
+	sandboxes map[string]Sandbox      // by the UID that the runtime knows
+	announced map[string]announcement // by the pods' UIDs
+}
+
+// NewSource makes a source; nothing is read before Run.
+func NewSource(cfg Config) (*Source, error) {
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	s := &Source{cfg: cfg, changed: make(chan struct{}, 1), arrived: make(chan struct{}),
+		sandboxes: map[string]Sandbox{}, announced: map[string]announcement{}}
+	s.podFactory = informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0,
+		informers.WithTransform(strip),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = s.onThisNode().FieldSelector }))
+	s.factory = informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithTransform(strip))
+	podInformer, namespaceInformer := s.podFactory.Core().V1().Pods(), s.factory.Core().V1().Namespaces()
+	classInformer := s.factory.Node().V1().RuntimeClasses()
+	s.pods, s.namespaces, s.classes = podInformer.Lister(), namespaceInformer.Lister(), classInformer.Lister()
+	s.synced = []cache.InformerSynced{podInformer.Informer().HasSynced, namespaceInformer.Informer().HasSynced}
+	s.classesSynced = classInformer.Informer().HasSynced
+	for what, informer := range map[string]cache.SharedIndexInformer{
+		"pods": podInformer.Informer(), "namespaces": namespaceInformer.Informer(), "runtimeclasses.node.k8s.io": classInformer.Informer(),
+	} {
+		if err := s.watch(what, informer); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (s *Source) onThisNode() metav1.ListOptions {
+	return metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", s.cfg.Reader.Node).String()}
+}
+
+func (s *Source) watch(what string, informer cache.SharedIndexInformer) error {
+	kick := func() { s.kick() }
+	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { kick() }, UpdateFunc: func(any, any) { kick() }, DeleteFunc: func(any) { kick() },
+	}); err != nil {
+		return fmt.Errorf("watch %s: %w", what, err)
+	}
+	err := informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
+		s.cfg.Log.Error("cannot watch "+what+"; it is tried again", zap.Error(explain(err, "list and watch", what)))
+	})
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", what, err)
+	}
+	return nil
+}
+
+func (s *Source) kick() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Run implements [pods.Source]. Nothing is said before pods and namespaces
+// have been read whole.
+func (s *Source) Run(ctx context.Context, update func([]pods.Pod)) error {
+	defer s.startEvents()()
+	s.podFactory.StartWithContext(ctx)
+	s.factory.StartWithContext(ctx)
+	defer s.factory.Shutdown()
+	defer s.podFactory.Shutdown()
+	if !cache.WaitForCacheSync(ctx.Done(), s.synced...) {
+		return ctx.Err()
+	}
+	s.awaitClasses(ctx)
+	for {
+		list, err := s.read()
+		if err != nil {
+			return err
+		}
+		update(list)
+		select {
+		case <-s.changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// awaitClasses waits a moment for runtime classes: pods of one that is not
+// known are not captured.
+func (s *Source) awaitClasses(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	cache.WaitForCacheSync(ctx.Done(), s.classesSynced)
+}
+
+// Ready reports whether pods and namespaces have been read.
+func (s *Source) Ready() bool {
+	for _, synced := range s.synced {
+		if !synced() {
+			return false
+		}
+	}
+	return true
+}
+
+// read is all pods of the node, with what is wanted of each.
+func (s *Source) read() ([]pods.Pod, error) {
+	all, err := s.pods.List(labels.Everything())
+	if err != nil {
+		return nil, fmt.Errorf("pods of the node: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	there := map[string]bool{}
+	var list []pods.Pod
+	for _, p := range all {
+		pod := s.describe(p)
+		there[pod.UID], there[pod.RuntimeUID] = true, true
+		if sandbox, ok := s.sandboxes[pod.RuntimeUID]; ok {
+			pod.NetNS = sandbox.NetNS
+			if len(pod.Addresses) == 0 { // the kubelet says later
+				pod.Addresses = sandbox.Addresses
+			}
+		}
+		if s.cfg.Reader.Here(p) && len(pod.Addresses) > 0 {
+			list = append(list, pod)
+		}
+	}
+	absent := func(uid string) bool { return !there[uid] }
+	maps.DeleteFunc(s.sandboxes, func(uid string, _ Sandbox) bool { return absent(uid) })
+	maps.DeleteFunc(s.announced, func(uid string, _ announcement) bool { return absent(uid) })
+	close(s.arrived)
+	s.arrived = make(chan struct{})
+	return list, nil
+}
+
+// describe says what is wanted of a pod, as the API has it.
+func (s *Source) describe(p *corev1.Pod) pods.Pod {
+	namespace, err := s.namespaces.Get(p.Namespace)
+	if err != nil { // it comes, or the pod goes
+		namespace = &corev1.Namespace{}
+	}
+	pod := s.cfg.Reader.Read(p, namespace)
+	if pod.Capture {
+		pod.Refused = s.refusal(p)
+		pod.Capture = pod.Refused == ""
+	}
+	return pod
+}
+
+// sandboxed are names, or parts of names, of runtimes whose applications have
+// a network stack of their own: rules in the pod's network namespace would
+// never see their traffic.
+var sandboxed = []string{"kata", "gvisor", "runsc", "firecracker", "krun", "quark"}
+
+// refusal says why the pod cannot be captured; "" if it can.
+func (s *Source) refusal(p *corev1.Pod) string {
+	if p.Spec.RuntimeClassName == nil || *p.Spec.RuntimeClassName == "" {
+		return ""
+	}
+	name := *p.Spec.RuntimeClassName
+	class, err := s.classes.Get(name)
+	if err != nil {
+		return fmt.Sprintf("its runtime class %s cannot be read (%v), and so may keep its traffic in a sandbox", name, err)
+	}
+	for _, part := range sandboxed {
+		if strings.Contains(strings.ToLower(class.Handler), part) {
+			return fmt.Sprintf("its runtime class %s (handler %s) keeps its traffic in a sandbox, where it cannot be captured", name, class.Handler)
+		}
+	}
+	return ""
+}

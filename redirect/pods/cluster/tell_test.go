@@ -1,0 +1,158 @@
+package cluster
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap/zaptest"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/tacit-mesh/tacit/redirect/handoff"
+	"github.com/tacit-mesh/tacit/redirect/pods"
+)
+
+var web = pods.Pod{Pod: handoff.Pod{Namespace: "in", Name: "web", UID: "uid-web"}}
+
+func (r *running) annotation(t *testing.T) string {
+	t.Helper()
+	p, err := r.client.CoreV1().Pods("in").Get(t.Context(), "web", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.Annotations[Redirection]
+}
+
+func (r *running) patches() (n int) {
+	for _, a := range r.client.Actions() {
+		if a.Matches("patch", "pods/status") {
+			n++
+		}
+	}
+	return n
+}
+
+func TestAnnounce(t *testing.T) {
+	r := start(t, namespace("in", "enabled"), pod("in", "web", func(p *corev1.Pod) { p.Annotations["other"] = "stays" }))
+	r.await(t, "the first list", func(map[string]pods.Pod) bool { return true })
+	announce := func(captured bool, want string, patches int) {
+		t.Helper()
+		if err := r.Announce(t.Context(), web, captured); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.annotation(t); got != want || r.patches() != patches {
+			t.Errorf("the annotation is %q after %d patches, want %q after %d", got, r.patches(), want, patches)
+		}
+	}
+	announce(false, "", 0)
+	announce(true, "enabled", 1)
+	announce(true, "enabled", 1)
+	// The watch has not brought the annotation yet: nobody reads the updates.
+	announce(false, "", 2)
+	p, err := r.client.CoreV1().Pods("in").Get(t.Context(), "web", metav1.GetOptions{})
+	if err != nil || p.Annotations["other"] != "stays" {
+		t.Errorf("annotations of others: %v, %v", p.Annotations, err)
+	}
+	another := web
+	another.UID = "uid-of-the-one-before"
+	if err := r.Announce(t.Context(), another, true); err != nil || r.patches() != 2 {
+		t.Errorf("another pod of this name was annotated: %v", err)
+	}
+}
+
+// What an earlier agent has announced is known, and what others take away
+// comes back.
+func TestAnnouncedBefore(t *testing.T) {
+	r := start(t, namespace("in", "enabled"), pod("in", "web", func(p *corev1.Pod) { p.Annotations[Redirection] = Redirected }))
+	r.await(t, "the first list", func(map[string]pods.Pod) bool { return true })
+	r.drain(t)
+	if err := r.Announce(t.Context(), web, true); err != nil || r.patches() != 0 {
+		t.Errorf("announced again: %v", err)
+	}
+	if _, err := r.client.CoreV1().Pods("in").Update(t.Context(), pod("in", "web"), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "announced again", func() bool {
+		if err := r.Announce(t.Context(), web, true); err != nil {
+			t.Fatal(err)
+		}
+		return r.annotation(t) == Redirected
+	})
+}
+
+func TestWithdraw(t *testing.T) {
+	client := fake.NewClientset(pod("in", "web", func(p *corev1.Pod) { p.Annotations[Redirection] = Redirected }), pod("in", "other"))
+	s, err := NewSource(Config{Client: client, Reader: pods.Reader{Node: "here"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &running{Source: s, client: client}
+	if err := r.Withdraw(t.Context()); err != nil || r.annotation(t) != "" || r.patches() != 1 {
+		t.Errorf("the annotation is %q after %d patches, %v", r.annotation(t), r.patches(), err)
+	}
+}
+
+func TestAnnounceForbidden(t *testing.T) {
+	client := fake.NewClientset(namespace("in", "enabled"), pod("in", "web"))
+	client.PrependReactor("patch", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "pods/status"}, "web", errors.New("no"))
+	})
+	r := startWith(t, client)
+	r.await(t, "the first list", func(map[string]pods.Pod) bool { return true })
+	if err := r.Announce(t.Context(), web, true); err == nil || !strings.Contains(err.Error(), "may not patch pods/status") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestReport(t *testing.T) {
+	r := start(t, namespace("in", "enabled"), pod("in", "web"))
+	r.await(t, "the first list", func(map[string]pods.Pod) bool { return true })
+	r.drain(t)
+	r.Report(web, pods.Problem{Reason: pods.ReasonFailed, Text: "no iptables " + strings.Repeat("x", 2000)})
+	var got *corev1.Event
+	until(t, "an event", func() bool {
+		list, err := r.client.CoreV1().Events("in").List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(list.Items) == 0 {
+			return false
+		}
+		got = &list.Items[0]
+		return true
+	})
+	if got.Type != "Warning" || got.Reason != "CaptureFailed" || string(got.InvolvedObject.UID) != "uid-web" || len(got.Message) != maxText {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestRemoveTaint(t *testing.T) {
+	const taint = "tacit.mesh/agent-not-ready"
+	other := corev1.Taint{Key: "other", Effect: corev1.TaintEffectNoSchedule}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "here"}, Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: taint, Effect: corev1.TaintEffectNoExecute}, other}}}
+	client := fake.NewClientset(node)
+	failures := 1
+	client.PrependReactor("patch", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) {
+		failures--
+		return failures >= 0, nil, apierrors.NewConflict(schema.GroupResource{Resource: "nodes"}, "here", nil)
+	})
+	asked := 0
+	ready := func() bool { asked++; return asked > 2 }
+	if err := RemoveTaint(t.Context(), client, "here", taint, ready, zaptest.NewLogger(t)); err != nil {
+		t.Fatal(err)
+	}
+	got, err := client.CoreV1().Nodes().Get(t.Context(), "here", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]corev1.Taint{other}, got.Spec.Taints); diff != "" || asked != 3 {
+		t.Errorf("asked %d times; taints (-want +got):\n%s", asked, diff)
+	}
+}
