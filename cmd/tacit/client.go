@@ -20,10 +20,11 @@ import (
 	"github.com/tacit-mesh/tacit/proxy/admin"
 )
 
-// client asks the proxy, as the flags of a command say.
+// client asks one proxy or those of all nodes, as the flags of a command say.
 type client struct {
 	socket string
 	output string
+	remote remote
 }
 
 // The forms of output.
@@ -36,30 +37,74 @@ const (
 func (c *client) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&c.socket, "socket", admin.DefaultPath, "admin `path` of the proxy to ask")
 	cmd.Flags().StringVarP(&c.output, "output", "o", outputText, "`form` of the answer: text or json")
+	c.remote.flags(cmd.Flags())
 }
 
 // timeout bounds a question and its whole answer.
 const timeout = 30 * time.Second
 
+// answerer is a proxy that can be asked.
+type answerer struct {
+	node string // "" for the one behind the socket
+	ask  func(ctx context.Context, path string, query url.Values) (io.ReadCloser, error)
+}
+
+// about is what a question is about, where that decides which proxy is asked.
+type about struct {
+	from, to string // as explain has them
+	one      bool   // any proxy will do
+}
+
+// proxies are those to ask: the one behind the socket, or a cluster's.
+func (c *client) proxies(cmd *cobra.Command, what about) ([]answerer, error) {
+	if c.output != outputText && c.output != outputJSON {
+		return nil, fmt.Errorf("output %q: want text or json", c.output)
+	}
+	all, err := c.remote.proxies(cmd, c.socket, what)
+	if all == nil && err == nil {
+		all = []answerer{{ask: c.ask}}
+	}
+	return all, err
+}
+
+// printer writes text as the command's output.
+func (c *client) printer(cmd *cobra.Command) show.Printer {
+	out := cmd.OutOrStdout()
+	return show.Printer{Out: out, Now: time.Now(), Color: isTerminal(out) && os.Getenv("NO_COLOR") == ""}
+}
+
 // get asks for path and reads the answer. With -o json the answer goes out as
 // it came, and what the printer prints goes nowhere.
-func (c *client) get(cmd *cobra.Command, path string, query url.Values, answer any) (show.Printer, error) {
-	body, err := c.ask(cmd.Context(), path, query)
+func (c *client) get(cmd *cobra.Command, from answerer, path string, query url.Values, answer any) (show.Printer, error) {
+	body, err := from.ask(cmd.Context(), path, query)
 	if err != nil {
 		return show.Printer{}, err
 	}
 	defer body.Close()
-	out, text := cmd.OutOrStdout(), io.Reader(body)
+	p, text := c.printer(cmd), io.Reader(body)
 	if c.output == outputJSON {
-		out, text = io.Discard, io.TeeReader(body, out)
+		p.Out, text = io.Discard, io.TeeReader(body, p.Out)
 	}
-	if err = json.NewDecoder(text).Decode(answer); err == nil {
+	return p, from.read(text, answer)
+}
+
+// read decodes an answer to its end.
+func (a answerer) read(text io.Reader, answer any) error {
+	err := json.NewDecoder(text).Decode(answer)
+	if err == nil {
 		_, err = io.Copy(io.Discard, text)
 	}
 	if err != nil {
-		return show.Printer{}, fmt.Errorf("answer of the proxy at %s: %w", c.socket, err)
+		return fmt.Errorf("answer of the proxy%s: %w", a.where(), err)
 	}
-	return show.Printer{Out: out, Now: time.Now(), Color: isTerminal(out) && os.Getenv("NO_COLOR") == ""}, nil
+	return nil
+}
+
+func (a answerer) where() string {
+	if a.node == "" {
+		return ""
+	}
+	return " of node " + a.node
 }
 
 func isTerminal(out io.Writer) bool {
@@ -71,10 +116,8 @@ func isTerminal(out io.Writer) bool {
 	return err == nil
 }
 
+// ask is one question over the socket.
 func (c *client) ask(ctx context.Context, path string, query url.Values) (io.ReadCloser, error) {
-	if c.output != outputText && c.output != outputJSON {
-		return nil, fmt.Errorf("output %q: want text or json", c.output)
-	}
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,23 +16,36 @@ func statusCommand() *cobra.Command {
 	var c client
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show what the proxy serves and how it is",
+		Short: "Show what the proxies serve and how they are",
 		Long: `Show the proxy's pods and certificates, its link to the control plane, and the
-generation of the mesh that it applies: how many updates it has taken in.`,
+generation of the mesh that it applies: how many updates it has taken in. Of a
+cluster, one line for each node.`,
 		Example: `  tacit status
   tacit status -o json`,
 		Args: cobra.NoArgs,
 	}
 	c.flags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		all, err := c.proxies(cmd, about{})
+		if err != nil {
+			return err
+		}
+		if len(all) > 1 {
+			return c.statusOfAll(cmd, all)
+		}
 		var s admin.Status
-		p, err := c.get(cmd, "/status", nil, &s)
+		p, err := c.get(cmd, all[0], "/status", nil, &s)
 		if err != nil {
 			return err
 		}
 		return p.Status(s)
 	}
 	return cmd
+}
+
+// connections is the answer to /connections.
+type connections struct {
+	Connections []admin.Connection `json:"connections"`
 }
 
 func connectionsCommand() *cobra.Command {
@@ -43,7 +57,7 @@ func connectionsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "connections",
 		Short: "List connections, live ones or those just ended or denied",
-		Long: `List the connections of this node's pods, oldest first. The proxy remembers the
+		Long: `List the connections of the node's pods, or of a cluster's, oldest first. The proxy remembers the
 last few thousand that ended. The id of a connection is the same on both
 nodes, in both logs, and in tacit explain ID.`,
 		Example: `  tacit connections
@@ -68,10 +82,15 @@ nodes, in both logs, and in tacit explain ID.`,
 		if ended {
 			query.Set("ended", "")
 		}
-		var answer struct {
-			Connections []admin.Connection `json:"connections"`
+		all, err := c.proxies(cmd, about{})
+		if err != nil {
+			return err
 		}
-		p, err := c.get(cmd, "/connections", query, &answer)
+		if len(all) > 1 {
+			return c.connectionsOfAll(cmd, all, query)
+		}
+		var answer connections
+		p, err := c.get(cmd, all[0], "/connections", query, &answer)
 		if err != nil {
 			return err
 		}
@@ -97,9 +116,9 @@ With --from and --to nothing is connected: the proxy reasons about the mesh as
 it knows it, and any node's proxy gives the same answer. TARGET is
 NAMESPACE/POD:PORT, HOST:PORT (as the client's DNS would read it) or IP:PORT.
 
-With ID it is a connection that this node's proxy carries or remembers: what
-was recorded, and what would become of it now. Ids are in the log ("id") and
-in tacit connections.
+With ID it is a connection that the node's proxy carries or remembers, in a
+cluster those of both nodes: what was recorded, and what would become of it
+now. Ids are in the log ("id") and in tacit connections.
 
 Exit status: 0 it is allowed or nothing checks it, 3 it is or may be denied,
 1 there is no answer.`,
@@ -123,20 +142,32 @@ Exit status: 0 it is allowed or nothing checks it, 3 it is or may be denied,
 		default:
 			return errors.New("explain: name either the id of a connection or both --from and --to; see tacit explain --help")
 		}
+		all, err := c.proxies(cmd, about{from: from, to: to, one: len(args) == 0})
+		if err != nil {
+			return err
+		}
+		if len(all) > 1 {
+			return c.explainByAll(cmd, all, query)
+		}
 		var e admin.Explanation
-		p, err := c.get(cmd, "/explain", query, &e)
+		p, err := c.get(cmd, all[0], "/explain", query, &e)
 		if err != nil {
 			return err
 		}
 		if err := p.Explanation(e); err != nil {
 			return err
 		}
-		if e.Outcome != admin.Allowed && e.Outcome != admin.Unchecked {
-			return exitError(exitDenied)
-		}
-		return nil
+		return exitOf(e)
 	}
 	return cmd
+}
+
+// exitOf is the command's end for one outcome.
+func exitOf(e admin.Explanation) error {
+	if e.Outcome != admin.Allowed && e.Outcome != admin.Unchecked {
+		return exitError(exitDenied)
+	}
+	return nil
 }
 
 func dumpCommand() *cobra.Command {
@@ -152,17 +183,46 @@ plane, as one JSON document.`,
 	}
 	c.flags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		body, err := c.ask(cmd.Context(), "/dump", nil)
+		all, err := c.proxies(cmd, about{one: true})
 		if err != nil {
 			return err
 		}
-		defer body.Close()
-		if _, err := io.Copy(cmd.OutOrStdout(), body); err != nil {
-			return fmt.Errorf("answer of the proxy at %s: %w", c.socket, err)
-		}
-		return nil
+		return all[0].copy(cmd.Context(), cmd.OutOrStdout(), "/dump", nil)
 	}
 	return cmd
+}
+
+// askCommand is how the command on a person's machine asks this one in a pod.
+func askCommand() *cobra.Command {
+	var c client
+	cmd := &cobra.Command{
+		Use:    "ask PATH",
+		Short:  "Print the proxy's answer to a path of its admin socket as it is",
+		Hidden: true,
+		Args:   cobra.ExactArgs(1),
+	}
+	cmd.Flags().StringVar(&c.socket, "socket", admin.DefaultPath, "admin `path` of the proxy to ask")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		where, err := url.Parse(args[0])
+		if err != nil {
+			return fmt.Errorf("ask: %w", err)
+		}
+		return answerer{ask: c.ask}.copy(cmd.Context(), cmd.OutOrStdout(), where.Path, where.Query())
+	}
+	return cmd
+}
+
+// copy passes an answer on as it is.
+func (a answerer) copy(ctx context.Context, out io.Writer, path string, query url.Values) error {
+	body, err := a.ask(ctx, path, query)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if _, err := io.Copy(out, body); err != nil {
+		return fmt.Errorf("answer of the proxy%s: %w", a.where(), err)
+	}
+	return nil
 }
 
 func set(query url.Values, name, value string) {

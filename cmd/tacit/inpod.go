@@ -2,8 +2,18 @@
 
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
 
 // clusterCommands are none in a pod of the proxy: what talks to the Kubernetes
 // API has no business next to hostile bytes.
 func clusterCommands() []*cobra.Command { return nil }
+
+// remote is nothing here: only the pod's own proxy is asked.
+type remote struct{}
+
+func (remote) flags(*pflag.FlagSet) {}
+
+func (remote) proxies(*cobra.Command, string, about) ([]answerer, error) { return nil, nil }

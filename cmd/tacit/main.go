@@ -52,17 +52,16 @@ func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "tacit",
 		Short: "Look into a running Tacit mesh",
-		Long: `tacit asks the proxy of one node what it knows and does, over the proxy's admin
-socket, and changes nothing.
-
-In a cluster it runs inside the proxy's container:
-  kubectl -n tacit-system exec ds/tacit-proxy -- tacit status`,
+		Long: `tacit asks proxies what they know and do, and changes nothing: the one of this
+node, over its admin socket, or those of a cluster's nodes, by running itself
+in their pods. For that it takes a kubeconfig and the right to create pods/exec
+in Tacit's namespace.`,
 		Example: `  tacit status
   tacit explain --from shop/frontend --to shop/backend:8080
   tacit explain 4bf92f3577b34da6a3ce929d0e0e4736
   tacit connections --denied`,
 	}
-	root.AddCommand(statusCommand(), connectionsCommand(), explainCommand(), dumpCommand())
+	root.AddCommand(statusCommand(), connectionsCommand(), explainCommand(), dumpCommand(), askCommand())
 	root.AddCommand(clusterCommands()...)
 	return cli.Prepare(root)
 }

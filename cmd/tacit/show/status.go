@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -34,6 +35,45 @@ func (p Printer) Status(s admin.Status) error {
 		}
 	}
 	return nil
+}
+
+// Node is the proxy of one of several nodes, or why it says nothing.
+type Node struct {
+	Name   string
+	Status admin.Status
+	Err    error
+}
+
+// Nodes writes one line for each.
+func (p Printer) Nodes(all []Node) error {
+	rows := [][]string{{"NODE", "VERSION", "AGE", "GENERATION", "WORKLOADS", "POLICIES", "INBOUND", "OUTBOUND", "DENIALS", "STATE"}}
+	for _, n := range all {
+		if n.Err != nil {
+			rows = append(rows, []string{n.Name, "", "", "", "", "", "", "", "", n.Err.Error()})
+			continue
+		}
+		s, state := n.Status, "serving"
+		if why := missing(s); why != "" {
+			state = strings.Trim(why, " ()")
+		}
+		rows = append(rows, []string{
+			n.Name, s.Version, age(p.Now.Sub(s.Started)), strconv.FormatUint(s.Generation, 10), strconv.Itoa(s.Workloads), strconv.Itoa(s.Policies),
+			strconv.Itoa(s.Inbound), strconv.Itoa(s.Outbound), strconv.Itoa(s.RecentDenials), state,
+		})
+	}
+	return p.table(rows)
+}
+
+// Heading writes a line above a part, after an empty one if it is not the
+// first.
+func (p Printer) Heading(text string, further bool) error {
+	if further {
+		text = "\n" + p.bold(clean(text))
+	} else {
+		text = p.bold(clean(text))
+	}
+	_, err := fmt.Fprintln(p.Out, text)
+	return err
 }
 
 func missing(s admin.Status) string {

@@ -1,0 +1,130 @@
+//go:build !inpod
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	core "k8s.io/api/core/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tacit-mesh/tacit/deploy/cluster"
+)
+
+// remote asks the proxies of a cluster, by running tacit in their pods.
+type remote struct {
+	cluster cluster.Flags
+	node    string
+	// connect is Flags.Connect but in tests.
+	connect func() (*cluster.Cluster, error)
+}
+
+func (r *remote) flags(f *pflag.FlagSet) {
+	clusterFlags(f, &r.cluster)
+	f.StringVar(&r.node, "node", "", "`name` of the one node of the cluster to ask")
+}
+
+// proxies are none if the proxy behind the socket is meant: it is named, or
+// there is one and no flag is about a cluster.
+func (r *remote) proxies(cmd *cobra.Command, socket string, what about) ([]answerer, error) {
+	named := slices.ContainsFunc([]string{"kubeconfig", "context", "namespace", "node"}, func(name string) bool { return cmd.Flag(name).Changed })
+	if cmd.Flag("socket").Changed {
+		if named {
+			return nil, errors.New("--socket is about this machine's proxy, --kubeconfig, --context, --namespace and --node about a cluster's: give one or the other")
+		}
+		return nil, nil
+	}
+	if _, err := os.Stat(socket); err == nil && !named {
+		return nil, nil
+	}
+	connect := r.connect
+	if connect == nil {
+		connect = r.cluster.Connect
+	}
+	c, err := connect()
+	if errors.Is(err, cluster.ErrNoKubeconfig) && !named {
+		return nil, fmt.Errorf("no proxy here: there is no socket %s, and no kubeconfig either. Name a cluster with --kubeconfig or --context, or the socket of a proxy with --socket", socket)
+	}
+	if err != nil {
+		return nil, err
+	}
+	pods, err := c.Proxies(cmd.Context())
+	if err != nil {
+		return nil, err
+	}
+	if pods, err = r.choose(cmd.Context(), c, pods, what); err != nil {
+		return nil, err
+	}
+	var all []answerer
+	for _, pod := range pods {
+		all = append(all, answerer{node: pod.Spec.NodeName, ask: askPod(c, pod.Name)})
+	}
+	return all, nil
+}
+
+// choose leaves the proxies that a question goes to.
+func (r *remote) choose(ctx context.Context, c *cluster.Cluster, pods []core.Pod, what about) ([]core.Pod, error) {
+	node := r.node
+	if node == "" && what.one {
+		// The client's node knows best, then the server's.
+		for _, end := range []string{what.from, what.to} {
+			if node == "" {
+				node = nodeOf(ctx, c, end)
+			}
+		}
+	}
+	for i := range pods {
+		if pods[i].Spec.NodeName == node {
+			return pods[i : i+1], nil
+		}
+	}
+	switch {
+	case r.node != "":
+		return nil, fmt.Errorf("no proxy runs on a node %s: see kubectl -n %s get pods -o wide", r.node, c.Namespace)
+	case what.one:
+		return pods[:1], nil
+	}
+	return pods, nil
+}
+
+// nodeOf is where a pod runs that is named as NAMESPACE/POD or
+// NAMESPACE/POD:PORT, "" if it is named otherwise or not found: then any proxy
+// answers.
+func nodeOf(ctx context.Context, c *cluster.Cluster, end string) string {
+	namespace, name, isPod := strings.Cut(end, "/")
+	if _, err := netip.ParseAddr(end); !isPod || err == nil {
+		return ""
+	}
+	name, _, _ = strings.Cut(name, ":")
+	pod, err := c.Client.CoreV1().Pods(namespace).Get(ctx, name, meta.GetOptions{})
+	if err != nil {
+		return ""
+	}
+	return pod.Spec.NodeName
+}
+
+func askPod(c *cluster.Cluster, pod string) func(context.Context, string, url.Values) (io.ReadCloser, error) {
+	return func(ctx context.Context, path string, query url.Values) (io.ReadCloser, error) {
+		where := url.URL{Path: path, RawQuery: query.Encode()}
+		text, err := c.Run(ctx, pod, cluster.Proxy, []string{"tacit", "ask", where.String()})
+		var said *cluster.ExitError
+		if errors.As(err, &said) {
+			return nil, errors.New(strings.TrimPrefix(said.Error(), "tacit: "))
+		}
+		if err != nil {
+			return nil, err
+		}
+		return io.NopCloser(bytes.NewReader(text)), nil
+	}
+}

@@ -1,0 +1,184 @@
+//go:build !inpod
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+	core "k8s.io/api/core/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/tacit-mesh/tacit/deploy/cluster"
+	"github.com/tacit-mesh/tacit/proxy/admin"
+)
+
+func runningPod(namespace, name, node string, age time.Duration) *core.Pod {
+	return &core.Pod{
+		ObjectMeta: meta.ObjectMeta{
+			Namespace: namespace, Name: name, Labels: map[string]string{"app.kubernetes.io/name": cluster.Proxy},
+			CreationTimestamp: meta.NewTime(time.Unix(1e9, 0).Add(-age)),
+		},
+		Spec:   core.PodSpec{NodeName: node},
+		Status: core.PodStatus{Phase: core.PodRunning},
+	}
+}
+
+// twoNodes is a cluster of which each pod's tacit asks the socket of that pod:
+// the program itself, but for the API server in between.
+func twoNodes(sockets map[string]string) *cluster.Cluster {
+	objects := []runtime.Object{
+		runningPod("tacit-system", "proxy-a", "node-a", 0), runningPod("tacit-system", "proxy-b", "node-b", 0),
+		runningPod("tacit-system", "draining", "node-b", time.Hour), // an older one on the same node
+		runningPod("shop", "a", "node-a", 0), runningPod("shop", "b", "node-b", 0),
+	}
+	return &cluster.Cluster{
+		Namespace: "tacit-system", Client: fake.NewClientset(objects...),
+		Run: func(ctx context.Context, pod, container string, command []string) ([]byte, error) {
+			var out, errOut bytes.Buffer
+			code := run(ctx, append(command[1:], "--socket", sockets[pod]), &out, &errOut)
+			if container != cluster.Proxy || command[0] != "tacit" || code != 0 {
+				return out.Bytes(), &cluster.ExitError{Code: code, Stderr: strings.TrimSpace(errOut.String())}
+			}
+			return out.Bytes(), nil
+		},
+	}
+}
+
+// ask makes a client with flags as given, and the proxies that it would ask.
+func ask(t *testing.T, connect func() (*cluster.Cluster, error), what about, args ...string) (*client, *cobra.Command, []answerer, error) {
+	t.Helper()
+	c := &client{remote: remote{connect: connect}}
+	cmd := &cobra.Command{}
+	c.flags(cmd)
+	cmd.SetContext(t.Context())
+	if err := cmd.ParseFlags(args); err != nil {
+		t.Fatal(err)
+	}
+	all, err := c.proxies(cmd, what)
+	return c, cmd, all, err
+}
+
+func TestWhichProxiesAreAsked(t *testing.T) {
+	connect := func() (*cluster.Cluster, error) { return twoNodes(nil), nil }
+	socket := serve(t, nil)
+	for _, test := range []struct {
+		name, args string
+		about      about
+		nodes      []string // "" is the socket
+		err        string
+	}{
+		{name: "no proxy here", args: "", nodes: []string{"node-a", "node-b"}},
+		{name: "one of a cluster", args: "--node node-b", nodes: []string{"node-b"}},
+		{name: "of no node", args: "--node node-c", err: "no proxy runs on a node node-c"},
+		{name: "the socket", args: "--socket " + socket, nodes: []string{""}},
+		{name: "both", args: "--socket " + socket + " --context prod", err: "give one or the other"},
+		{name: "by the client", about: about{from: "shop/b", to: "shop/a:80", one: true}, nodes: []string{"node-b"}},
+		{name: "by the server", about: about{from: "203.0.113.9", to: "shop/b:80", one: true}, nodes: []string{"node-b"}},
+		{name: "anyone", about: about{from: "shop/none", to: "a.shop:80", one: true}, nodes: []string{"node-a"}},
+		{name: "form", args: "-o yaml", err: "want text or json"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, _, all, err := ask(t, connect, test.about, strings.Fields(test.args)...)
+			var nodes []string
+			for _, a := range all {
+				nodes = append(nodes, a.node)
+			}
+			if !slices.Equal(nodes, test.nodes) || (err == nil) != (test.err == "") || err != nil && !strings.Contains(err.Error(), test.err) {
+				t.Errorf("asks %q, error %v; want %q, %q", nodes, err, test.nodes, test.err)
+			}
+		})
+	}
+	t.Run("no kubeconfig", func(t *testing.T) {
+		none := func() (*cluster.Cluster, error) { return nil, cluster.ErrNoKubeconfig }
+		if _, _, _, err := ask(t, none, about{}); err == nil || !strings.Contains(err.Error(), "--kubeconfig or --context, or the socket") {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("not installed", func(t *testing.T) {
+		empty := func() (*cluster.Cluster, error) {
+			return &cluster.Cluster{Namespace: "tacit-system", Client: fake.NewClientset()}, nil
+		}
+		if _, _, _, err := ask(t, empty, about{}); err == nil || !strings.Contains(err.Error(), "tacit install") {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestAnswersOfAllNodes(t *testing.T) {
+	at := func(second int64) time.Time { return time.Unix(second, 0).UTC() }
+	explanation := func(o admin.Outcome) admin.Explanation { return admin.Explanation{Outcome: o, Summary: "Because."} }
+	sockets := map[string]string{
+		"proxy-a": serve(t, map[string]any{
+			"/status": admin.Status{Node: "node-a", Generation: 7, AddressesReady: true, PoliciesReady: true},
+			"/connections": connections{Connections: []admin.Connection{
+				{ID: "one", Direction: admin.Outbound, Since: at(5)}, {ID: "two", Direction: admin.Outbound, Since: at(9)},
+			}},
+			"/explain?id=one": explanation(admin.Denied),
+		}),
+		"proxy-b": serve(t, map[string]any{
+			"/status":         admin.Status{Node: "node-b", Generation: 8, AddressesReady: true},
+			"/connections":    connections{Connections: []admin.Connection{{ID: "one", Direction: admin.Inbound, Since: at(6)}}},
+			"/explain?id=two": explanation(admin.Allowed),
+		}),
+	}
+	c, cmd, all, err := ask(t, func() (*cluster.Cluster, error) { return twoNodes(sockets), nil }, about{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := func(id string) url.Values { return url.Values{"id": {id}} }
+	for _, test := range []struct {
+		name, output string
+		do           func() error
+		want         []string // in this order
+		err          string
+	}{
+		{"status", outputText, func() error { return c.statusOfAll(cmd, all) },
+			[]string{"NODE", "node-a", " 7 ", "serving", "node-b", " 8 ", "no full list of policies yet"}, ""},
+		{"status", outputJSON, func() error { return c.statusOfAll(cmd, all) },
+			[]string{`{"nodes":[{`, `"node":"node-a"`, `"node":"node-b"`, "]}\n"}, ""},
+		{"connections", outputText, func() error { return c.connectionsOfAll(cmd, all, nil) },
+			[]string{"one  outbound", "one  inbound", "two  outbound"}, ""},
+		{"connections", outputJSON, func() error { return c.connectionsOfAll(cmd, all, nil) },
+			[]string{`{"connections":[{"id":"one"`, `"inbound"`, `"id":"two"`}, ""},
+		{"of some nodes", outputText, func() error { return c.connectionsOfAll(cmd, all, url.Values{"ended": {""}}) },
+			[]string{"No such connections."}, "node node-a: asked for /connections?ended="},
+		{"explain", outputText, func() error { return c.explainByAll(cmd, all, id("one")) },
+			[]string{"node node-a\n", "DENIED  Because."}, "exit status 3"},
+		{"explain", outputJSON, func() error { return c.explainByAll(cmd, all, id("two")) },
+			[]string{`{"nodes":[{`, `"outcome":"allowed"`}, ""},
+		{"explain nothing", outputText, func() error { return c.explainByAll(cmd, all, id("three")) },
+			nil, "node node-b: asked for /explain?id=three"},
+	} {
+		t.Run(test.name+" "+test.output, func(t *testing.T) {
+			var out bytes.Buffer
+			cmd.SetOut(&out)
+			c.output = test.output
+			err := test.do()
+			rest := out.String()
+			for _, want := range test.want {
+				_, after, found := strings.Cut(rest, want)
+				if !found {
+					t.Fatalf("no %q, in this order, in\n%s", want, out.String())
+				}
+				rest = after
+			}
+			if (err == nil) != (test.err == "") || err != nil && !strings.Contains(err.Error(), test.err) {
+				t.Errorf("error %v, want %q", err, test.err)
+			}
+			var code exitError
+			if errors.As(err, &code) && int(code) != exitDenied {
+				t.Errorf("exit status %d", code)
+			}
+		})
+	}
+}
