@@ -55,6 +55,7 @@ type options struct {
 	kubeconfig  string
 	hostProc    string
 	removeTaint bool
+	release     bool
 	netnsDir    string
 	runDir      string
 	proxyUID    int
@@ -97,6 +98,7 @@ func command() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.from, "from", "", "`directory` of Kubernetes manifests, in the place of --kubernetes")
 	f.BoolVar(&o.removeTaint, "remove-taint", false, "take the taint "+taint+" off the node once the agent is ready")
+	f.BoolVar(&o.release, "release", false, "let all pods go, whatever their labels say, without cutting their connections; before an uninstallation")
 	f.StringVar(&o.runDir, "run-dir", "", "`directory` for agent.sock, mode 0700, of the proxy's user; made if absent")
 	f.IntVar(&o.proxyUID, "proxy-uid", 0, "`number` of the user that tacit-proxy runs as")
 	f.StringVar(&o.proxyCgroup, "proxy-cgroup", "", "control `group` that tacit-proxy must be in; not checked if empty")
@@ -133,7 +135,7 @@ func (o *options) required() []string {
 
 // exclusive refuses flags that would have no effect.
 func (o *options) exclusive(cmd *cobra.Command) error {
-	for _, name := range []string{"kubeconfig", "host-proc", "remove-taint"} {
+	for _, name := range []string{"kubeconfig", "host-proc", "remove-taint", "release"} {
 		if cmd.Flag(name).Changed && !o.kubernetes {
 			return fmt.Errorf("--%s has no effect without --kubernetes", name)
 		}

@@ -88,7 +88,7 @@ func (o *options) cluster(log *zap.Logger) (*clusterNode, error) {
 		return nil, fmt.Errorf("client of the Kubernetes API: %w", err)
 	}
 	source, err := cluster.NewSource(cluster.Config{
-		Client: client, Reader: pods.Reader{Node: o.node, TrustDomain: o.trustDomain, Skips: o.skips}, Log: log,
+		Client: client, Reader: pods.Reader{Node: o.node, TrustDomain: o.trustDomain, Skips: o.skips, Release: o.release}, Log: log,
 	})
 	if err != nil {
 		return nil, err

@@ -22,6 +22,8 @@ type Reader struct {
 	Node        string
 	TrustDomain string
 	Skips       model.SkipSettings
+	// Release lets all pods go, whatever their labels say.
+	Release bool
 }
 
 // Here reports whether the pod runs on this node and in a network namespace
@@ -61,7 +63,7 @@ func (r Reader) Read(p *corev1.Pod, namespace *corev1.Namespace) Pod {
 			Addresses:      addresses(p),
 		},
 		RuntimeUID: RuntimeUID(p),
-		Capture:    enrol.Wanted(p.Labels, namespace.Labels),
+		Capture:    !r.Release && enrol.Wanted(p.Labels, namespace.Labels),
 		Skips:      skips,
 		Faults:     faults,
 		Probes:     probes(p),
