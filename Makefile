@@ -13,6 +13,12 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tacit
 LINT_VERSION := v2.15.0
 LINT := $(CACHE)/golangci-lint-$(LINT_VERSION)/golangci-lint
 
+# So is Kubernetes for make e2e, and what it is made of is in its directory's
+# name: built once, as it takes ten minutes.
+KUBERNETES_VERSION := $(shell sed -n 's/^\tk8s.io\/kubernetes //p' test/kube/kubernetes/go.mod)
+KUBERNETES_SOURCES := $(wildcard test/kube/kubernetes/* test/kube/coredns/*)
+KUBERNETES := $(CACHE)/kubernetes-$(KUBERNETES_VERSION)-$(shell cat $(KUBERNETES_SOURCES) | sha256sum | cut -c 1-12)
+
 # Packages under test at a time; most of the work is done by programs that
 # the tests start.
 PARALLEL := 2
@@ -26,7 +32,7 @@ PROGRESS := awk '/^[a-zA-Z0-9._~\/-]+$$/ {if (++n % 50 == 0) print "  " n " pack
 
 .PHONY: help
 help: ## Show this list
-	awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build all programs into bin/
@@ -74,6 +80,32 @@ lintall: $(LINT)
 $(LINT):
 	echo "building golangci-lint $(LINT_VERSION), once"
 	GOBIN=$(dir $(LINT)) go install -v github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION) 2>&1 | $(PROGRESS)
+
+.PHONY: e2e
+e2e: ## Test on a Kubernetes of two nodes made here, as root (KUBECONFIG=file REGISTRY=name uses another, KEEP=1 leaves it up, RUN=regexp)
+	$(TOOLS) e2e $(MAKE) e2etest
+
+.PHONY: e2etest
+e2etest: $(if $(KUBECONFIG),,$(KUBERNETES))
+	echo "building images"
+	CGO_ENABLED=0 go build -v -trimpath -ldflags '-s -w' -o bin/e2e/ ./cmd/... ./test/kube/app 2>&1 | $(PROGRESS)
+	go test -v -count 1 -timeout $(if $(KEEP),0,25m) $(if $(RUN),-run '$(RUN)') ./test/kube $(if $(KEEP),-keep) -programs '$(CURDIR)/bin/e2e' \
+		$(if $(KUBECONFIG),-kubeconfig '$(abspath $(KUBECONFIG))' -registry '$(REGISTRY)',-kubernetes '$(KUBERNETES)')
+
+$(KUBERNETES):
+	echo "building Kubernetes $(KUBERNETES_VERSION) and CoreDNS, once: ten minutes on two CPUs"
+	new=$(KUBERNETES).new$$$$
+	trap 'rm -rf "$$new"' EXIT
+	mkdir -p "$$new"
+	version=k8s.io/component-base/version
+	major=$$(cut -d . -f 1 <<<$(KUBERNETES_VERSION:v%=%))
+	minor=$$(cut -d . -f 2 <<<$(KUBERNETES_VERSION:v%=%))
+	cd test/kube/kubernetes
+	CGO_ENABLED=0 go build -v -trimpath -buildvcs=false -o "$$new/kubernetes" \
+		-ldflags "-s -w -X $$version.gitVersion=$(KUBERNETES_VERSION) -X $$version.gitMajor=$$major -X $$version.gitMinor=$$minor" . 2>&1 | $(PROGRESS)
+	cd ../coredns
+	CGO_ENABLED=0 go build -v -trimpath -buildvcs=false -ldflags '-s -w' -o "$$new/coredns" . 2>&1 | $(PROGRESS)
+	mv -T "$$new" $(KUBERNETES)
 
 .PHONY: perf
 perf: ## Measure against direct connections and HAProxy, as root (OUT=file.json)

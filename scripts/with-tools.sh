@@ -3,7 +3,7 @@
 # it needs: packages of Debian or Ubuntu that are missing are installed, and
 # "go" is one that is new enough for go.mod.
 #
-# WHAT is build, test, demo or perf.
+# WHAT is build, test, demo, e2e or perf.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -37,6 +37,9 @@ redis-server redis-server
 redis-benchmark redis-tools
 initdb postgresql
 pgbench postgresql-contrib" ;;
+    e2e) echo "containerd containerd
+runc runc
+/usr/lib/cni/ptp containernetworking-plugins" ;;
     perf) echo "haproxy haproxy" ;;
   esac
 }
@@ -112,7 +115,7 @@ make_toolchain() {
   mv -T "$new" "$2" 2>/dev/null || rm -rf "$new"
 }
 
-[ $# -ge 2 ] || die "usage: $0 build|test|demo|perf COMMAND [ARGUMENT...]"
+[ $# -ge 2 ] || die "usage: $0 build|test|demo|e2e|perf COMMAND [ARGUMENT...]"
 what=$1
 shift
 install_missing "$what"

@@ -78,27 +78,60 @@ func janitor() (int, error) {
 		return 1, err
 	}
 	err := os.RemoveAll(out.Scratch)
-	if out.Cgroup != "" {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		err = errors.Join(err, Poll(ctx, func() error { return removeCgroup(out.Cgroup) }))
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for _, root := range Hierarchies() {
+		dir := filepath.Join(root, filepath.Base(out.Scratch))
+		err = errors.Join(err, Poll(ctx, func() error { return RemoveControlGroup(dir) }))
 	}
 	return 0, err
 }
 
-// removeCgroup fails with EBUSY as long as a process in it is dying; the
-// kernel has no event for that in the old hierarchies.
-func removeCgroup(dir string) error {
+// Hierarchies are the machine's hierarchies of control groups: the unified one
+// alone, or the old ones and, if it has it, the unified one beside them.
+func Hierarchies() []string {
+	const root = "/sys/fs/cgroup"
+	if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err == nil {
+		return []string{root}
+	}
+	var out []string
+	groups, _ := filepath.Glob(root + "/*/cgroup.procs") // the pattern is well-formed
+	for _, g := range groups {
+		dir := filepath.Dir(g)
+		if st, err := os.Lstat(dir); err == nil && st.IsDir() { // else a second name of one
+			out = append(out, dir)
+		}
+	}
+	return out
+}
+
+// ControlGroup is a name that is this world's alone: control groups of that
+// name are removed, with all below them, when the world has ended.
+func ControlGroup() (string, error) {
+	var out outside
+	if err := readSpec(&out); err != nil {
+		return "", err
+	}
+	return filepath.Base(out.Scratch), nil
+}
+
+// RemoveControlGroup removes a control group and all below it. It fails with
+// EBUSY as long as a process in one is dying; the kernel has no event for that
+// in the old hierarchies.
+func RemoveControlGroup(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	for _, e := range entries {
 		if e.IsDir() {
-			err = errors.Join(err, unix.Rmdir(filepath.Join(dir, e.Name())))
+			err = errors.Join(err, RemoveControlGroup(filepath.Join(dir, e.Name())))
 		}
 	}
-	return errors.Join(err, unix.Rmdir(dir))
+	if err != nil {
+		return err
+	}
+	return unix.Rmdir(dir)
 }
 
 // Poll tries until check succeeds or the context ends: for states that offer

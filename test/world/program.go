@@ -35,24 +35,36 @@ func (w *World) start(name string, spec execSpec, path string, args ...string) (
 	if n := w.starts[name]; n > 1 {
 		file = fmt.Sprintf("%s.%d.log", name, n)
 	}
-	p := &Program{Name: name, Log: filepath.Join(w.dir, "logs", file), ended: make(chan struct{})}
-	log, err := os.OpenFile(p.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	// It outlives the caller's context: only signals end it.
+	p, err := Launch(name, filepath.Join(w.dir, "logs", file), spec.command(context.Background(), path, args))
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = log.Close() }()
-	// It outlives the caller's context: only signals end it.
-	p.cmd = spec.command(context.Background(), path, args)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := p.cmd.Start(); err != nil {
+	w.programs = append(w.programs, p)
+	return p, nil
+}
+
+// Launch starts a command in the background, in a process group of its own,
+// with its output at the end of a log file.
+func Launch(name, log string, cmd *exec.Cmd) (*Program, error) {
+	p := &Program{Name: name, Log: log, cmd: cmd, ended: make(chan struct{})}
+	file, err := os.OpenFile(p.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	cmd.Stdout, cmd.Stderr = file, file
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true
+	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	go func() {
-		p.err = p.cmd.Wait()
+		p.err = cmd.Wait()
 		close(p.ended)
 	}()
-	w.programs = append(w.programs, p)
 	return p, nil
 }
 

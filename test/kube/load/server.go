@@ -1,0 +1,70 @@
+package load
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Serve listens on the echo and the HTTP port until the context ends. Then it
+// goes on for the time of lameDuck, as a server should that Kubernetes has
+// only begun to take out of its services, and ends when its connections have.
+func Serve(ctx context.Context, lameDuck time.Duration) error {
+	echo, err := net.Listen("tcp", fmt.Sprintf(":%d", EchoPort))
+	if err != nil {
+		return err
+	}
+	web, err := net.Listen("tcp", fmt.Sprintf(":%d", HTTPPort))
+	if err != nil {
+		return err
+	}
+	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(lameDuck, cancel) })
+	defer stop()
+	group, late := errgroup.WithContext(late)
+	group.Go(func() error { return ServeEcho(late, echo) })
+	group.Go(func() error { return serveHTTP(late, web, newHandler()) })
+	return group.Wait()
+}
+
+func newHandler() http.Handler {
+	host, err := os.Hostname()
+	if err != nil {
+		host = err.Error()
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Server", host)
+		_, _ = io.Copy(w, r.Body)
+	})
+	mux.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Server", host)
+		client, _, _ := net.SplitHostPort(r.RemoteAddr)
+		_, _ = fmt.Fprintf(w, "%s %s\n", host, client)
+	})
+	return mux
+}
+
+// ServeEcho sends back what arrives, until the context ends.
+func ServeEcho(ctx context.Context, l net.Listener) error {
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return context.Cause(ctx)
+		}
+		go func() {
+			defer func() { _ = c.Close() }()
+			if _, err := io.Copy(c, c); err == nil {
+				_ = c.(*net.TCPConn).CloseWrite()
+			}
+		}()
+	}
+}
