@@ -139,14 +139,14 @@ func definitions(version string) (out []string) {
 	return out
 }
 
-func resource(kind int, version string) schema.GroupVersionResource {
+func policyResource(kind int, version string) schema.GroupVersionResource {
 	return schema.GroupVersionResource{Group: security.Group, Version: version, Resource: security.Kinds()[kind].Resource}
 }
 
 func (f *fixture) createPolicy(kind int, version, text string) {
 	f.t.Helper()
 	u := parse(f.t, text)
-	if _, err := f.dynamic.Resource(resource(kind, version)).Namespace(u.GetNamespace()).Create(f.t.Context(), u, metav1.CreateOptions{}); err != nil {
+	if _, err := f.dynamic.Resource(policyResource(kind, version)).Namespace(u.GetNamespace()).Create(f.t.Context(), u, metav1.CreateOptions{}); err != nil {
 		f.t.Fatal(err)
 	}
 }
@@ -154,7 +154,7 @@ func (f *fixture) createPolicy(kind int, version, text string) {
 func (f *fixture) updatePolicy(text string) {
 	f.t.Helper()
 	u := parse(f.t, text)
-	if _, err := f.dynamic.Resource(resource(0, "v1")).Namespace(u.GetNamespace()).Update(f.t.Context(), u, metav1.UpdateOptions{}); err != nil {
+	if _, err := f.dynamic.Resource(policyResource(0, "v1")).Namespace(u.GetNamespace()).Update(f.t.Context(), u, metav1.UpdateOptions{}); err != nil {
 		f.t.Fatal(err)
 	}
 }
@@ -231,7 +231,7 @@ func TestEveryKind(t *testing.T) {
 				t.Fatal(err)
 			}
 			f.await("the service has gone", func(r build.Result, _ []error) bool { return len(r.Services) == 0 })
-			if err := f.dynamic.Resource(resource(0, version)).Namespace("shop").Delete(t.Context(), "p", metav1.DeleteOptions{}); err != nil {
+			if err := f.dynamic.Resource(policyResource(0, version)).Namespace("shop").Delete(t.Context(), "p", metav1.DeleteOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			f.await("the policy has gone", func(r build.Result, _ []error) bool { return len(r.Policies) == 1 })
@@ -323,7 +323,7 @@ func TestPolicyThatCannotBeRead(t *testing.T) {
 	if got := f.firstError(); !strings.HasSuffix(got, "its last good version, of generation 1, stays in force") {
 		t.Errorf("error %s", got)
 	}
-	if err := f.dynamic.Resource(resource(0, "v1")).Namespace("shop").Delete(t.Context(), "p", metav1.DeleteOptions{}); err != nil {
+	if err := f.dynamic.Resource(policyResource(0, "v1")).Namespace("shop").Delete(t.Context(), "p", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	f.await("gone", func(r build.Result, errs []error) bool { return len(r.Policies) == 0 && len(errs) == 0 })
