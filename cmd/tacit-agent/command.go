@@ -55,6 +55,11 @@ type options struct {
 	kubeconfig  string
 	hostProc    string
 	removeTaint bool
+	namespace   string
+	cniBinDir   string
+	cniConfDir  string
+	cniBinary   string
+	cniSocket   string
 	release     bool
 	netnsDir    string
 	runDir      string
@@ -97,6 +102,8 @@ func command() *cobra.Command {
 	o.sharedFlags(cmd.PersistentFlags())
 	f := cmd.Flags()
 	f.StringVar(&o.from, "from", "", "`directory` of Kubernetes manifests, in the place of --kubernetes")
+	f.StringVar(&o.namespace, "namespace", "tacit-system", "`namespace` of Tacit's own pods: like those of kube-system, they never wait for the agent")
+	f.StringVar(&o.cniBinary, "cni-binary", "", "`file` of the CNI plugin to install; tacit-cni beside this program if empty")
 	f.BoolVar(&o.removeTaint, "remove-taint", false, "take the taint "+taint+" off the node once the agent is ready")
 	f.BoolVar(&o.release, "release", false, "let all pods go, whatever their labels say, without cutting their connections; before an uninstallation")
 	f.StringVar(&o.runDir, "run-dir", "", "`directory` for agent.sock, mode 0700, of the proxy's user; made if absent")
@@ -105,7 +112,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.trustDomain, "trust-domain", model.DefaultTrustDomain, "`domain` of all identities: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT")
 	f.StringVar(&o.iptables, "iptables", string(pods.BackendAuto), "`backend` of the rules: auto (what a pod already uses, else this node's default), nft or legacy")
 	f.StringVar(&o.metrics, "metrics", "", "`address` for Prometheus, such as :15013; none if empty")
-	cmd.AddCommand(cleanupCommand(&o))
+	cmd.AddCommand(cleanupCommand(&o), factsCommand())
 	cmd.CompletionOptions.DisableDefaultCmd = true
 	return cmd
 }
@@ -116,6 +123,9 @@ func (o *options) sharedFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to reach the Kubernetes API; the pod's own account if empty")
 	f.StringVar(&o.node, "node", "", "`name` of this node, as in the pods' spec.nodeName")
 	f.StringVar(&o.netnsDir, "netns-dir", "", "`directory` of the pods' network namespaces: files named NAMESPACE_NAME, or with --kubernetes where the container runtime pins them (then "+runtimePins+" if empty)")
+	f.StringVar(&o.cniBinDir, "cni-bin-dir", "", "`directory` of the node's CNI plugins, in which tacit-cni is installed; not installed if empty")
+	f.StringVar(&o.cniConfDir, "cni-conf-dir", "", "`directory` of the node's network configurations, for --cni-bin-dir")
+	f.StringVar(&o.cniSocket, "cni-socket", "/run/tacit/cni/cni.sock", "`file` of the socket for the CNI plugin, the same path on the node and for the agent")
 	f.StringVar(&o.hostProc, "host-proc", "/proc", "`directory` with the node's processes, for --kubernetes")
 }
 
@@ -139,6 +149,9 @@ func (o *options) exclusive(cmd *cobra.Command) error {
 		if cmd.Flag(name).Changed && !o.kubernetes {
 			return fmt.Errorf("--%s has no effect without --kubernetes", name)
 		}
+	}
+	if (o.cniBinDir == "") != (o.cniConfDir == "") {
+		return errors.New("--cni-bin-dir and --cni-conf-dir belong together: give both, or none to install no CNI plugin")
 	}
 	if o.kubernetes && o.from != "" {
 		return errors.New("--from and --kubernetes are two sources of pods: give one of them")
