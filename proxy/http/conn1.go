@@ -1,0 +1,392 @@
+package http
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"github.com/tacit-mesh/tacit/proxy/relay"
+)
+
+// conn1 is a connection that carries HTTP/1: one request at a time, its
+// response meanwhile. A request that the client sends ahead waits.
+type conn1 struct {
+	*conn
+	head    head1 // of requests; the goroutine that reads the client
+	request Request
+
+	mu      sync.Mutex // guards what follows
+	current *exchange1 // forwarded, its response not complete
+	broken  *MalformedError
+	ended   bool // no more comes from the application
+}
+
+// exchange1 is a request that was forwarded.
+type exchange1 struct {
+	Live
+	gate     Exchange
+	method   string
+	upgrade  bool
+	answered chan struct{} // closed when the response is complete or will not be
+	settled  chan struct{} // closed when it is known whether the connection is a tunnel
+	tunnel   bool          // set before settled is closed
+	began    bool          // bytes of the final response were passed on
+
+	mu     sync.Mutex // guards what follows
+	halves int        // of request and response, that are not over
+	result Result
+	ended  bool
+}
+
+var (
+	errRevoked     = errors.New("the request is no longer allowed")
+	errUnsolicited = errors.New("the application sent a response that nobody asked for")
+	errAppGone     = errors.New("the application has closed the connection")
+)
+
+// serveClient reads requests until the connection ends. io.EOF is the client's
+// FIN, to be passed on; nil an end that the proxy made itself.
+func (c *conn1) serveClient() error {
+	var last *exchange1
+	for {
+		n, err := c.client.head()
+		var bad *MalformedError
+		switch malformed := errors.As(err, &bad); {
+		case err == io.ErrUnexpectedEOF: //nolint:errorlint // returned as it is
+			return io.EOF // the part of a request is nobody's
+		case err != nil && !malformed:
+			return err
+		case last != nil:
+			<-last.answered
+		}
+		if bad != nil {
+			return c.refuseMalformed(bad)
+		}
+		c.mu.Lock()
+		ended := c.ended
+		c.mu.Unlock()
+		if ended {
+			return errAppGone
+		}
+		next, err := c.exchange(n)
+		switch {
+		case errors.As(err, &bad):
+			return c.refuseMalformed(bad)
+		case err == errLast: //nolint:errorlint // our own
+			return nil
+		case err != nil:
+			return err
+		case next == nil: // refused
+			continue
+		case next.tunnel:
+			return c.copy(&c.client, c.app.side, &next.Sent)
+		}
+		last = next
+	}
+}
+
+// errLast says that the proxy has answered and closed the connection.
+var errLast = errors.New("answered for the last time")
+
+// exchange decides on a request whose head is the next n bytes, and forwards
+// it. It returns nil for one that was refused.
+func (c *conn1) exchange(n int) (*exchange1, error) {
+	if err := c.head.parseRequest(string(c.client.bytes()[:n]), &c.request); err != nil {
+		return nil, err
+	}
+	x := &exchange1{method: c.request.Method, upgrade: c.request.Upgrade, halves: 2}
+	x.answered, x.settled = make(chan struct{}), make(chan struct{})
+	x.Abort = func() { c.fail(relay.Aborted, errRevoked) }
+	x.result.GRPCStatus = -1
+	x.gate = c.gate.Begin(&c.request, &x.Live)
+	decision := x.gate.Decision()
+	if decision.Refusal == nil && !decision.Edits.valid() {
+		decision.Refusal = &Refusal{Status: 500, GRPC: grpcInternal, Message: "what is to be added to the request cannot be"}
+	}
+	if decision.Refusal != nil {
+		return nil, c.refuse(x, n, decision.Refusal)
+	}
+	c.mu.Lock()
+	if c.ended {
+		c.mu.Unlock()
+		x.over(errAppGone)
+		return nil, errAppGone
+	}
+	c.current = x
+	c.mu.Unlock()
+	err := c.forward(x, n, &decision.Edits)
+	var bad *MalformedError
+	switch {
+	case errors.As(err, &bad):
+		return nil, c.breakOff(x, bad)
+	case err == io.EOF: //nolint:errorlint // returned as it is
+		x.half() // the response may come yet
+		return nil, err
+	case err != nil:
+		x.over(err)
+		return nil, err
+	}
+	x.half()
+	if x.upgrade || x.method == "CONNECT" {
+		<-x.settled
+	}
+	return x, nil
+}
+
+// forward passes on a request: its head as it came where nothing changes it,
+// together with what there is of the body.
+func (c *conn1) forward(x *exchange1, n int, edits *Edits) error {
+	ahead := n
+	if !c.head.plain(edits) {
+		b := c.head.rewrite(make([]byte, headRoom, headRoom+n+512), edits)
+		c.client.skip(n)
+		ahead = 0
+		if err := c.app.side.Send(b, headRoom, c.client.side.Err); err != nil {
+			return err
+		}
+	}
+	return passBody(&c.client, c.app.side, ahead, &c.head.body, &x.Sent)
+}
+
+// passBody passes on the head that is the next bytes, and the body behind it.
+func passBody(from *reader, to Side, head int, b *body, count *atomic.Int64) error {
+	for {
+		n, done, err := b.scan(from.bytes()[head:])
+		count.Add(int64(n))
+		if failed := from.pass(head+n, to); failed != nil {
+			return failed
+		}
+		if err != nil || done {
+			return err
+		}
+		head = 0
+		if err := from.fill(); err != nil {
+			return err
+		}
+	}
+}
+
+// refuse answers in the place of the application.
+func (c *conn1) refuse(x *exchange1, n int, refusal *Refusal) error {
+	x.status(refusal.Status)
+	x.over(nil)
+	last := c.head.body.kind != bodyNone
+	c.client.skip(n)
+	if err := answer1(c.client.side, c.app.side.Err, refusal, c.id, x.method, last); err != nil {
+		return err
+	}
+	if !last {
+		return nil
+	}
+	return c.leave()
+}
+
+// refuseMalformed answers what is no request, and ends the connection: nobody
+// knows where the next one would begin.
+func (c *conn1) refuseMalformed(bad *MalformedError) error {
+	c.gate.Malformed(bad)
+	refusal := &Refusal{Status: bad.Status, Message: bad.Error()}
+	if err := answer1(c.client.side, c.app.side.Err, refusal, c.id, "", true); err != nil {
+		return err
+	}
+	if err := c.leave(); err != errLast { //nolint:errorlint // our own
+		return err
+	}
+	return nil
+}
+
+// leave ends the connection behind an answer. The application, to which nothing
+// is owed, sees FIN.
+func (c *conn1) leave() error {
+	c.mu.Lock()
+	c.ended = true
+	c.mu.Unlock()
+	_ = c.app.side.CloseWrite()
+	c.linger()
+	c.left.Store(true)
+	c.app.side.Reset() // unless it has ended by now
+	return errLast
+}
+
+// breakOff ends an exchange whose body turned out to be no body. Its
+// application, which has a part of it, sees RST; whoever reads it answers.
+func (c *conn1) breakOff(x *exchange1, bad *MalformedError) error {
+	c.gate.Malformed(bad)
+	c.mu.Lock()
+	c.broken = bad
+	c.mu.Unlock()
+	c.app.side.Reset()
+	<-x.answered
+	c.linger()
+	return errLast
+}
+
+// serveApp passes on responses until the application ends.
+func (c *conn1) serveApp() error {
+	for {
+		err := c.app.await()
+		c.mu.Lock()
+		x, broken := c.current, c.broken
+		c.mu.Unlock()
+		switch {
+		case broken != nil:
+			return c.answerBroken(x, broken)
+		case err != nil:
+			return err
+		case x == nil:
+			return c.unsolicited()
+		}
+		if err := c.response(x); err != nil {
+			c.mu.Lock()
+			broken := c.broken
+			c.mu.Unlock()
+			if broken != nil {
+				return c.answerBroken(x, broken)
+			}
+			var bad *MalformedError
+			if errors.As(err, &bad) {
+				return c.answerGarbled(x, bad)
+			}
+			return err
+		}
+		if x.tunnel {
+			return c.copy(&c.app, c.client.side, &x.Received)
+		}
+	}
+}
+
+// unsolicited ends a connection on which the application speaks unasked, as
+// some do to say that they close it for being idle.
+func (c *conn1) unsolicited() error {
+	c.mu.Lock()
+	c.ended = true
+	c.mu.Unlock()
+	_ = c.app.side.CloseWrite()
+	return io.EOF
+}
+
+func (c *conn1) answerBroken(x *exchange1, bad *MalformedError) error {
+	if x == nil || x.began {
+		return io.EOF
+	}
+	x.status(bad.Status)
+	return answer1(c.client.side, c.app.side.Err, &Refusal{Status: bad.Status, Message: bad.Error()}, c.id, x.method, true)
+}
+
+// answerGarbled is for a response that is none.
+func (c *conn1) answerGarbled(x *exchange1, bad *MalformedError) error {
+	if x.began {
+		return bad
+	}
+	x.status(502)
+	refusal := &Refusal{Status: 502, Message: "the application's answer is not HTTP: " + bad.Text}
+	if err := answer1(c.client.side, c.app.side.Err, refusal, c.id, x.method, true); err != nil {
+		return err
+	}
+	_ = c.client.side.CloseWrite()
+	c.app.side.Reset()
+	return nil
+}
+
+// response passes on one response, and the interim ones in front of it.
+func (c *conn1) response(x *exchange1) error {
+	var h head1
+	for {
+		n, err := c.app.head()
+		if err != nil {
+			return err
+		}
+		status, err := h.parseResponse(string(c.app.bytes()[:n]), x.method)
+		if err != nil {
+			return err
+		}
+		tunnel := status == 101 && x.upgrade && h.upgrades() || status < 300 && status >= 200 && x.method == "CONNECT"
+		if status == 101 && !tunnel {
+			return malformed(502, "a change of protocol that nobody asked for")
+		}
+		if status >= 200 || tunnel {
+			x.began = true
+			x.status(status)
+		}
+		if tunnel {
+			x.tunnel = true
+			close(x.settled)
+			return c.app.pass(n, c.client.side)
+		}
+		err = passBody(&c.app, c.client.side, n, &h.body, &x.Received)
+		if err == io.EOF && h.body.kind == bodyUntilEnd { //nolint:errorlint // a side's, returned as it is
+			c.complete(x)
+			return io.EOF
+		}
+		if err != nil {
+			return err
+		}
+		if status >= 200 {
+			c.complete(x)
+			return nil
+		}
+		if err := c.app.await(); err != nil {
+			return err
+		}
+	}
+}
+
+// complete lets the next request go.
+func (c *conn1) complete(x *exchange1) {
+	c.mu.Lock()
+	c.current = nil
+	c.mu.Unlock()
+	close(x.settled)
+	x.half()
+	close(x.answered)
+}
+
+// appEnded ends what was under way when the application did.
+func (c *conn1) appEnded() {
+	c.mu.Lock()
+	c.ended = true
+	x := c.current
+	c.current = nil
+	c.mu.Unlock()
+	if x == nil {
+		return
+	}
+	if x.tunnel {
+		x.over(nil)
+	} else {
+		close(x.settled)
+		x.over(errAppGone)
+	}
+	close(x.answered)
+}
+
+func (x *exchange1) status(status int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.result.Status = status
+}
+
+// half notes that the request was forwarded, or the response.
+func (x *exchange1) half() {
+	x.mu.Lock()
+	x.halves--
+	over := x.halves == 0
+	x.mu.Unlock()
+	if over {
+		x.over(nil)
+	}
+}
+
+// over tells the gate, once.
+func (x *exchange1) over(err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ended {
+		return
+	}
+	x.ended = true
+	x.result.Err = err
+	x.result.Sent, x.result.Received = x.Sent.Load(), x.Received.Load()
+	x.gate.End(x.result)
+}
