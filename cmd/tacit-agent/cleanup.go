@@ -16,12 +16,12 @@ import (
 
 func cleanupCommand(o *options) *cobra.Command {
 	return &cobra.Command{
-		Use:   "cleanup (--kubernetes --node NAME | --netns-dir DIR)",
+		Use:   "cleanup (--kubernetes --node NAME [--run-dir DIR --cni-bin-dir DIR --cni-conf-dir DIR] | --netns-dir DIR)",
 		Short: "Takes away everything that tacit-agent ever made on this node",
 		Long: `cleanup takes away everything that tacit-agent ever made in the node's network
 namespace and in those of --netns-dir, and nothing else. With --kubernetes these
-are the namespaces of all of the node's processes, and the pods' annotations and
-the CNI plugin go, too. Connections that are captured break; to let pods go
+are the namespaces of all of the node's processes, and the pods' annotations, the
+CNI plugin and the sockets' directories go, too. Connections that are captured break; to let pods go
 without that, opt them out while the agent runs. The agent must have ended.`,
 		Example: `  tacit-agent cleanup --netns-dir /run/netns`,
 		Args:    cobra.NoArgs,
@@ -63,7 +63,13 @@ func (o *options) leaveCluster(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return node.source.Withdraw(ctx)
+	if node.installer != nil {
+		err = node.installer.Uninstall()
+	}
+	if o.runDir != "" {
+		err = errors.Join(err, os.RemoveAll(o.runDir))
+	}
+	return errors.Join(err, os.RemoveAll(filepath.Dir(o.cniSocket)), node.source.Withdraw(ctx))
 }
 
 func (o *options) namespaces() ([]string, error) {

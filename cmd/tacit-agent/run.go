@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -9,13 +8,10 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/tacit-mesh/tacit/internal/httpserve"
-	"github.com/tacit-mesh/tacit/internal/kube"
 	"github.com/tacit-mesh/tacit/redirect/handoff"
 	"github.com/tacit-mesh/tacit/redirect/pods"
-	"github.com/tacit-mesh/tacit/redirect/pods/cluster"
 )
 
 // ownNamespace is where the kubelet's probes come from: the agent runs in the
@@ -67,45 +63,4 @@ func (o *options) run(ctx context.Context, log *zap.Logger) error {
 		return nil
 	}
 	return err
-}
-
-// clusterNode is what there is on a node of a Kubernetes cluster alone.
-type clusterNode struct {
-	options *options
-	log     *zap.Logger
-	client  kubernetes.Interface
-	source  *cluster.Source
-	locator *pods.Locator
-}
-
-func (o *options) cluster(log *zap.Logger) (*clusterNode, error) {
-	config, err := kube.Config(o.kubeconfig)
-	if err != nil {
-		return nil, err
-	}
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return nil, fmt.Errorf("client of the Kubernetes API: %w", err)
-	}
-	source, err := cluster.NewSource(cluster.Config{
-		Client: client, Reader: pods.Reader{Node: o.node, TrustDomain: o.trustDomain, Skips: o.skips, Release: o.release}, Log: log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return &clusterNode{options: o, log: log, client: client, source: source, locator: o.locator()}, nil
-}
-
-func (o *options) locator() *pods.Locator {
-	return pods.NewLocator(o.hostProc, cmp.Or(o.netnsDir, runtimePins))
-}
-
-// run starts what else there is, and returns what says whether the node is
-// ready for pods.
-func (n *clusterNode) run(ctx context.Context, g *errgroup.Group, set *pods.Set) (ready func() bool) {
-	ready = set.Synced
-	if n.options.removeTaint {
-		g.Go(func() error { return cluster.RemoveTaint(ctx, n.client, n.options.node, taint, ready, n.log) })
-	}
-	return ready
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/tacit-mesh/tacit/redirect/netns"
 	"github.com/tacit-mesh/tacit/redirect/procs"
@@ -60,6 +61,19 @@ func (l *Locator) Locate(p Pod) (string, error) {
 		return l.pinned(id, path), nil
 	}
 	return "", reason
+}
+
+// OnNode is where the agent finds the namespace that a program of the node
+// itself, such as the CNI plugin, knows by this path.
+func (l *Locator) OnNode(path string, id netns.ID) (string, error) {
+	for _, candidate := range []string{
+		filepath.Join(l.pins, filepath.Base(path)), path, filepath.Join(l.proc, strings.TrimPrefix(path, "/proc")), filepath.Join(l.proc, "1/root", path),
+	} {
+		if at, err := netns.At(candidate); err == nil && at == id {
+			return candidate, nil
+		}
+	}
+	return "", fmt.Errorf("network namespace %s of the node is not visible to the agent: neither in %s nor as %s", path, l.pins, filepath.Join(l.proc, "1/root", path))
 }
 
 // nodes are the namespaces that are no pod's.

@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +26,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/tacit-mesh/tacit/redirect/enrol"
 	"github.com/tacit-mesh/tacit/redirect/pods"
 )
 
@@ -32,7 +34,10 @@ import (
 type Config struct {
 	Client kubernetes.Interface
 	Reader pods.Reader
-	Log    *zap.Logger
+	// Enrolled hears which namespaces' labels ask for capture, whenever that
+	// has changed; nil if nobody wants to know.
+	Enrolled func(namespaces []string)
+	Log      *zap.Logger
 }
 
 // Source reads this node's pods from the API, and hears from the CNI plugin of
@@ -120,7 +125,12 @@ func (s *Source) Run(ctx context.Context, update func([]pods.Pod)) error {
 		return ctx.Err()
 	}
 	s.awaitClasses(ctx)
+	var enrolled []string
 	for {
+		if now := s.enrolled(); s.cfg.Enrolled != nil && (enrolled == nil || !slices.Equal(now, enrolled)) {
+			enrolled = now
+			s.cfg.Enrolled(now)
+		}
 		list, err := s.read()
 		if err != nil {
 			return err
@@ -132,6 +142,19 @@ func (s *Source) Run(ctx context.Context, update func([]pods.Pod)) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// enrolled are the namespaces whose labels ask for capture; never nil.
+func (s *Source) enrolled() []string {
+	names := []string{}
+	all, _ := s.namespaces.List(labels.Everything()) // of a cache: it cannot fail
+	for _, n := range all {
+		if enrol.Wanted(nil, n.Labels) {
+			names = append(names, n.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // awaitClasses waits a moment for runtime classes: pods of one that is not
