@@ -146,18 +146,18 @@ func readKey(path string) (crypto.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	block, rest := pem.Decode(data)
-	if block == nil || len(rest) > 0 {
-		return nil, fmt.Errorf("%s: want one private key in PEM", keyFile)
-	}
-	key, err := parseKey(block)
+	key, err := parseKey(data)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", keyFile, err)
 	}
 	return key, nil
 }
 
-func parseKey(block *pem.Block) (crypto.Signer, error) {
+func parseKey(data []byte) (crypto.Signer, error) {
+	block, rest := pem.Decode(data)
+	if block == nil || len(rest) > 0 {
+		return nil, errors.New("want one private key in PEM")
+	}
 	if block.Type == "EC PRIVATE KEY" {
 		return x509.ParseECPrivateKey(block.Bytes)
 	}
@@ -172,11 +172,19 @@ func parseKey(block *pem.Block) (crypto.Signer, error) {
 	return signer, nil
 }
 
-func readCertificates(path string) (out []*x509.Certificate, err error) {
+func readCertificates(path string) ([]*x509.Certificate, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
+	out, err := parseCertificates(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", rootFile, err)
+	}
+	return out, nil
+}
+
+func parseCertificates(data []byte) (out []*x509.Certificate, err error) {
 	for {
 		var block *pem.Block
 		if block, data = pem.Decode(data); block == nil {
@@ -184,7 +192,7 @@ func readCertificates(path string) (out []*x509.Certificate, err error) {
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", rootFile, err)
+			return nil, err
 		}
 		out = append(out, c)
 	}

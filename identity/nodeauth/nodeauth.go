@@ -1,7 +1,8 @@
 // Package nodeauth says which node is calling the control plane.
 //
-// A node's proxy proves itself by a bearer token; here, tokens come from a
-// file. What does not belong here: what a node may then do.
+// A node's proxy proves itself by a bearer token: one of a service account of
+// the cluster, which the API server knows, or one of those in a file. What does
+// not belong here: what a node may then do.
 package nodeauth
 
 import (
@@ -12,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -51,10 +53,37 @@ func OpenTokenFile(path string, log *zap.Logger) (*TokenFile, error) {
 
 type nodeKey struct{}
 
-// Node is the name of the node that [TokenFile.Tap] found; "" if it found none.
+// Node is the name of the node that [TokenFile.Tap] or [Reviewer.Tap] found; ""
+// if it found none.
 func Node(ctx context.Context) string {
 	node, _ := ctx.Value(nodeKey{}).(string)
 	return node
+}
+
+func withNode(ctx context.Context, node string) context.Context {
+	return context.WithValue(ctx, nodeKey{}, node)
+}
+
+// bearer is the only token of a request.
+func bearer(header metadata.MD, longest int) (string, error) {
+	values := header.Get("authorization")
+	if len(values) != 1 {
+		return "", status.Error(codes.Unauthenticated, "want one authorization header with a bearer token")
+	}
+	scheme, token, _ := strings.Cut(values[0], " ")
+	if !strings.EqualFold(scheme, "Bearer") || len(token) > longest {
+		return "", status.Error(codes.Unauthenticated, "want a bearer token")
+	}
+	return token, nil
+}
+
+// host is the address without the port.
+func host(a net.Addr) string {
+	name, _, err := net.SplitHostPort(a.String())
+	if err != nil {
+		return a.String()
+	}
+	return name
 }
 
 // Tap is for grpc.InTapHandle. It refuses a call before anything of its body
@@ -64,17 +93,13 @@ func (f *TokenFile) Tap(ctx context.Context, info *tap.Info) (context.Context, e
 	if err != nil {
 		return nil, err
 	}
-	return context.WithValue(ctx, nodeKey{}, node), nil
+	return withNode(ctx, node), nil
 }
 
 func (f *TokenFile) authenticate(header metadata.MD) (string, error) {
-	values := header.Get("authorization")
-	if len(values) != 1 {
-		return "", status.Error(codes.Unauthenticated, "want one authorization header with a bearer token")
-	}
-	scheme, token, _ := strings.Cut(values[0], " ")
-	if !strings.EqualFold(scheme, "Bearer") || len(token) > maxToken {
-		return "", status.Error(codes.Unauthenticated, "want a bearer token")
+	token, err := bearer(header, maxToken)
+	if err != nil {
+		return "", err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

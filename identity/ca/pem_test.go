@@ -1,0 +1,47 @@
+package ca
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+)
+
+func TestGenerateAndParse(t *testing.T) {
+	key, root, err := Generate("cluster.local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, roots := range map[string][]byte{"root beside": root, "root among the chain alone": nil} {
+		a, err := Parse(key, root, roots)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if !bytes.Equal(a.Roots(), root) {
+			t.Errorf("%s: roots %s", name, a.Roots())
+		}
+		if _, err := a.ServerCertificate("tacitd.test"); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	otherKey, otherRoot, err := Generate("cluster.local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name             string
+		key, chain, want []byte
+	}{
+		{"key of another", otherKey, root, []byte("the first certificate is for another key")},
+		{"no key", nil, root, []byte("key: want one private key")},
+		{"a certificate for a key", root, root, []byte("key: not a private key")},
+		{"no certificate", key, nil, []byte("no certificate")},
+	} {
+		_, err := Parse(test.key, test.chain, nil)
+		if err == nil || !strings.Contains(err.Error(), string(test.want)) {
+			t.Errorf("%s: got %v, want %s", test.name, err, test.want)
+		}
+	}
+	if a, err := Parse(key, root, otherRoot); err != nil || !bytes.Contains(a.Roots(), otherRoot) {
+		t.Errorf("a further root is not kept: %v", err)
+	}
+}
