@@ -1,0 +1,95 @@
+package check
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"time"
+
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tacit-mesh/tacit/deploy/cluster"
+	"github.com/tacit-mesh/tacit/proxy/admin"
+)
+
+// caSoon is how long before its end a CA's certificate is a matter of concern.
+const caSoon = 90 * 24 * time.Hour
+
+// certificates looks at the CA's and at those that the proxies hold.
+func (s *state) certificates(ctx context.Context) {
+	before := len(s.findings)
+	roots, err := s.c.Client.CoreV1().ConfigMaps(s.c.Namespace).Get(ctx, "tacit-ca-root", meta.GetOptions{})
+	if err != nil {
+		s.unknown("Certificates", "CA", err)
+	} else if err := s.roots([]byte(roots.Data["root-cert.pem"])); err != nil {
+		s.add(Broken, "Certificates", "CA", "ConfigMap tacit-ca-root: "+err.Error(), "see the log of tacitd, which keeps it current")
+	}
+	for _, pod := range s.proxies {
+		text, err := s.c.Run(ctx, pod.Name, cluster.Proxy, []string{"tacit", "status", "-o", "json"})
+		var status admin.Status
+		if err == nil {
+			err = json.Unmarshal(text, &status)
+		}
+		if err != nil {
+			s.unknown("Certificates", pod.Spec.NodeName, err)
+			continue
+		}
+		s.held(pod.Spec.NodeName, status)
+	}
+	s.fine(before, "Certificates", "the CA's and all that the proxies hold are valid, and renewed in time")
+}
+
+func (s *state) roots(text []byte) error {
+	found := false
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return err
+		}
+		found = true
+		left := certificate.NotAfter.Sub(s.now())
+		switch do := "replace the CA in Secret tacit-ca before that, with the old root kept in its ca.crt"; {
+		case left < 0:
+			s.add(Broken, "Certificates", "CA", "ended on "+certificate.NotAfter.Format(time.DateOnly), do)
+		case left < caSoon:
+			s.add(Risky, "Certificates", "CA", "ends on "+certificate.NotAfter.Format(time.DateOnly), do)
+		}
+	}
+	if !found {
+		return errors.New("there is no certificate in it")
+	}
+	return nil
+}
+
+// held looks at the certificates of one node. They are renewed at half of
+// their life, so one with less than a third left was not renewed.
+func (s *state) held(node string, status admin.Status) {
+	var all []struct {
+		Identity  string
+		NotBefore time.Time
+		NotAfter  time.Time
+		Error     string
+	}
+	if err := json.Unmarshal(status.Sections["certificates"], &all); err != nil && status.Sections["certificates"] != nil {
+		s.unknown("Certificates", node, err)
+		return
+	}
+	for _, c := range all {
+		why := c.Error
+		if why != "" {
+			why = ": " + why
+		}
+		life, left := c.NotAfter.Sub(c.NotBefore), c.NotAfter.Sub(s.now())
+		switch do := "see the log of tacitd, and whether " + node + " reaches it at port 15012"; {
+		case c.NotAfter.IsZero():
+			s.add(Broken, "Certificates", node, "there is none for "+c.Identity+why, do)
+		case left < 0:
+			s.add(Broken, "Certificates", node, fmt.Sprintf("that of %s ended %v ago%s", c.Identity, (-left).Round(time.Second), why), do)
+		case left < life/3:
+			s.add(Risky, "Certificates", node, fmt.Sprintf("that of %s ends in %v and was not renewed%s", c.Identity, left.Round(time.Second), why), do)
+		}
+	}
+}
