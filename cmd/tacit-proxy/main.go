@@ -24,7 +24,9 @@ It runs as a user of its own, without capabilities. tacit-agent gives it
 sockets inside the pods through --agent-socket; tacitd gives it workloads,
 services and policies (--xds) and signs its certificates (--ca). It proves
 itself to tacitd with the token in --token and knows tacitd by the roots in
---root; both files are read again when they change.
+--root; both files are read again when they change. With --spire in the place
+of --ca, certificates come from SPIRE's agent on this node, which must have
+this process among its authorized_delegates.
 
 On SIGTERM, or when a newer proxy takes over, it accepts nothing more: new
 connections go to the next proxy, or wait for it. Live ones go on for at most
@@ -42,12 +44,14 @@ type options struct {
 	node        string
 	agentSocket string
 	xds, ca     string
+	spire       string
 	serverName  string
 	root, token string
 	adminSocket string
 	metrics     string
 	readiness   string
 	drain       time.Duration
+	linger      bool
 	lifetime    time.Duration
 	podShare    int
 	directLocal bool
@@ -56,13 +60,13 @@ type options struct {
 func command() *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
-		Use:     "tacit-proxy --node NAME --agent-socket PATH --xds HOST:PORT --ca HOST:PORT --root FILE --token FILE",
+		Use:     "tacit-proxy --node NAME --agent-socket PATH --xds HOST:PORT {--ca HOST:PORT | --spire SOCKET} --root FILE --token FILE",
 		Short:   "Carries the traffic of this node's pods, encrypted and authorized",
 		Long:    help,
 		Example: example,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := cli.Check(cmd, []string{"node", "xds", "ca", "root", "token"}, o.check()...); err != nil {
+			if err := cli.Check(cmd, []string{"node", "xds", "root", "token"}, append(o.check(), o.checkIdentity()...)...); err != nil {
 				return err
 			}
 			if err := confine(); err != nil {
@@ -76,6 +80,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.agentSocket, "agent-socket", "/run/tacit/agent.sock", "`socket` of tacit-agent")
 	f.StringVar(&o.xds, "xds", "", "`HOST:PORT` of the control plane")
 	f.StringVar(&o.ca, "ca", "", "`HOST:PORT` of the certificate authority")
+	f.StringVar(&o.spire, "spire", "", "admin `socket` of SPIRE's agent, which gives the certificates in place of --ca")
 	f.StringVar(&o.serverName, "server-name", "tacitd.tacit-system.svc", "DNS `name` in the control plane's certificate")
 	f.StringVar(&o.root, "root", "", "`file` of the PEM roots by which the control plane is known")
 	f.StringVar(&o.token, "token", "", "`file` of the token by which the control plane knows this node")
@@ -83,6 +88,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.metrics, "metrics", ":15020", "`address` for Prometheus, at /metrics and /stats/prometheus")
 	f.StringVar(&o.readiness, "readiness", ":15021", "`address` for readiness, at /healthz/ready")
 	f.DurationVar(&o.drain, "drain", time.Hour, "how long live connections may go on after SIGTERM")
+	f.BoolVar(&o.linger, "linger", false, "once a newer proxy has taken over and the drain is done, wait for SIGTERM instead of ending, lest something starts this one again")
 	f.DurationVar(&o.lifetime, "certificate-ttl", 24*time.Hour, "life to ask for in certificates; they are renewed at half of it")
 	f.IntVar(&o.podShare, "connections-per-pod", 0, "`number` of connections from one pod at a time, and as many to it; 0: by the limit of open files")
 	f.BoolVar(&o.directLocal, "direct-local", true, "join connections between two pods of this node, once authorized, without encrypting their bytes in between")

@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"iter"
+	"io"
 	"os"
-	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -14,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tacit-mesh/tacit/identity"
-	"github.com/tacit-mesh/tacit/identity/caclient"
 	"github.com/tacit-mesh/tacit/proxy"
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/sockets"
@@ -30,7 +27,7 @@ type process struct {
 	log      *zap.Logger
 	agent    *sockets.Agent
 	state    *state.State
-	ca       *caclient.Client
+	source   io.Closer // of certificates
 	store    *identity.Store
 	xds      *client.Client
 	recorder *telemetry.Recorder
@@ -45,7 +42,7 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	defer p.ca.Close()
+	defer p.source.Close()
 	p.log.Info("tacit-proxy starts", zap.String("node", o.node), zap.String("xds", o.xds))
 
 	serving, stop := context.WithCancel(ctx)
@@ -74,6 +71,9 @@ func run(ctx context.Context, o options) error {
 	group.Go(func() error { return stopped(serving, p.admin().Run(serving)) })
 	group.Go(func() error { return p.serveHTTP(serving) })
 	err = group.Wait()
+	if o.linger {
+		p.awaitEnd(ctx)
+	}
 	p.log.Info("tacit-proxy ends", zap.Error(err))
 	if ctx.Err() != nil || errors.Is(context.Cause(draining), context.Canceled) {
 		return ctx.Err()
@@ -81,17 +81,24 @@ func run(ctx context.Context, o options) error {
 	return err
 }
 
+// awaitEnd keeps a process that was replaced from ending before it is told to:
+// a kubelet would start it again, and it would take over from its successor.
+func (p *process) awaitEnd(ctx context.Context) {
+	select {
+	case <-p.agent.Draining():
+		p.log.Info("drained; waiting to be told to end")
+		<-ctx.Done()
+	default:
+	}
+}
+
 func newProcess(o options) (*process, error) {
 	p := &process{options: o, log: newLog(), state: state.New(), exports: make(chan []byte, 1)}
 	p.agent = sockets.NewAgent(sockets.AgentConfig{Socket: o.agentSocket, Log: p.log})
 	var err error
-	p.ca, err = caclient.New(caclient.Config{
-		Address: o.ca, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token, Lifetime: o.lifetime,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("certificate authority %s: %w", o.ca, err)
+	if p.store, p.source, err = newIdentities(o); err != nil {
+		return nil, err
 	}
-	p.store = identity.NewStore(p.ca)
 	p.xds = client.New(client.Config{
 		Server: o.xds, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token,
 		Node: client.Node{Name: o.node}, Sink: p.state, Saved: p.keepExport, Log: p.log,
@@ -126,49 +133,20 @@ func connectionsPerPod(configured int) int {
 	return max(int(limit.Cur)/8, 16)
 }
 
-func (p *process) certificates() iter.Seq2[model.Identity, time.Time] {
-	return func(yield func(model.Identity, time.Time) bool) {
-		for _, s := range p.store.All() {
-			if !yield(s.Identity, s.NotAfter) {
-				return
-			}
-		}
-	}
-}
-
 func (p *process) admin() *admin.Server {
 	return &admin.Server{
 		Path: p.adminSocket, Node: p.node,
-		Snapshot: p.state.Snapshot,
-		Live:     p.proxy.Live, Ended: p.proxy.Ended, Find: p.proxy.Find,
+		Snapshot:     p.state.Snapshot,
+		Certificates: p.certificateViews,
+		Live:         p.proxy.Live, Ended: p.proxy.Ended, Find: p.proxy.Find,
 		Sections: func() map[string]any {
 			return map[string]any{
 				"pods":         p.proxy.Pods(),
 				"controlPlane": p.xds.Status(),
-				"certificates": certificateViews(p.store.All()),
+				"certificates": p.certificateViews(),
 			}
 		},
 	}
-}
-
-// certificateView is one identity's state, for people.
-type certificateView struct {
-	Identity  string    `json:"identity"`
-	NotBefore time.Time `json:"notBefore,omitzero"`
-	NotAfter  time.Time `json:"notAfter,omitzero"`
-	Error     string    `json:"error"`
-}
-
-func certificateViews(all []identity.Status) []certificateView {
-	var out []certificateView
-	for _, s := range all {
-		v := certificateView{Identity: s.Identity.String(), NotBefore: s.NotBefore, NotAfter: s.NotAfter}
-		if s.Err != nil {
-			v.Error = s.Err.Error()
-		}
-		out = append(out, v)
-	}
-	return out
 }
 
 // stopped forgives the error that stopping brings.
