@@ -26,16 +26,44 @@ type Material struct {
 	// Authorities are the certificates in Roots, which a pool does not give
 	// back; [Store.Export] needs them.
 	Authorities []*x509.Certificate
+	// Federated are the bundles of other trust domains, by name. A peer from
+	// one of them is judged by that one's alone.
+	Federated map[string]*Bundle
+}
+
+// Bundle is the roots of a trust domain.
+type Bundle struct {
+	Roots       *x509.CertPool
+	Authorities []*x509.Certificate // those in Roots
 }
 
 // NotAfter is when the leaf ends.
 func (m *Material) NotAfter() time.Time { return m.Leaf.NotAfter }
 
+// Pod is a pod of this node as its agent has attested it.
+type Pod struct {
+	Identity model.Identity
+	UID      string // metadata.uid
+	Name     string
+	Node     string
+	Labels   map[string]string
+}
+
+// Subject is whom a certificate is for. It is comparable.
+type Subject struct {
+	Identity model.Identity
+	// Selectors are the facts by which the source decides about a single
+	// pod, in a form of its own. They are empty where it decides by the
+	// identity alone, so that the pods which have it share a certificate.
+	Selectors string
+}
+
 // Source issues certificates and keeps them fresh.
 type Source interface {
-	// Subscribe calls update with the first material of id and again with
-	// each renewed one, until the context ends (its error is returned). A
-	// failure to get or renew is reported by failed and retried with
-	// backoff; it never ends the subscription. Calls come one at a time.
-	Subscribe(ctx context.Context, id model.Identity, update func(*Material), failed func(error)) error
+	// Subscribe calls update with the first material of the subject and
+	// again with each renewed one, until the context ends (its error is
+	// returned). A failure to get or renew is reported by failed and
+	// retried with backoff; it never ends the subscription. Calls come one
+	// at a time.
+	Subscribe(ctx context.Context, s Subject, update func(*Material), failed func(error)) error
 }

@@ -11,6 +11,10 @@ import (
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
+// maxChain bounds what a chain, a peer's or one's own, may cost to verify: a
+// leaf and as many intermediates as there are in the deepest of hierarchies.
+const maxChain = 10
+
 // NewMaterial joins a chain (leaf first, without the root), the leaf's
 // private key and the roots. It fails if the key is not the leaf's, if the
 // leaf does not carry exactly one identity, or if there are no roots. Whether
@@ -18,6 +22,9 @@ import (
 func NewMaterial(chain []*x509.Certificate, key crypto.Signer, roots []*x509.Certificate) (*Material, error) {
 	if len(chain) == 0 || key == nil || len(roots) == 0 {
 		return nil, errors.New("identity material: chain, key and roots are all needed")
+	}
+	if len(chain) > maxChain {
+		return nil, fmt.Errorf("identity material: a chain of %d certificates, of which peers accept %d", len(chain), maxChain)
 	}
 	if _, err := identityOf(chain[0]); err != nil {
 		return nil, fmt.Errorf("identity material: %w", err)
@@ -29,16 +36,42 @@ func NewMaterial(chain []*x509.Certificate, key crypto.Signer, roots []*x509.Cer
 	m := &Material{
 		Certificate: &tls.Certificate{PrivateKey: key, Leaf: chain[0]},
 		Leaf:        chain[0],
-		Roots:       x509.NewCertPool(),
 		Authorities: roots,
+		Roots:       newBundle(roots).Roots,
 	}
 	for _, c := range chain {
 		m.Certificate.Certificate = append(m.Certificate.Certificate, c.Raw)
 	}
-	for _, r := range roots {
-		m.Roots.AddCert(r)
-	}
 	return m, nil
+}
+
+func newBundle(roots []*x509.Certificate) *Bundle {
+	b := &Bundle{Roots: x509.NewCertPool(), Authorities: roots}
+	for _, r := range roots {
+		b.Roots.AddCert(r)
+	}
+	return b
+}
+
+// Federate adds the roots of other trust domains, before m is used. The own
+// trust domain's, and a bundle without roots, change nothing.
+func (m *Material) Federate(bundles map[string][]*x509.Certificate) {
+	m.Federated = map[string]*Bundle{}
+	for domain, roots := range bundles {
+		if domain != m.Identity().TrustDomain && len(roots) > 0 {
+			m.Federated[domain] = newBundle(roots)
+		}
+	}
+}
+
+// rootsOf are those by which a peer is judged that claims to be of a trust
+// domain. The own ones also judge domains that have no bundle: whether such a
+// peer is accepted is decided elsewhere.
+func (m *Material) rootsOf(domain string) *x509.CertPool {
+	if b := m.Federated[domain]; b != nil {
+		return b.Roots
+	}
+	return m.Roots
 }
 
 // Identity is the one that the leaf names; zero if it names none.
@@ -48,6 +81,25 @@ func (m *Material) Identity() model.Identity {
 		return model.Identity{}
 	}
 	return id
+}
+
+// Check sees to it that peers who have the same roots will accept the
+// certificate, as a client's and as a server's.
+func (m *Material) Check(now time.Time) error {
+	if !m.ValidAt(now) {
+		return fmt.Errorf("it is valid from %s to %s, and here it is %s (check both clocks)",
+			m.Leaf.NotBefore.UTC().Format(time.RFC3339), m.Leaf.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
+	chain, err := parseAll(m.Certificate.Certificate)
+	if err != nil {
+		return err
+	}
+	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
+		if err := verifyChain(chain, m.Roots, usage, now); err != nil {
+			return fmt.Errorf("it does not lead to the roots that came with it, or peers refuse it: %w", err)
+		}
+	}
+	return nil
 }
 
 // ValidAt reports whether the leaf is within its life at now.

@@ -8,8 +8,6 @@ import (
 	"maps"
 	"slices"
 	"time"
-
-	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 // Imported material that no pod has asked for after this time is forgotten:
@@ -24,9 +22,11 @@ type savedMaterials struct {
 }
 
 type savedMaterial struct {
-	Key   []byte   `json:"key"`   // PKCS #8
-	Chain [][]byte `json:"chain"` // DER, leaf first
-	Roots [][]byte `json:"roots"`
+	Selectors string              `json:"selectors,omitempty"`
+	Key       []byte              `json:"key"`   // PKCS #8
+	Chain     [][]byte            `json:"chain"` // DER, leaf first
+	Roots     [][]byte            `json:"roots"`
+	Federated map[string][][]byte `json:"federated,omitempty"` // roots by trust domain
 }
 
 // Export is everything that Import needs to serve at once, for this process's
@@ -34,40 +34,57 @@ type savedMaterial struct {
 // disk or a log.
 func (s *Store) Export() ([]byte, error) {
 	saved := savedMaterials{Version: savedVersion}
-	for _, m := range s.exported() {
+	for _, e := range s.exported() {
+		m := e.material
 		key, err := x509.MarshalPKCS8PrivateKey(m.Certificate.PrivateKey)
 		if err != nil {
 			return nil, fmt.Errorf("export certificate of %s: %w", m.Identity(), err)
 		}
-		one := savedMaterial{Key: key, Chain: m.Certificate.Certificate}
-		for _, r := range m.Authorities {
-			one.Roots = append(one.Roots, r.Raw)
+		one := savedMaterial{Selectors: e.subject.Selectors, Key: key, Chain: m.Certificate.Certificate, Roots: rawOf(m.Authorities)}
+		for domain, b := range m.Federated {
+			if one.Federated == nil {
+				one.Federated = map[string][][]byte{}
+			}
+			one.Federated[domain] = rawOf(b.Authorities)
 		}
 		saved.Materials = append(saved.Materials, one)
 	}
 	return json.Marshal(saved)
 }
 
-func (s *Store) exported() []*Material {
+type exported struct {
+	subject  Subject
+	material *Material
+}
+
+func (s *Store) exported() []exported {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.forgetImported()
 	all := maps.Clone(s.imported)
-	for id, e := range *s.entries.Load() {
+	for subject, e := range *s.entries.Load() {
 		if m := e.material.Load(); m != nil {
-			all[id] = m
+			all[subject] = m
 		}
 	}
-	var materials []*Material
-	for _, m := range all {
+	var materials []exported
+	for subject, m := range all {
 		if m.ValidAt(s.now()) {
-			materials = append(materials, m)
+			materials = append(materials, exported{subject, m})
 		}
 	}
-	slices.SortFunc(materials, func(a, b *Material) int {
-		return a.Leaf.NotAfter.Compare(b.Leaf.NotAfter)
+	slices.SortFunc(materials, func(a, b exported) int {
+		return a.material.Leaf.NotAfter.Compare(b.material.Leaf.NotAfter)
 	})
 	return materials
+}
+
+func rawOf(all []*x509.Certificate) [][]byte {
+	var raw [][]byte
+	for _, c := range all {
+		raw = append(raw, c.Raw)
+	}
+	return raw
 }
 
 // Import takes over what Export gave, to serve it until the source has
@@ -80,22 +97,22 @@ func (s *Store) Import(data []byte) error {
 		return fmt.Errorf("import certificates: not written by this version (%d bytes, format %d, want %d)",
 			len(data), saved.Version, savedVersion)
 	}
-	materials := map[model.Identity]*Material{}
+	materials := map[Subject]*Material{}
 	for i, one := range saved.Materials {
 		m, err := one.material()
 		if err != nil {
 			return fmt.Errorf("import certificates: number %d: %w", i, err)
 		}
 		if m.ValidAt(s.now()) {
-			materials[m.Identity()] = m
+			materials[Subject{m.Identity(), one.Selectors}] = m
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.until = s.now().Add(importedLife)
-	for id, m := range materials {
-		if e := (*s.entries.Load())[id]; e == nil {
-			s.imported[id] = m
+	for subject, m := range materials {
+		if e := (*s.entries.Load())[subject]; e == nil {
+			s.imported[subject] = m
 		} else if e.material.CompareAndSwap(nil, m) {
 			s.announce()
 		}
@@ -120,7 +137,18 @@ func (one savedMaterial) material() (*Material, error) {
 	if err != nil {
 		return nil, fmt.Errorf("roots: %w", err)
 	}
-	return NewMaterial(chain, signer, roots)
+	m, err := NewMaterial(chain, signer, roots)
+	if err != nil {
+		return nil, err
+	}
+	federated := map[string][]*x509.Certificate{}
+	for domain, ders := range one.Federated {
+		if federated[domain], err = parseAll(ders); err != nil {
+			return nil, fmt.Errorf("roots of %s: %w", domain, err)
+		}
+	}
+	m.Federate(federated)
+	return m, nil
 }
 
 func parseAll(ders [][]byte) ([]*x509.Certificate, error) {
@@ -136,10 +164,10 @@ func parseAll(ders [][]byte) ([]*x509.Certificate, error) {
 }
 
 // takeImported is called with mu held.
-func (s *Store) takeImported(id model.Identity) *Material {
+func (s *Store) takeImported(subject Subject) *Material {
 	s.forgetImported()
-	m := s.imported[id]
-	delete(s.imported, id)
+	m := s.imported[subject]
+	delete(s.imported, subject)
 	return m
 }
 

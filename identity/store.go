@@ -1,7 +1,9 @@
 package identity
 
 import (
+	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
@@ -10,56 +12,82 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-// Store holds the current material of every identity that somebody on this
+// Store holds the current material of every subject that somebody on this
 // node needs, one subscription to the source for each.
 type Store struct {
-	source Source
-	now    func() time.Time
+	source    Source
+	now       func() time.Time
+	selectors func(Pod) string
 
 	// entries is read without a lock and replaced whole under mu.
-	entries atomic.Pointer[map[model.Identity]*entry]
+	entries atomic.Pointer[map[Subject]*entry]
 
 	mu       sync.Mutex
 	acquired []*entry      // not subscribed yet
 	news     chan struct{} // closed and replaced at each change
-	imported map[model.Identity]*Material
+	imported map[Subject]*Material
 	until    time.Time // end of what was imported and not acquired
 
 	wake chan struct{} // tells Run that acquired is not empty
 }
 
 type entry struct {
-	id       model.Identity
+	subject  Subject
 	material atomic.Pointer[Material]
 
 	// Guarded by Store.mu.
 	holders     int
 	unsubscribe context.CancelFunc // nil until Run has subscribed
+	received    time.Time          // when the material came
 	err         error              // the source's last failure since the last success
+	failures    uint64
 }
 
-// Status is one identity's state, for people and metrics.
+// Status is one certificate's state, for people and metrics.
 type Status struct {
-	Identity  model.Identity
-	NotBefore time.Time // zero: there is no certificate yet
-	NotAfter  time.Time
-	Err       error // the source's last failure; nil once it has succeeded again
+	Subject
+	Leaf     *x509.Certificate // nil: there is none yet
+	Received time.Time         // of the leaf
+	// Err is the source's last failure; nil once it has succeeded again.
+	Err      error
+	Failures uint64 // of the source, for this subject, since it was acquired
+}
+
+// NotAfter is when the certificate ends, zero if there is none.
+func (s *Status) NotAfter() time.Time {
+	if s.Leaf == nil {
+		return time.Time{}
+	}
+	return s.Leaf.NotAfter
+}
+
+// Renewal is when a newer certificate is due: at half of the life that it had
+// left when it came. It is zero if there is none.
+func (s *Status) Renewal() time.Time {
+	if s.Leaf == nil {
+		return time.Time{}
+	}
+	from := s.Received
+	if from.IsZero() { // taken over from an earlier process
+		from = s.Leaf.NotBefore
+	}
+	return from.Add(s.Leaf.NotAfter.Sub(from) / 2)
 }
 
 // NewStore makes an empty store over the source; Run makes it work.
 func NewStore(source Source, opts ...Option) *Store {
+	o := optionsOf(opts)
 	s := &Store{
-		source:   source,
-		now:      optionsOf(opts).now,
-		news:     make(chan struct{}),
-		imported: map[model.Identity]*Material{},
-		wake:     make(chan struct{}, 1),
+		source:    source,
+		now:       o.now,
+		selectors: o.selectors,
+		news:      make(chan struct{}),
+		imported:  map[Subject]*Material{},
+		wake:      make(chan struct{}, 1),
 	}
-	s.entries.Store(&map[model.Identity]*entry{})
+	s.entries.Store(&map[Subject]*entry{})
 	return s
 }
 
@@ -80,18 +108,23 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 }
 
-// Acquire keeps the identity's material fresh until release is called, once
+// Subject is whom a pod's certificate is for.
+func (s *Store) Subject(pod Pod) Subject {
+	return Subject{Identity: pod.Identity, Selectors: s.selectors(pod)}
+}
+
+// Acquire keeps the subject's material fresh until release is called, once
 // per Acquire; further calls of the same release do nothing.
-func (s *Store) Acquire(id model.Identity) (release func()) {
+func (s *Store) Acquire(subject Subject) (release func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := (*s.entries.Load())[id]
+	e := (*s.entries.Load())[subject]
 	if e == nil {
-		e = &entry{id: id}
-		if m := s.takeImported(id); m != nil {
+		e = &entry{subject: subject}
+		if m := s.takeImported(subject); m != nil {
 			e.material.Store(m)
 		}
-		s.replaceEntries(func(entries map[model.Identity]*entry) { entries[id] = e })
+		s.replaceEntries(func(entries map[Subject]*entry) { entries[subject] = e })
 		s.acquired = append(s.acquired, e)
 		select {
 		case s.wake <- struct{}{}:
@@ -108,7 +141,7 @@ func (s *Store) release(e *entry) {
 	if e.holders--; e.holders > 0 {
 		return
 	}
-	s.replaceEntries(func(entries map[model.Identity]*entry) { delete(entries, e.id) })
+	s.replaceEntries(func(entries map[Subject]*entry) { delete(entries, e.subject) })
 	s.acquired = slices.DeleteFunc(s.acquired, func(a *entry) bool { return a == e })
 	if e.unsubscribe != nil {
 		e.unsubscribe()
@@ -130,7 +163,7 @@ func (s *Store) takeAcquired(ctx context.Context) []func() {
 }
 
 func (s *Store) follow(ctx context.Context, e *entry) {
-	err := s.source.Subscribe(ctx, e.id,
+	err := s.source.Subscribe(ctx, e.subject,
 		func(m *Material) { s.updated(e, m) },
 		func(err error) { s.failed(e, err) })
 	if ctx.Err() == nil {
@@ -139,14 +172,14 @@ func (s *Store) follow(ctx context.Context, e *entry) {
 }
 
 func (s *Store) updated(e *entry, m *Material) {
-	if got := m.Identity(); got != e.id {
+	if got := m.Identity(); got != e.subject.Identity {
 		s.failed(e, fmt.Errorf("the source issued a certificate for %q", got))
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e.material.Store(m)
-	e.err = nil
+	e.received, e.err = s.now(), nil
 	s.announce()
 }
 
@@ -154,35 +187,36 @@ func (s *Store) failed(e *entry, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e.err = err
+	e.failures++
 }
 
-// Get returns the identity's current material. It waits for one that is valid
-// until the context ends; the error then names the source's last failure. An
-// identity that nobody has acquired is an error at once.
-func (s *Store) Get(ctx context.Context, id model.Identity) (*Material, error) {
+// Get returns the subject's current material. It waits for one that is valid
+// until the context ends; the error then names the source's last failure. A
+// subject that nobody has acquired is an error at once.
+func (s *Store) Get(ctx context.Context, subject Subject) (*Material, error) {
 	for {
-		if m, _ := s.valid(id); m != nil {
+		if m, _ := s.valid(subject); m != nil {
 			return m, nil // the usual case takes no lock
 		}
 		changed := s.Changed()
-		m, held := s.valid(id)
+		m, held := s.valid(subject)
 		switch {
 		case m != nil:
 			return m, nil
 		case !held:
-			return nil, fmt.Errorf("certificate for %s: no pod of this node has that identity", id)
+			return nil, fmt.Errorf("certificate for %s: no pod of this node has that identity", subject.Identity)
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, s.unavailable(id, ctx.Err())
+			return nil, s.unavailable(subject, ctx.Err())
 		}
 	}
 }
 
 // valid never returns an expired material.
-func (s *Store) valid(id model.Identity) (m *Material, held bool) {
-	e := (*s.entries.Load())[id]
+func (s *Store) valid(subject Subject) (m *Material, held bool) {
+	e := (*s.entries.Load())[subject]
 	if e == nil {
 		return nil, false
 	}
@@ -192,14 +226,14 @@ func (s *Store) valid(id model.Identity) (m *Material, held bool) {
 	return m, true
 }
 
-func (s *Store) unavailable(id model.Identity, waiting error) error {
+func (s *Store) unavailable(subject Subject, waiting error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	cause := errors.New("the source has not answered yet")
-	if e := (*s.entries.Load())[id]; e != nil && e.err != nil {
+	if e := (*s.entries.Load())[subject]; e != nil && e.err != nil {
 		cause = e.err
 	}
-	return fmt.Errorf("certificate for %s: none is valid (%w): %w", id, waiting, cause)
+	return fmt.Errorf("certificate for %s: none is valid (%w): %w", subject.Identity, waiting, cause)
 }
 
 // Changed returns a channel that is closed when next any identity's material
@@ -210,15 +244,15 @@ func (s *Store) Changed() <-chan struct{} {
 	return s.news
 }
 
-// All lists every acquired identity, sorted.
+// All lists every acquired subject, sorted.
 func (s *Store) All() []Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all []Status
 	for _, e := range s.sorted() {
-		status := Status{Identity: e.id, Err: e.err}
+		status := Status{Subject: e.subject, Received: e.received, Err: e.err, Failures: e.failures}
 		if m := e.material.Load(); m != nil {
-			status.NotBefore, status.NotAfter = m.Leaf.NotBefore, m.Leaf.NotAfter
+			status.Leaf = m.Leaf
 		}
 		all = append(all, status)
 	}
@@ -229,11 +263,12 @@ func (s *Store) All() []Status {
 
 func (s *Store) sorted() []*entry {
 	return slices.SortedFunc(maps.Values(*s.entries.Load()), func(a, b *entry) int {
-		return strings.Compare(a.id.Principal(), b.id.Principal())
+		return cmp.Or(strings.Compare(a.subject.Identity.Principal(), b.subject.Identity.Principal()),
+			strings.Compare(a.subject.Selectors, b.subject.Selectors))
 	})
 }
 
-func (s *Store) replaceEntries(change func(map[model.Identity]*entry)) {
+func (s *Store) replaceEntries(change func(map[Subject]*entry)) {
 	entries := maps.Clone(*s.entries.Load())
 	change(entries)
 	s.entries.Store(&entries)

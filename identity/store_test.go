@@ -17,7 +17,6 @@ import (
 
 	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/identity/identitytest"
-	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -27,12 +26,12 @@ type source struct{ subscriptions chan subscription }
 
 type subscription struct {
 	ctx    context.Context
-	id     model.Identity
+	id     identity.Subject
 	update func(*identity.Material)
 	failed func(error)
 }
 
-func (s source) Subscribe(ctx context.Context, id model.Identity, update func(*identity.Material), failed func(error)) error {
+func (s source) Subscribe(ctx context.Context, id identity.Subject, update func(*identity.Material), failed func(error)) error {
 	s.subscriptions <- subscription{ctx, id, update, failed}
 	<-ctx.Done()
 	return ctx.Err()
@@ -66,10 +65,10 @@ func next(t *testing.T, s source) subscription {
 
 func TestOneSubscriptionWhileHeld(t *testing.T) {
 	store, src := startStore(t)
-	first := store.Acquire(alice)
-	second := store.Acquire(alice)
+	first := store.Acquire(identity.Subject{Identity: alice})
+	second := store.Acquire(identity.Subject{Identity: alice})
 	sub := next(t, src)
-	if sub.id != alice {
+	if sub.id.Identity != alice {
 		t.Fatalf("subscribed to %v", sub.id)
 	}
 	first()
@@ -82,7 +81,7 @@ func TestOneSubscriptionWhileHeld(t *testing.T) {
 	if len(store.All()) != 0 {
 		t.Errorf("still there: %v", store.All())
 	}
-	defer store.Acquire(alice)()
+	defer store.Acquire(identity.Subject{Identity: alice})()
 	if again := next(t, src); again.ctx.Err() != nil {
 		t.Error("the new subscription began ended")
 	}
@@ -94,7 +93,7 @@ func TestOneSubscriptionWhileHeld(t *testing.T) {
 func TestReleaseBeforeRun(t *testing.T) {
 	src := source{make(chan subscription, 1)}
 	store := identity.NewStore(src)
-	store.Acquire(alice)()
+	store.Acquire(identity.Subject{Identity: alice})()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := store.Run(ctx); !errors.Is(err, context.Canceled) {
@@ -108,10 +107,10 @@ func TestReleaseBeforeRun(t *testing.T) {
 func TestGetWaits(t *testing.T) {
 	ca := identitytest.NewCA(t)
 	store, src := startStore(t)
-	defer store.Acquire(alice)()
+	defer store.Acquire(identity.Subject{Identity: alice})()
 	got := make(chan *identity.Material)
 	go func() {
-		m, err := store.Get(t.Context(), alice)
+		m, err := store.Get(t.Context(), identity.Subject{Identity: alice})
 		if err != nil {
 			t.Error(err)
 		}
@@ -124,19 +123,19 @@ func TestGetWaits(t *testing.T) {
 	if m := <-got; m != want {
 		t.Errorf("Get = %v", m)
 	}
-	if all := store.All(); len(all) != 1 || all[0].Err != nil || !all[0].NotAfter.Equal(want.NotAfter()) {
+	if all := store.All(); len(all) != 1 || all[0].Err != nil || !all[0].NotAfter().Equal(want.NotAfter()) {
 		t.Errorf("status %+v", all)
 	}
 }
 
 func TestGetNamesTheFailure(t *testing.T) {
 	store, src := startStore(t)
-	release := store.Acquire(alice)
+	release := store.Acquire(identity.Subject{Identity: alice})
 	failure := errors.New("the CA said no")
 	next(t, src).failed(failure)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
-	_, err := store.Get(ctx, alice)
+	_, err := store.Get(ctx, identity.Subject{Identity: alice})
 	if !errors.Is(err, failure) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), alice.String()) {
 		t.Errorf("Get = %v", err)
 	}
@@ -144,7 +143,7 @@ func TestGetNamesTheFailure(t *testing.T) {
 		t.Errorf("status %+v", all)
 	}
 	release()
-	if _, err := store.Get(t.Context(), bob); err == nil {
+	if _, err := store.Get(t.Context(), identity.Subject{Identity: bob}); err == nil {
 		t.Error("Get found what nobody holds")
 	}
 }
@@ -152,9 +151,9 @@ func TestGetNamesTheFailure(t *testing.T) {
 func TestReleaseEndsWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := identity.NewStore(source{})
-		release := store.Acquire(alice)
+		release := store.Acquire(identity.Subject{Identity: alice})
 		var err error
-		go func() { _, err = store.Get(t.Context(), alice) }()
+		go func() { _, err = store.Get(t.Context(), identity.Subject{Identity: alice}) }()
 		synctest.Wait()
 		release()
 		synctest.Wait()
@@ -169,17 +168,17 @@ func TestExpiredIsNeverReturned(t *testing.T) {
 	var clock clock
 	clock.set(time.Now())
 	store, src := startStore(t, identity.WithClock(clock.now))
-	defer store.Acquire(alice)()
+	defer store.Acquire(identity.Subject{Identity: alice})()
 	sub := next(t, src)
 	old := ca.Issue(t, alice)
 	sub.update(old)
-	if m, err := store.Get(t.Context(), alice); m != old {
+	if m, err := store.Get(t.Context(), identity.Subject{Identity: alice}); m != old {
 		t.Fatal(m, err)
 	}
 	clock.set(old.NotAfter())
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
-	if m, err := store.Get(ctx, alice); err == nil {
+	if m, err := store.Get(ctx, identity.Subject{Identity: alice}); err == nil {
 		t.Fatalf("Get = %v after its end", m)
 	}
 	template := identitytest.Template(t, alice.String())
@@ -188,7 +187,7 @@ func TestExpiredIsNeverReturned(t *testing.T) {
 	changed := store.Changed()
 	sub.update(renewed)
 	<-changed
-	if m, err := store.Get(t.Context(), alice); m != renewed {
+	if m, err := store.Get(t.Context(), identity.Subject{Identity: alice}); m != renewed {
 		t.Fatal(m, err)
 	}
 }
@@ -196,11 +195,11 @@ func TestExpiredIsNeverReturned(t *testing.T) {
 func TestWrongIdentityFromTheSource(t *testing.T) {
 	ca := identitytest.NewCA(t)
 	store, src := startStore(t)
-	defer store.Acquire(alice)()
+	defer store.Acquire(identity.Subject{Identity: alice})()
 	next(t, src).update(ca.Issue(t, bob))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
-	if _, err := store.Get(ctx, alice); err == nil || !strings.Contains(err.Error(), bob.String()) {
+	if _, err := store.Get(ctx, identity.Subject{Identity: alice}); err == nil || !strings.Contains(err.Error(), bob.String()) {
 		t.Errorf("Get = %v", err)
 	}
 }
@@ -210,10 +209,10 @@ func TestExportImport(t *testing.T) {
 	var clock clock
 	clock.set(time.Now())
 	store, src := startStore(t, identity.WithClock(clock.now))
-	defer store.Acquire(alice)()
+	defer store.Acquire(identity.Subject{Identity: alice})()
 	want := ca.Issue(t, alice)
 	next(t, src).update(want)
-	defer store.Acquire(bob)()
+	defer store.Acquire(identity.Subject{Identity: bob})()
 	brief := identitytest.Template(t, bob.String())
 	brief.NotAfter = time.Now().Add(time.Minute)
 	next(t, src).update(ca.IssueTemplate(t, brief))
@@ -231,9 +230,9 @@ func TestExportImport(t *testing.T) {
 	if err != nil || bytes.Equal(kept, data) {
 		t.Errorf("the expired one was exported again (%v)", err)
 	}
-	defer successor.Acquire(alice)()
-	defer successor.Acquire(bob)()
-	m, err := successor.Get(t.Context(), alice)
+	defer successor.Acquire(identity.Subject{Identity: alice})()
+	defer successor.Acquire(identity.Subject{Identity: bob})()
+	m, err := successor.Get(t.Context(), identity.Subject{Identity: alice})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,7 +242,7 @@ func TestExportImport(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
-	if m, err := successor.Get(ctx, bob); err == nil {
+	if m, err := successor.Get(ctx, identity.Subject{Identity: bob}); err == nil {
 		t.Errorf("an expired one was imported: %v", m.NotAfter())
 	}
 
@@ -260,7 +259,7 @@ func TestExportImport(t *testing.T) {
 func TestImportDoesNotReplaceNewer(t *testing.T) {
 	ca := identitytest.NewCA(t)
 	store, src := startStore(t)
-	defer store.Acquire(alice)()
+	defer store.Acquire(identity.Subject{Identity: alice})()
 	sub := next(t, src)
 	sub.update(ca.Issue(t, alice))
 	data, err := store.Export()
@@ -272,7 +271,7 @@ func TestImportDoesNotReplaceNewer(t *testing.T) {
 	if err := store.Import(data); err != nil {
 		t.Fatal(err)
 	}
-	if m, err := store.Get(t.Context(), alice); m != newer {
+	if m, err := store.Get(t.Context(), identity.Subject{Identity: alice}); m != newer {
 		t.Errorf("Get = %v, %v; want the newer one", m, err)
 	}
 }
@@ -280,7 +279,7 @@ func TestImportDoesNotReplaceNewer(t *testing.T) {
 func TestImportRefuses(t *testing.T) {
 	ca := identitytest.NewCA(t)
 	store, src := startStore(t)
-	defer store.Acquire(alice)()
+	defer store.Acquire(identity.Subject{Identity: alice})()
 	next(t, src).update(ca.Issue(t, alice))
 	data, err := store.Export()
 	if err != nil {

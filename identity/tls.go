@@ -12,15 +12,24 @@ const alpn = "h2"
 // Option changes what NewStore, ClientConfig and ServerConfig do.
 type Option func(*options)
 
-type options struct{ now func() time.Time }
+type options struct {
+	now       func() time.Time
+	selectors func(Pod) string
+}
 
 // WithClock replaces the wall clock by which certificates are judged.
 func WithClock(now func() time.Time) Option {
 	return func(o *options) { o.now = now }
 }
 
+// WithSelectors says by which facts of a pod a Store's source decides; see
+// [Subject]. Without it, by the identity alone.
+func WithSelectors(of func(Pod) string) Option {
+	return func(o *options) { o.selectors = of }
+}
+
 func optionsOf(opts []Option) options {
-	o := options{now: time.Now}
+	o := options{now: time.Now, selectors: func(Pod) string { return "" }}
 	for _, opt := range opts {
 		opt(&o)
 	}
@@ -40,7 +49,7 @@ func ClientConfig(m *Material, accept []string, opts ...Option) *tls.Config {
 	// so VerifyConnection does all of it, on every handshake.
 	config.InsecureSkipVerify = true
 	config.VerifyConnection = func(state tls.ConnectionState) error {
-		id, err := verifyPeer(state, m.Roots, x509.ExtKeyUsageServerAuth, o.now())
+		id, err := verifyPeer(state, m, x509.ExtKeyUsageServerAuth, o.now())
 		if err != nil {
 			return err
 		}
@@ -54,7 +63,8 @@ func ClientConfig(m *Material, accept []string, opts ...Option) *tls.Config {
 
 // ServerConfig serves any number of connections to one workload. Each
 // handshake asks get for the current material, which must not wait for long.
-// A client must prove an identity of the workload's own trust domain.
+// A client must prove an identity of the workload's own trust domain, or of
+// one that it federates with.
 func ServerConfig(get func() (*Material, error), opts ...Option) *tls.Config {
 	o := optionsOf(opts)
 	config := common(o)
@@ -71,14 +81,14 @@ func ServerConfig(get func() (*Material, error), opts ...Option) *tls.Config {
 		if err != nil {
 			return &PeerError{Reason: reasonOwnCertificate, Err: err}
 		}
-		if _, err := verifyPeer(state, m.Roots, x509.ExtKeyUsageClientAuth, o.now()); err != nil {
+		if _, err := verifyPeer(state, m, x509.ExtKeyUsageClientAuth, o.now()); err != nil {
 			return err
 		}
 		id, err := identityOf(state.PeerCertificates[0])
 		if err != nil {
 			return err
 		}
-		if own := m.Identity(); id.TrustDomain != own.TrustDomain {
+		if own := m.Identity(); id.TrustDomain != own.TrustDomain && m.Federated[id.TrustDomain] == nil {
 			return refuse(reasonWrongTrustDomain, "the client proved to be %q, expected trust domain %q", id, own.TrustDomain)
 		}
 		return nil

@@ -102,7 +102,7 @@ func PeerIdentity(state tls.ConnectionState) (model.Identity, *x509.Certificate,
 
 // verifyPeer checks what both directions have in common and returns the
 // peer's SPIFFE id.
-func verifyPeer(state tls.ConnectionState, roots *x509.CertPool, usage x509.ExtKeyUsage, now time.Time) (string, error) {
+func verifyPeer(state tls.ConnectionState, m *Material, usage x509.ExtKeyUsage, now time.Time) (string, error) {
 	if state.NegotiatedProtocol != alpn {
 		return "", refuse(reasonNoALPN, "the peer does not speak %s", alpn)
 	}
@@ -110,10 +110,19 @@ func verifyPeer(state tls.ConnectionState, roots *x509.CertPool, usage x509.ExtK
 		return "", refuse(reasonNoCertificate, "the peer showed no certificate")
 	}
 	leaf := state.PeerCertificates[0]
+	if n := len(state.PeerCertificates); n > maxChain {
+		return "", refuse(reasonBadCertificate, "certificate of %s: a chain of %d certificates, at most %d are possible", describe(leaf), n, maxChain)
+	}
+	// What the leaf claims, which only the chain proves, chooses the roots.
+	roots := m.Roots
+	id, claim := spiffeIDOf(leaf)
+	if claim == nil {
+		roots = m.rootsOf(leaf.URIs[0].Host)
+	}
 	if err := verifyChain(state.PeerCertificates, roots, usage, now); err != nil {
 		return "", err
 	}
-	return spiffeIDOf(leaf)
+	return id, claim
 }
 
 // verifyChain follows RFC 5280 to the roots, then the X.509-SVID standard for

@@ -78,7 +78,7 @@ func (p *Proxy) handshake(pod *pod, conn *net.TCPConn) (*tls.Conn, time.Time, er
 	}
 	var notAfter time.Time
 	config := identity.ServerConfig(func() (*identity.Material, error) {
-		m, err := p.Identities.Get(ctx, pod.identity)
+		m, err := p.Identities.Get(ctx, pod.subject)
 		if err == nil {
 			notAfter = m.NotAfter()
 		}

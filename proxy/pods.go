@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/proxy/hbone"
 	"github.com/tacit-mesh/tacit/proxy/sockets"
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -19,7 +20,8 @@ import (
 type pod struct {
 	sockets.Pod
 	identity model.Identity
-	ctx      context.Context // ends when the pod is gone: its connections then are reset
+	subject  identity.Subject // whom its certificate is for
+	ctx      context.Context  // ends when the pod is gone: its connections then are reset
 	kill     context.CancelFunc
 	release  func() // gives the identity back
 	share    *share
@@ -44,9 +46,12 @@ func (p *Proxy) Add(facts sockets.Pod, l sockets.Listeners) {
 		old = p.leaving[facts.UID] // it came back
 	}
 	id := model.Identity{TrustDomain: facts.TrustDomain, Namespace: facts.Namespace, ServiceAccount: facts.ServiceAccount}
+	subject := p.Identities.Subject(identity.Pod{
+		Identity: id, UID: facts.UID, Name: facts.Name, Node: p.Node, Labels: facts.Labels,
+	})
 	added := &pod{
-		Pod: facts, identity: id, listeners: l,
-		release: p.Identities.Acquire(id),
+		Pod: facts, identity: id, subject: subject, listeners: l,
+		release: p.Identities.Acquire(subject),
 		before:  old,
 		left:    make(chan struct{}),
 	}

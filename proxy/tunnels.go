@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net"
 	"slices"
 	"strings"
@@ -43,7 +44,11 @@ func (p *Proxy) dialPeer(ctx context.Context, k hbone.Key) (*net.TCPConn, error)
 // peerTLS authenticates a pooled connection: as the source pod, to one of the
 // accepted identities.
 func (p *Proxy) peerTLS(ctx context.Context, k hbone.Key) (*tls.Config, time.Time, error) {
-	material, err := p.Identities.Get(ctx, k.Identity)
+	pod := p.localPod(k.SourceUID)
+	if pod == nil {
+		return nil, time.Time{}, fmt.Errorf("certificate for %s: its pod is no longer captured", k.Identity)
+	}
+	material, err := p.Identities.Get(ctx, pod.subject)
 	if err != nil {
 		return nil, time.Time{}, err
 	}

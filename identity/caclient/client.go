@@ -97,12 +97,12 @@ func (c *Client) Close() error { return c.conn.Close() }
 // Subscribe implements identity.Source: it renews at half of what is left of
 // a certificate's life when it is received, by the wall clock, and after a
 // failure asks again with exponential backoff.
-func (c *Client) Subscribe(ctx context.Context, id model.Identity, update func(*identity.Material), failed func(error)) error {
+func (c *Client) Subscribe(ctx context.Context, s identity.Subject, update func(*identity.Material), failed func(error)) error {
 	var current *identity.Material
 	backoff := firstBackoff
 	for {
 		urgent := current == nil || !current.ValidAt(c.clock.Now())
-		m, err := c.request(ctx, id, urgent)
+		m, err := c.request(ctx, s.Identity, urgent)
 		switch {
 		case err == nil:
 			current, backoff = m, firstBackoff

@@ -45,7 +45,7 @@ func subscribe(t *testing.T, config caclient.Config) subscriber {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
-		err := client.Subscribe(ctx, alice, func(m *identity.Material) { s.updates <- m }, func(err error) {
+		err := client.Subscribe(ctx, identity.Subject{Identity: alice}, func(m *identity.Material) { s.updates <- m }, func(err error) {
 			select {
 			case s.fails <- err:
 			default: // more than any test looks at
@@ -217,7 +217,9 @@ func TestOutage(t *testing.T) {
 	a.clock.set(13 * time.Hour) // past half of its life
 	a.clock.pass(step)
 	away(150 * time.Second)
+	step = receive(t, a.clock.waiting, "wait")
 	a.clock.set(13 * time.Hour) // past its end
+	a.clock.pass(step)
 	away(15 * time.Second)
 	a.change(func() { a.failure = nil })
 	if m, _ := drive(t, a.clock, s.updates); !m.ValidAt(a.clock.Now()) {
@@ -262,7 +264,7 @@ func TestRefusedAnswers(t *testing.T) {
 	template("client only", "roots that came with it", func(c *x509.Certificate) {
 		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	})
-	template("an authority's", "certificate authority", func(c *x509.Certificate) {
+	template("an authority's", "may sign certificates", func(c *x509.Certificate) {
 		c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, x509.KeyUsageCertSign
 	})
 	answer("another key", "another key", func(a *authority, c *x509.Certificate, _ crypto.PublicKey) []string {

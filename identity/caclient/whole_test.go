@@ -35,12 +35,12 @@ func TestWithStore(t *testing.T) {
 	running.Go(func() { _ = store.Run(ctx) })
 	defer running.Wait()
 	defer cancel()
-	defer store.Acquire(alice)()
-	m, err := store.Get(t.Context(), alice)
+	defer store.Acquire(identity.Subject{Identity: alice})()
+	m, err := store.Get(t.Context(), identity.Subject{Identity: alice})
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := identity.ServerConfig(func() (*identity.Material, error) { return store.Get(t.Context(), alice) }, identity.WithClock(a.clock.Now))
+	config := identity.ServerConfig(func() (*identity.Material, error) { return store.Get(t.Context(), identity.Subject{Identity: alice}) }, identity.WithClock(a.clock.Now))
 	shown, err := config.GetCertificate(&tls.ClientHelloInfo{})
 	if err != nil || shown != m.Certificate {
 		t.Errorf("the server shows %v, %v", shown, err)

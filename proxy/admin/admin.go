@@ -45,6 +45,8 @@ type Server struct {
 	Ended func() []Connection
 	// Find looks among both for the sides of one connection.
 	Find func(id string) []Connection
+	// Certificates lists those of the node, sorted by identity.
+	Certificates func() []Certificate
 	// Sections are further parts of the status by name, such as "pods" or
 	// "certificates": anything that encodes to a JSON object or to an array
 	// of objects.
@@ -87,6 +89,7 @@ func (s *Server) handler(started time.Time) http.Handler {
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.status(started)) })
 	mux.HandleFunc("GET /dump", func(w http.ResponseWriter, _ *http.Request) { dump(w, s.Snapshot()) })
 	mux.HandleFunc("GET /connections", s.connections)
+	mux.HandleFunc("GET /certificates", s.certificates)
 	mux.HandleFunc("GET /explain", s.explain)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)

@@ -22,6 +22,7 @@ type Pod struct {
 	ServiceAccount string
 	TrustDomain    string
 	Addresses      []netip.Addr
+	Labels         map[string]string // nil where the agent does not tell
 }
 
 // Listeners are a pod's three captured ports. Accepted connections are

@@ -221,6 +221,9 @@ func (s *Server) newsOf(p *proxy, uid string) (*protocol.FromAgent, []int, error
 	for _, a := range e.Addresses {
 		add.Addresses = append(add.Addresses, a.AsSlice())
 	}
+	if protocol.LengthOf(e.Labels) <= protocol.MaxLabels {
+		add.Labels = e.Labels
+	}
 	return &protocol.FromAgent{Message: &protocol.FromAgent_Add{Add: add}}, fds, nil
 }
 

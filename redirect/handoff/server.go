@@ -46,6 +46,7 @@ type Pod struct {
 	ServiceAccount string
 	TrustDomain    string
 	Addresses      []netip.Addr
+	Labels         map[string]string // at most protocol.MaxLabels long, or none are passed on
 }
 
 // Server is the agent's side.

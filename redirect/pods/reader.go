@@ -13,6 +13,7 @@ import (
 	"github.com/tacit-mesh/tacit/internal/manifests"
 	"github.com/tacit-mesh/tacit/redirect/enrol"
 	"github.com/tacit-mesh/tacit/redirect/handoff"
+	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -53,6 +54,9 @@ func (r Reader) Read(p *corev1.Pod, namespace *corev1.Namespace) Pod {
 	if v, ok := p.Labels[enrol.Label]; ok && v != enrol.Enabled && v != "disabled" {
 		faults = append(faults, fmt.Sprintf("pod label %s: %q is neither enabled nor disabled, and taken for disabled", enrol.Label, v))
 	}
+	if n := protocol.LengthOf(p.Labels); n > protocol.MaxLabels {
+		faults = append(faults, fmt.Sprintf("labels of %d bytes are more than the %d that the proxy is told: an identity that depends on them is not given", n, protocol.MaxLabels))
+	}
 	return Pod{
 		Pod: handoff.Pod{
 			UID:            manifests.PodUID(string(p.UID), p.Namespace, p.Name),
@@ -61,6 +65,7 @@ func (r Reader) Read(p *corev1.Pod, namespace *corev1.Namespace) Pod {
 			ServiceAccount: cmp.Or(p.Spec.ServiceAccountName, "default"),
 			TrustDomain:    r.TrustDomain,
 			Addresses:      addresses(p),
+			Labels:         p.Labels,
 		},
 		RuntimeUID: RuntimeUID(p),
 		Capture:    !r.Release && enrol.Wanted(p.Labels, namespace.Labels),

@@ -12,6 +12,18 @@ const MaxWant = 128
 // ListenersPerPod is how many descriptors AddPod and Offer bring.
 const ListenersPerPod = 3
 
+// MaxLabels bounds the length of all labels of a pod.
+const MaxLabels = 4 << 10
+
+// LengthOf is how many bytes labels take in a message.
+func LengthOf(labels map[string]string) (n int) {
+	const around = 9 // at most, around name and value
+	for name, value := range labels {
+		n += around + len(name) + len(value)
+	}
+	return n
+}
+
 const (
 	maxName      = 512
 	maxAddresses = 64
@@ -93,6 +105,9 @@ func checkPod(p *AddPod) error {
 	}
 	if n := len(p.GetAddresses()); n > maxAddresses {
 		return fmt.Errorf("%d addresses, at most %d are possible", n, maxAddresses)
+	}
+	if n := LengthOf(p.GetLabels()); n > MaxLabels {
+		return fmt.Errorf("labels of %d bytes, at most %d are possible", n, MaxLabels)
 	}
 	for _, a := range p.GetAddresses() {
 		if len(a) != 4 && len(a) != 16 {

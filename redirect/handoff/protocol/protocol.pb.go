@@ -722,8 +722,11 @@ type AddPod struct {
 	ServiceAccount string                 `protobuf:"bytes,4,opt,name=service_account,json=serviceAccount,proto3" json:"service_account,omitempty"`
 	TrustDomain    string                 `protobuf:"bytes,5,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
 	Addresses      [][]byte               `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"` // 4 or 16 bytes each
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The pod's labels, by which an identity may be given to it; none if all
+	// of them are longer than a message.
+	Labels        map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AddPod) Reset() {
@@ -794,6 +797,13 @@ func (x *AddPod) GetTrustDomain() string {
 func (x *AddPod) GetAddresses() [][]byte {
 	if x != nil {
 		return x.Addresses
+	}
+	return nil
+}
+
+func (x *AddPod) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
 	}
 	return nil
 }
@@ -1085,14 +1095,18 @@ const file_redirect_handoff_protocol_protocol_proto_rawDesc = "" +
 	"\x06family\x18\x02 \x01(\x0e2\x18.tacit.handoff.v1.FamilyR\x06family\x12\x14\n" +
 	"\x05count\x18\x03 \x01(\rR\x05count\"\x06\n" +
 	"\x04Save\"\t\n" +
-	"\aRestore\"\xb6\x01\n" +
+	"\aRestore\"\xaf\x02\n" +
 	"\x06AddPod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x03 \x01(\tR\tnamespace\x12'\n" +
 	"\x0fservice_account\x18\x04 \x01(\tR\x0eserviceAccount\x12!\n" +
 	"\ftrust_domain\x18\x05 \x01(\tR\vtrustDomain\x12\x1c\n" +
-	"\taddresses\x18\x06 \x03(\fR\taddresses\"1\n" +
+	"\taddresses\x18\x06 \x03(\fR\taddresses\x12<\n" +
+	"\x06labels\x18\a \x03(\v2$.tacit.handoff.v1.AddPod.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"1\n" +
 	"\tRemovePod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04gone\x18\x02 \x01(\bR\x04gone\"\b\n" +
@@ -1124,7 +1138,7 @@ func file_redirect_handoff_protocol_protocol_proto_rawDescGZIP() []byte {
 }
 
 var file_redirect_handoff_protocol_protocol_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_redirect_handoff_protocol_protocol_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_redirect_handoff_protocol_protocol_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_redirect_handoff_protocol_protocol_proto_goTypes = []any{
 	(Family)(0),       // 0: tacit.handoff.v1.Family
 	(*FromProxy)(nil), // 1: tacit.handoff.v1.FromProxy
@@ -1142,6 +1156,7 @@ var file_redirect_handoff_protocol_protocol_proto_goTypes = []any{
 	(*Sockets)(nil),   // 13: tacit.handoff.v1.Sockets
 	(*Drain)(nil),     // 14: tacit.handoff.v1.Drain
 	(*KeepPod)(nil),   // 15: tacit.handoff.v1.KeepPod
+	nil,               // 16: tacit.handoff.v1.AddPod.LabelsEntry
 }
 var file_redirect_handoff_protocol_protocol_proto_depIdxs = []int32{
 	3,  // 0: tacit.handoff.v1.FromProxy.hello:type_name -> tacit.handoff.v1.Hello
@@ -1159,12 +1174,13 @@ var file_redirect_handoff_protocol_protocol_proto_depIdxs = []int32{
 	14, // 12: tacit.handoff.v1.FromAgent.drain:type_name -> tacit.handoff.v1.Drain
 	15, // 13: tacit.handoff.v1.FromAgent.keep:type_name -> tacit.handoff.v1.KeepPod
 	0,  // 14: tacit.handoff.v1.Want.family:type_name -> tacit.handoff.v1.Family
-	0,  // 15: tacit.handoff.v1.Sockets.family:type_name -> tacit.handoff.v1.Family
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	16, // 15: tacit.handoff.v1.AddPod.labels:type_name -> tacit.handoff.v1.AddPod.LabelsEntry
+	0,  // 16: tacit.handoff.v1.Sockets.family:type_name -> tacit.handoff.v1.Family
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_redirect_handoff_protocol_protocol_proto_init() }
@@ -1196,7 +1212,7 @@ func file_redirect_handoff_protocol_protocol_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redirect_handoff_protocol_protocol_proto_rawDesc), len(file_redirect_handoff_protocol_protocol_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
