@@ -39,6 +39,7 @@ initdb postgresql
 pgbench postgresql-contrib" ;;
     e2e) echo "containerd containerd
 runc runc
+nft nftables
 /usr/lib/cni/ptp containernetworking-plugins" ;;
     perf) echo "haproxy haproxy" ;;
   esac

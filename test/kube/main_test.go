@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/tacit-mesh/tacit/test/world"
 )
@@ -119,9 +120,15 @@ func (e environment) newNamespace(name string, labels map[string]string) {
 // eventually polls for a state that offers no event.
 func (e environment) eventually(what string, check func() error) {
 	e.t.Helper()
-	ctx, cancel := context.WithTimeout(e.ctx, patience)
-	defer cancel()
-	if err := world.Poll(ctx, check); err != nil {
-		e.t.Fatalf("%s: %v", what, err)
+	last := errors.New("not looked at")
+	err := wait.PollUntilContextTimeout(e.ctx, interval, patience, true, func(context.Context) (bool, error) {
+		last = check()
+		return last == nil, nil
+	})
+	if err != nil {
+		e.t.Fatalf("%s: %v, last: %v", what, err, last)
 	}
 }
+
+// interval is slow enough for looking not to be the load.
+const interval = 200 * time.Millisecond

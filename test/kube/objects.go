@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
@@ -49,6 +50,26 @@ func (c *Cluster) Apply(ctx context.Context, text string) error {
 			return fmt.Errorf("apply %s %s/%s: %w", object.GetKind(), object.GetNamespace(), object.GetName(), err)
 		}
 	}
+}
+
+// Patch merges a text, YAML or JSON, into an object; null takes a field away.
+func (c *Cluster) Patch(ctx context.Context, apiVersion, kind, namespace, name, text string) error {
+	patch, err := yaml.ToJSON([]byte(text))
+	if err != nil {
+		return err
+	}
+	var object unstructured.Unstructured
+	object.SetAPIVersion(apiVersion)
+	object.SetKind(kind)
+	object.SetNamespace(namespace)
+	resource, err := c.resource(&object)
+	if err != nil {
+		return err
+	}
+	if _, err := resource.Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		return fmt.Errorf("patch %s %s/%s: %w", kind, namespace, name, err)
+	}
+	return nil
 }
 
 // resource is where the API server keeps objects of this one's kind and

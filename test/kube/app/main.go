@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,7 +27,7 @@ func main() { cli.Main(command()) }
 // runtimes run one.
 func command() *cobra.Command {
 	cmd := &cobra.Command{Use: "app", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return pause(cmd.Context()) }}
-	cmd.AddCommand(serve(), client(), report(), get(), resolve())
+	cmd.AddCommand(serve(), client(), report(), get(), denied(), exchange())
 	return cmd
 }
 
@@ -103,12 +104,26 @@ func fetch(ctx context.Context, url string, out io.Writer) error {
 	return nil
 }
 
-func resolve() *cobra.Command {
-	return &cobra.Command{Use: "resolve NAME", Short: "print a name's addresses", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
-		addresses, err := net.DefaultResolver.LookupHost(cmd.Context(), args[0])
-		for _, address := range addresses {
-			_, _ = fmt.Fprintln(cmd.OutOrStdout(), address)
+func denied() *cobra.Command {
+	return &cobra.Command{Use: "denied URL", Short: "make a request and fail if it is answered with success", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		ctx, cancel := context.WithTimeout(cmd.Context(), 20*time.Second)
+		defer cancel()
+		var answer strings.Builder
+		var resolving *net.DNSError
+		switch err := fetch(ctx, args[0], &answer); {
+		case err == nil:
+			return fmt.Errorf("answered: %s", answer.String())
+		case errors.As(err, &resolving), errors.Is(err, context.DeadlineExceeded), errors.Is(err, unix.ECONNREFUSED):
+			return fmt.Errorf("neither denied nor answered: %w", err)
+		default:
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), "denied:", err)
+			return err
 		}
-		return err
+	}}
+}
+
+func exchange() *cobra.Command {
+	return &cobra.Command{Use: "exchange HOST", Short: "send a message to a server and get it back", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		return load.Client{Host: args[0]}.Exchange(cmd.Context())
 	}}
 }

@@ -41,7 +41,7 @@ func (c Client) Run(ctx context.Context) error {
 	group.Go(func() error { return serveHTTP(ctx, l, r) })
 	for range c.Exchanges {
 		group.Go(func() error {
-			return c.repeat(ctx, r, func(r *Report) *Count { return &r.Exchanges }, func() error { return c.exchange(ctx) })
+			return c.repeat(ctx, r, func(r *Report) *Count { return &r.Exchanges }, func() error { return c.Exchange(ctx) })
 		})
 	}
 	for range c.Streams {
@@ -92,8 +92,9 @@ func message() []byte {
 	return data
 }
 
-// exchange sends a message with FIN and expects the same back.
-func (c Client) exchange(ctx context.Context) error {
+// Exchange sends a message with FIN, on a connection of its own, and expects
+// the same back.
+func (c Client) Exchange(ctx context.Context) error {
 	conn, err := c.dial(ctx)
 	if err != nil {
 		return err

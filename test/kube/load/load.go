@@ -17,13 +17,15 @@ import (
 	"time"
 )
 
-// Ports of every server and client.
+// Ports of every server.
 const (
 	// EchoPort takes connections and sends back what arrives, FIN after FIN.
 	EchoPort = 7000
 	// HTTPPort answers requests: with the request's body to a POST, else with
 	// who asks and who answers.
 	HTTPPort = 8080
+	// HealthPort has gRPC's health service.
+	HealthPort = 9000
 )
 
 // ReportURL is where a client's [Report] is, for programs in the same pod.

@@ -10,9 +10,12 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthgrpc "google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// Serve listens on the echo and the HTTP port until the context ends. Then it
+// Serve listens on all ports of a server until the context ends. Then it
 // goes on for the time of lameDuck, as a server should that Kubernetes has
 // only begun to take out of its services, and ends when its connections have.
 func Serve(ctx context.Context, lameDuck time.Duration) error {
@@ -24,13 +27,30 @@ func Serve(ctx context.Context, lameDuck time.Duration) error {
 	if err != nil {
 		return err
 	}
+	probes, err := net.Listen("tcp", fmt.Sprintf(":%d", HealthPort))
+	if err != nil {
+		return err
+	}
 	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(lameDuck, cancel) })
 	defer stop()
 	group, late := errgroup.WithContext(late)
 	group.Go(func() error { return ServeEcho(late, echo) })
 	group.Go(func() error { return serveHTTP(late, web, newHandler()) })
+	group.Go(func() error { return serveHealth(late, probes) })
 	return group.Wait()
+}
+
+// serveHealth is well as long as it is there.
+func serveHealth(ctx context.Context, l net.Listener) error {
+	server := grpc.NewServer()
+	healthgrpc.RegisterHealthServer(server, health.NewServer())
+	stop := context.AfterFunc(ctx, server.Stop)
+	defer stop()
+	if err := server.Serve(l); err != nil {
+		return err
+	}
+	return ctx.Err()
 }
 
 func newHandler() http.Handler {
@@ -40,8 +60,14 @@ func newHandler() http.Handler {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /", func(w http.ResponseWriter, r *http.Request) {
+		// All of it first: HTTP/1.1 has no answers to half a request.
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostBytes))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
 		w.Header().Set("Server", host)
-		_, _ = io.Copy(w, r.Body)
+		_, _ = w.Write(body) // the client sees what is missing
 	})
 	mux.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Server", host)

@@ -1,0 +1,59 @@
+package kube
+
+import (
+	"context"
+	"testing"
+	"time"
+)
+
+// Tacit from its installation to the end of it, on one cluster: each part
+// begins with nothing of its own and leaves nothing.
+func TestTacit(t *testing.T) {
+	e := use(t)
+	before := e.nodeStates()
+	e.must(e.PublishTacit(e.ctx, tag))
+	e.must(e.InstallTacit(e.ctx, "install", tag, settings...))
+	for _, part := range []struct {
+		name string
+		run  func(environment)
+	}{
+		{"OptIn", optIn},
+		{"Rolling", rolling},
+		{"Strict", strict},
+		{"Services", services},
+		{"Skips", skips},
+		{"FirstMoments", firstMoments},
+		{"Storm", storm},
+		{"ControlPlaneAway", controlPlaneAway},
+		{"ServerAway", serverAway},
+		{"PowerCut", powerCut},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			e := use(t)
+			part.run(e)
+			if t.Failed() {
+				t.Log(e.TacitLogs(context.WithoutCancel(e.ctx)))
+			}
+		})
+	}
+	e = use(t)
+	if out, err := e.Tacit(e.ctx, "uninstall", "--drain=10s"); err != nil {
+		t.Error(err, out)
+	}
+	e.wantNodesAs(before)
+}
+
+// tag is that of the images under test.
+const tag = "under-test"
+
+// settings are values of the chart for all of this: one control plane is
+// enough where a test takes it away, and old proxies need not live for hours.
+var settings = []string{"proxy.drainSeconds=120", "tacitd.replicas=1"}
+
+// deadline is for parts that take longer than others.
+func (e environment) within(limit time.Duration) environment {
+	ctx, cancel := context.WithTimeout(e.t.Context(), limit)
+	e.t.Cleanup(cancel)
+	e.ctx = ctx
+	return e
+}
