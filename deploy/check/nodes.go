@@ -75,7 +75,7 @@ func (s *state) look(ctx context.Context, pod core.Pod) (seen, error) {
 	})}
 	command := []string{"tacit-agent", "facts"}
 	if one.cni {
-		command = append(command, "--conf-dir="+confDir)
+		command = append(command, "--cni-conf-dir="+confDir)
 	}
 	begin := s.now()
 	text, err := s.c.Run(ctx, pod.Name, cluster.Agent, command)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	apps "k8s.io/api/apps/v1"
@@ -71,6 +72,7 @@ func cleanupPod(agent *apps.DaemonSet, node string) *core.Pod {
 		}
 	}
 	container.Ports, container.ReadinessProbe, container.LivenessProbe = nil, nil, nil
+	mountRun(spec)
 	return &core.Pod{
 		ObjectMeta: meta.ObjectMeta{
 			GenerateName: cleanup + "-",
@@ -78,6 +80,20 @@ func cleanupPod(agent *apps.DaemonSet, node string) *core.Pod {
 		},
 		Spec: *spec,
 	}
+}
+
+// mountRun puts all of the node's /run in the place of what the agent has of
+// it, so that the directory that was made there can go, too.
+func mountRun(spec *core.PodSpec) {
+	const run = "/run"
+	container := &spec.Containers[0]
+	container.VolumeMounts = slices.DeleteFunc(container.VolumeMounts, func(m core.VolumeMount) bool { return strings.HasPrefix(m.MountPath, run+"/") })
+	spec.Volumes = slices.DeleteFunc(spec.Volumes, func(v core.Volume) bool {
+		return v.HostPath != nil && strings.HasPrefix(v.HostPath.Path, run+"/")
+	})
+	propagation := core.MountPropagationHostToContainer
+	container.VolumeMounts = append(container.VolumeMounts, core.VolumeMount{Name: "node-run", MountPath: run, MountPropagation: &propagation})
+	spec.Volumes = append(spec.Volumes, core.Volume{Name: "node-run", VolumeSource: core.VolumeSource{HostPath: &core.HostPathVolumeSource{Path: run}}})
 }
 
 // awaitCleanup waits for the pods, says what went wrong in them, and takes
