@@ -69,7 +69,10 @@ func (o *options) leaveCluster(ctx context.Context) error {
 	if o.runDir != "" {
 		err = errors.Join(err, os.RemoveAll(o.runDir))
 	}
-	return errors.Join(err, os.RemoveAll(filepath.Dir(o.cniSocket)), node.source.Withdraw(ctx))
+	err = errors.Join(err, os.RemoveAll(filepath.Dir(o.cniSocket)), node.source.Withdraw(ctx))
+	// What both are in goes if nothing else is in it.
+	_ = os.Remove(filepath.Dir(filepath.Dir(o.cniSocket)))
+	return err
 }
 
 func (o *options) namespaces() ([]string, error) {

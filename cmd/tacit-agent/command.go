@@ -109,7 +109,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.proxyCgroup, "proxy-cgroup", "", "control `group` that tacit-proxy must be in; not checked if empty")
 	f.StringVar(&o.trustDomain, "trust-domain", model.DefaultTrustDomain, "`domain` of all identities: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT")
 	f.StringVar(&o.metrics, "metrics", "", "`address` for Prometheus, such as :15013; none if empty")
-	cmd.AddCommand(cleanupCommand(&o), factsCommand())
+	cmd.AddCommand(cleanupCommand(&o), factsCommand(&o))
 	cmd.CompletionOptions.DisableDefaultCmd = true
 	return cmd
 }

@@ -10,19 +10,16 @@ import (
 
 // factsCommand is how tacit check looks at a node: it runs this in the agent's
 // pod.
-func factsCommand() *cobra.Command {
-	var confDir string
-	cmd := &cobra.Command{
-		Use:   "facts [--conf-dir DIR]",
+func factsCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "facts [--cni-conf-dir DIR]",
 		Short: "Prints what this node can do, as JSON",
 		Long: `facts prints what tacit check wants to know of a node, as JSON: its clock, what
 its kernel has and refuses, how full its tables are, and which CNI plugins are
 in use. It changes nothing.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return json.NewEncoder(cmd.OutOrStdout()).Encode(facts.Look(cmd.Context(), confDir))
+			return json.NewEncoder(cmd.OutOrStdout()).Encode(facts.Look(cmd.Context(), o.cniConfDir))
 		},
 	}
-	cmd.Flags().StringVar(&confDir, "conf-dir", "", "`directory` of the CNI's configuration; not looked at if empty")
-	return cmd
 }
