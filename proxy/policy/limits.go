@@ -14,12 +14,9 @@ type AppliedLimit struct {
 	Policy string // its key
 	Index  int    // of the limit in the policy
 	DryRun bool   // decides nothing
-	// Limit says what is counted, and Amount and Burst how much of it, which
-	// for some keys is not what Limit says.
-	Limit         *model.Limit
-	Amount, Burst uint64
-	Key           string // the value that the counts are kept apart by
-	Store         *model.LimitStore
+	Limit  *model.Limit
+	Key    string // the value that the counts are kept apart by
+	Store  *model.LimitStore
 }
 
 // Limits appends the limits with this unit that hold for the request, or, if
@@ -40,13 +37,7 @@ func Limits(to []AppliedLimit, s *model.Snapshot, r *Request, unit model.LimitUn
 				continue
 			}
 			a := AppliedLimit{
-				Policy: s.PolicyKey(p), Index: i, DryRun: p.DryRun, Limit: l, Amount: l.Amount, Burst: l.Burst,
-				Key: e.limitKey(l), Store: p.RateLimit.Store,
-			}
-			for _, o := range l.Overrides {
-				if o.Value == a.Key {
-					a.Amount, a.Burst = o.Amount, o.Burst
-				}
+				Policy: s.PolicyKey(p), Index: i, DryRun: p.DryRun, Limit: l, Key: e.limitKey(l), Store: p.RateLimit.Store,
 			}
 			if l.PerWorkload {
 				a.Key = e.workload.UID + " " + a.Key

@@ -126,7 +126,7 @@ spec:
 		{"HTTP, allowed", header + `AuthorizationPolicy
 metadata: {namespace: data, name: get}
 spec: {rules: [{to: [{operation: {methods: [GET]}}]}]}
-`, connections{"shop/web 5432": "denied: no ALLOW policy matched; policy data/get has no rule that could"}},
+`, connections{"shop/web 5432": "denied: no ALLOW policy matched; closest was data/get (not matched: methods (the connection is not HTTP))"}},
 		{"HTTP, denied", header + `AuthorizationPolicy
 metadata: {namespace: data, name: no-delete}
 spec: {action: DENY, rules: [{to: [{operation: {methods: [DELETE], ports: ["80"]}}]}]}

@@ -48,6 +48,7 @@ const (
 	ReasonAllowed                // an ALLOW policy matched
 	ReasonNoPolicy               // no ALLOW policy covers the workload
 	ReasonAsk                    // allowed if the provider of a CUSTOM policy agrees
+	ReasonRequestsNow            // a policy about requests came over the live connection
 )
 
 // String is the reason as a label of metrics: lower case, words joined by "_".
@@ -71,6 +72,8 @@ func (r Reason) String() string {
 		return "no_policy"
 	case ReasonAsk:
 		return "ask"
+	case ReasonRequestsNow:
+		return "requests_now"
 	}
 	return "unknown"
 }
@@ -133,6 +136,8 @@ func (d Decision) text() string {
 		return "allowed: no ALLOW policy covers the workload"
 	case ReasonAsk:
 		return "denied unless the provider of policy " + d.Policy + " allows it"
+	case ReasonRequestsNow:
+		return "denied: a policy about the requests of HTTP covers the port now, and the connection is from before it"
 	case ReasonUndecided:
 	}
 	return "denied: undecided"

@@ -19,6 +19,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/tacit-mesh/tacit/xds/kinds"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -32,6 +33,11 @@ type Settings struct {
 	// Accounts says that ServiceAccounts are among the objects, so that one
 	// without an object is gone, and its identity nobody's.
 	Accounts bool
+
+	Paths      model.PathNormalization    // of requests to any workload
+	Providers  map[string]*model.Provider // by name, for policies with the action CUSTOM
+	LimitStore *model.LimitStore          // for limits that are shared; nil if there is none
+	KeySets    map[string]string          // those fetched so far, by KeySource.Name
 }
 
 func (s Settings) withDefaults() Settings {
@@ -45,14 +51,18 @@ func (s Settings) withDefaults() Settings {
 // Objects are what the mesh is built from. Namespaced objects have their
 // namespace set, and pods their UID.
 type Objects struct {
-	Namespaces            []*corev1.Namespace
-	Nodes                 []*corev1.Node
-	ServiceAccounts       []*corev1.ServiceAccount
-	Pods                  []*corev1.Pod
-	Services              []*corev1.Service
-	EndpointSlices        []*discoveryv1.EndpointSlice
-	AuthorizationPolicies []*securityv1.AuthorizationPolicy
-	PeerAuthentications   []*securityv1.PeerAuthentication
+	Namespaces             []*corev1.Namespace
+	Nodes                  []*corev1.Node
+	ServiceAccounts        []*corev1.ServiceAccount
+	Pods                   []*corev1.Pod
+	Services               []*corev1.Service
+	EndpointSlices         []*discoveryv1.EndpointSlice
+	AuthorizationPolicies  []*securityv1.AuthorizationPolicy
+	PeerAuthentications    []*securityv1.PeerAuthentication
+	RequestAuthentications []*securityv1.RequestAuthentication
+	RateLimits             []*kinds.RateLimit
+	LinkerdRateLimits      []*kinds.HTTPLocalRateLimitPolicy
+	Servers                []*kinds.Server
 }
 
 // Result is the mesh at one moment.
@@ -97,7 +107,11 @@ func (o *Objects) all() []metav1.Object {
 	out = appendObjects(out, o.Services)
 	out = appendObjects(out, o.EndpointSlices)
 	out = appendObjects(out, o.AuthorizationPolicies)
-	return appendObjects(out, o.PeerAuthentications)
+	out = appendObjects(out, o.PeerAuthentications)
+	out = appendObjects(out, o.RequestAuthentications)
+	out = appendObjects(out, o.RateLimits)
+	out = appendObjects(out, o.LinkerdRateLimits)
+	return appendObjects(out, o.Servers)
 }
 
 func appendObjects[T metav1.Object](out []metav1.Object, objects []T) []metav1.Object {

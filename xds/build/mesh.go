@@ -10,6 +10,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/tacit-mesh/tacit/xds/kinds"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -95,6 +96,14 @@ func kindOf(o metav1.Object) string {
 		return "AuthorizationPolicy"
 	case *securityv1.PeerAuthentication:
 		return "PeerAuthentication"
+	case *securityv1.RequestAuthentication:
+		return "RequestAuthentication"
+	case *kinds.RateLimit:
+		return "RateLimit"
+	case *kinds.HTTPLocalRateLimitPolicy:
+		return "HTTPLocalRateLimitPolicy"
+	case *kinds.Server:
+		return "Server"
 	}
 	panic(fmt.Sprintf("build: objects of type %T are not known", o))
 }
@@ -119,7 +128,7 @@ func New(s Settings) *Mesh {
 		slicesAbout: index[objectName, *sliceEntry]{},
 		slicesAt:    index[addr, *sliceEntry]{},
 		slicesOn:    index[string, *sliceEntry]{},
-		policies:    newPolicySet(s.RootNamespace),
+		policies:    newPolicySet(s),
 		problems:    map[objectKey][]error{},
 	}
 }
@@ -127,16 +136,23 @@ func New(s Settings) *Mesh {
 // Apply takes changes and returns what they change in the mesh. The objects
 // must not be written to afterwards.
 func (m *Mesh) Apply(c Changes) model.Update {
+	return m.again(func() {
+		for _, o := range c.Gone {
+			m.set(o, true)
+		}
+		for _, o := range c.Set {
+			m.set(o, false)
+		}
+	})
+}
+
+// again derives anew what a change makes stale.
+func (m *Mesh) again(change func()) model.Update {
 	m.stale = stale{
 		pods: map[*podEntry]bool{}, joins: map[*podEntry]bool{}, slices: map[*sliceEntry]bool{}, namespace: map[string]bool{},
 		update: model.Update{AddressesComplete: true, PoliciesComplete: true},
 	}
-	for _, o := range c.Gone {
-		m.set(o, true)
-	}
-	for _, o := range c.Set {
-		m.set(o, false)
-	}
+	change()
 	for e := range m.stale.pods {
 		m.derive(e)
 	}
@@ -167,6 +183,7 @@ func (m *Mesh) set(o metav1.Object, gone bool) {
 		m.setPod(nameOf(o), unless(gone, o))
 	case *corev1.Service:
 		m.setService(nameOf(o), unless(gone, o))
+		m.setTarget(nameOf(o), unless(gone, o))
 	case *discoveryv1.EndpointSlice:
 		m.setSlice(nameOf(o), unless(gone, o))
 	default:

@@ -162,6 +162,7 @@ func (m *Mesh) deriveJoin(e *podEntry) {
 		m.counts.Workloads--
 	case now != nil && !reflect.DeepEqual(before, now):
 		m.stale.update.Workloads = append(m.stale.update.Workloads, now)
+		m.statuses = nil // its ports may be others
 		if before == nil {
 			m.counts.Workloads++
 		}
@@ -189,7 +190,7 @@ func (m *Mesh) joined(e *podEntry) *model.Workload {
 			join(&w, svc.told.Key(), podPorts(svc.object, e.pod))
 		}
 	}
-	w.Policies = m.policies.attached(e.name.namespace, e.pod.Labels)
+	w.Policies = m.policies.attached(policyTarget(e.pod, &w))
 	w.Labels = m.policies.result.Labels(e.pod.Labels)
 	return &w
 }

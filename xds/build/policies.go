@@ -9,7 +9,10 @@ import (
 
 	typev1beta1 "istio.io/api/type/v1beta1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/tacit-mesh/tacit/xds/kinds"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -19,17 +22,29 @@ const DefaultRootNamespace = "tacit-system"
 
 // PolicyInput is everything that the translation of policies depends on.
 type PolicyInput struct {
-	RootNamespace         string // "" means DefaultRootNamespace
-	AuthorizationPolicies []*securityv1.AuthorizationPolicy
-	PeerAuthentications   []*securityv1.PeerAuthentication
-	Workloads             []PolicyTarget
+	RootNamespace          string // "" means DefaultRootNamespace
+	AuthorizationPolicies  []*securityv1.AuthorizationPolicy
+	PeerAuthentications    []*securityv1.PeerAuthentication
+	RequestAuthentications []*securityv1.RequestAuthentication
+	RateLimits             []*kinds.RateLimit
+	LinkerdRateLimits      []*kinds.HTTPLocalRateLimitPolicy
+	Servers                []*kinds.Server   // that these target
+	Services               []*corev1.Service // that policies target
+	// KeySets are those that were fetched, by [KeySource.Name].
+	KeySets   map[string]string
+	Providers map[string]*model.Provider
+	Store     *model.LimitStore // for shared limits; nil if there is none
+	Workloads []PolicyTarget
 }
 
 // PolicyTarget is a workload as far as policies care.
 type PolicyTarget struct {
-	UID       string
-	Namespace string
-	Labels    map[string]string // all labels of the pod
+	UID                  string
+	Namespace, Name      string
+	OwnerKind, OwnerName string            // of what made the pod; empty if nothing did
+	Labels               map[string]string // all labels of the pod
+	// Ports are those that services lead to, with what they declare.
+	Ports map[uint16]model.AppProtocol
 	// SkipInbound are ports that bypass the proxy, so that no policy is
 	// enforced there; Uncaptured says the same of every port.
 	SkipInbound model.PortSet
@@ -43,8 +58,9 @@ type PolicyResult struct {
 	// select it by labels (Workload.Policies).
 	Attached map[string][]string
 	// LabelKeys are the keys that conditions on source.labels[KEY] name, sorted.
-	LabelKeys []string
-	Statuses  []PolicyStatus // by kind, namespace and name
+	LabelKeys  []string
+	KeySources []KeySource    // by name
+	Statuses   []PolicyStatus // by kind, namespace and name
 }
 
 // Labels picks the labels of a pod that policies name, for Workload.Labels. A
@@ -67,46 +83,70 @@ type PolicyStatus struct {
 	Generation            int64 // of the object that this speaks of
 	// Enforced says that the object takes part in decisions.
 	Enforced bool
-	// Layer is where it does: "L4".
+	// Layer is where it does: "L4", or "L7" if it needs requests to be read.
 	Layer string
+	// Ports are those of the workloads covered that services lead to, each as
+	// PORT/LAYER, or PORT/L4-L7 where it depends on the workload.
+	Ports []string
 	// Messages say what is not enforced as written, where and why; none
 	// means that all of it is.
 	Messages []string
 }
 
-// layer4 is the only layer at which policies are enforced so far.
-const layer4 = "L4"
+func newStatus(kind string, meta *metav1.ObjectMeta) PolicyStatus {
+	return PolicyStatus{Kind: kind, Namespace: meta.Namespace, Name: meta.Name, Generation: meta.Generation, Layer: layer4}
+}
 
 func (s *PolicyStatus) say(format string, args ...any) {
 	s.Messages = append(s.Messages, fmt.Sprintf(format, args...))
 }
 
-// Policies translates Istio's AuthorizationPolicy and PeerAuthentication with
-// the semantics of Istio's ambient mode, and says of each object whether it is
-// enforced. A value that cannot be understood makes its match unknown, which a
+// Policies translates Istio's kinds of policies and limits of rates, and says of
+// each object whether it is enforced. A value that cannot be understood makes its match unknown, which a
 // DENY policy takes for a match and an ALLOW policy does not.
 func Policies(in PolicyInput) PolicyResult {
 	b := policyBuilder{
 		root:      cmp.Or(in.RootNamespace, DefaultRootNamespace),
 		workloads: in.Workloads,
+		providers: in.Providers,
+		keySets:   in.KeySets,
+		store:     in.Store,
+		services:  map[objectName]*corev1.Service{},
 		attached:  map[string]map[string]struct{}{},
 		labelKeys: map[string]struct{}{},
+	}
+	for _, svc := range in.Services {
+		b.services[nameOf(svc)] = svc
 	}
 	for _, obj := range in.AuthorizationPolicies {
 		b.authorization(obj)
 	}
 	b.peerAuthentications(in.PeerAuthentications)
+	for _, obj := range in.RequestAuthentications {
+		b.requestAuthentication(obj)
+	}
+	for _, obj := range in.RateLimits {
+		b.rateLimit(obj)
+	}
+	for _, obj := range in.LinkerdRateLimits {
+		b.linkerdRateLimit(obj, in.Servers)
+	}
 	return b.result()
 }
 
 type policyBuilder struct {
 	root      string
 	workloads []PolicyTarget
+	providers map[string]*model.Provider
+	keySets   map[string]string
+	store     *model.LimitStore
+	services  map[objectName]*corev1.Service
 
-	policies  []*model.Policy
-	attached  map[string]map[string]struct{} // UID -> policy keys
-	labelKeys map[string]struct{}
-	statuses  []PolicyStatus
+	policies   []*model.Policy
+	keySources []KeySource
+	attached   map[string]map[string]struct{} // UID -> policy keys
+	labelKeys  map[string]struct{}
+	statuses   []PolicyStatus
 }
 
 func (b *policyBuilder) attach(uid, key string) {
@@ -123,6 +163,8 @@ func (b *policyBuilder) result() PolicyResult {
 		LabelKeys: slices.Sorted(maps.Keys(b.labelKeys)),
 		Statuses:  b.statuses,
 	}
+	slices.SortFunc(b.keySources, func(x, y KeySource) int { return strings.Compare(x.Name(), y.Name()) })
+	r.KeySources = slices.Compact(b.keySources)
 	for uid, keys := range b.attached {
 		r.Attached[uid] = slices.Sorted(maps.Keys(keys))
 	}

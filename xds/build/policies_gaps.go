@@ -24,9 +24,57 @@ func (b *policyBuilder) cover(p *model.Policy, st *PolicyStatus, selects func(*P
 		}
 	}
 	if p.Scope == model.ScopeSelector && len(covered) == 0 {
-		st.say("spec.selector: no workload has these labels")
+		st.say("no workload is selected")
 	}
+	st.Ports = layersOfPorts(covered, p)
 	st.sayGaps(covered, p)
+}
+
+// The layers at which a policy is enforced.
+const (
+	layer4   = "L4"
+	layer7   = "L7"
+	anyLayer = "L4-L7"
+)
+
+// layer is the highest one that the policy needs.
+func layer(p *model.Policy) string {
+	if p.Action > model.ActionDeny && p.Action != model.ActionAudit || slices.ContainsFunc(p.Rules, ruleReads) {
+		return layer7
+	}
+	return layer4
+}
+
+func ruleReads(r model.Rule) bool {
+	return slices.ContainsFunc(r.Clauses, func(c model.Clause) bool {
+		return slices.ContainsFunc(c.Matches, func(m model.Match) bool { return m.HTTP != nil })
+	})
+}
+
+// layersOfPorts says at which layer the policy is enforced on ports that it
+// covers. Requests are read where they may be of HTTP.
+func layersOfPorts(covered []*PolicyTarget, p *model.Policy) []string {
+	layers := map[uint16]string{}
+	for _, w := range covered {
+		for port, protocol := range w.Ports {
+			if len(p.Ports) > 0 && !slices.Contains(p.Ports, port) || p.Action == model.ActionDeny && aboutPorts(p, model.PortSet{{First: port, Last: port}}) == nil {
+				continue
+			}
+			at := layer4
+			if protocol != model.AppTCP && protocol != model.AppTLS && layer(p) == layer7 {
+				at = layer7
+			}
+			if before := layers[port]; before != "" && before != at {
+				at = anyLayer
+			}
+			layers[port] = at
+		}
+	}
+	var out []string
+	for _, port := range slices.Sorted(maps.Keys(layers)) {
+		out = append(out, fmt.Sprintf("%d/%s", port, layers[port]))
+	}
+	return out
 }
 
 // sayGaps names the workloads that the proxy does not see, or not on a port

@@ -3,6 +3,7 @@ package build
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 
 	securityv1beta1 "istio.io/api/security/v1beta1"
@@ -17,64 +18,40 @@ var dryRunAnnotations = [...]string{"istio.io/dry-run", "tacit.mesh/dry-run"}
 // authorization translates one AuthorizationPolicy and attaches it to the
 // workloads that it selects.
 func (b *policyBuilder) authorization(obj *securityv1.AuthorizationPolicy) {
-	st := PolicyStatus{
-		Kind: "AuthorizationPolicy", Namespace: obj.Namespace, Name: obj.Name,
-		Generation: obj.Generation, Layer: layer4,
+	spec := &obj.Spec
+	st := newStatus("AuthorizationPolicy", &obj.ObjectMeta)
+	refs := spec.TargetRefs
+	if spec.TargetRef != nil {
+		refs = append(slices.Clip(refs), spec.TargetRef)
 	}
-	if p := b.translate(obj, &st); p != nil {
-		b.policies = append(b.policies, p)
-		st.Enforced = !p.DryRun
-		b.cover(p, &st, func(w *PolicyTarget) bool { return b.selects(obj.Namespace, obj.Spec.Selector, w) })
+	if t, ours := b.scope(obj.Namespace, istioSelector(spec.Selector), refs, &st); ours {
+		p := &model.Policy{
+			Name: obj.Name, Namespace: obj.Namespace, Scope: t.scope, Ports: t.ports, DryRun: dryRun(obj.Annotations, &st),
+		}
+		b.action(p, spec, &st)
+		p.Rules = b.rules(p, spec.Rules, &st)
+		b.publish(p, t, &st)
 	}
 	b.statuses = append(b.statuses, st)
 }
 
-// translate returns nil for a policy that cannot be enforced at layer 4 at
-// all; the status then says why.
-func (b *policyBuilder) translate(obj *securityv1.AuthorizationPolicy, st *PolicyStatus) *model.Policy {
-	spec := &obj.Spec
-	if spec.TargetRef != nil || len(spec.TargetRefs) > 0 {
-		st.say("spec.targetRefs: not enforced: a policy that targets a gateway or a service takes a proxy of its own at layer 7; select workloads by labels instead")
-		return nil
+func (b *policyBuilder) rules(p *model.Policy, in []*securityv1beta1.Rule, st *PolicyStatus) (out []model.Rule) {
+	for i, rule := range in {
+		r := ruleReader{builder: b, status: st, namespace: p.Namespace, action: p.Action}
+		out = append(out, r.read(fmt.Sprintf("spec.rules[%d]", i), rule))
 	}
-	p := &model.Policy{
-		Name: obj.Name, Namespace: obj.Namespace,
-		Scope: b.scope(obj), DryRun: dryRun(obj.Annotations, st),
-	}
-	switch spec.Action {
-	case securityv1beta1.AuthorizationPolicy_ALLOW:
-		p.Action = model.ActionAllow
-	case securityv1beta1.AuthorizationPolicy_DENY:
-		p.Action = model.ActionDeny
-	case securityv1beta1.AuthorizationPolicy_AUDIT, securityv1beta1.AuthorizationPolicy_CUSTOM:
-		st.say("spec.action: not enforced: %s is not supported at layer 4", spec.Action)
-		return nil
-	default:
-		p.Action = model.ActionDeny
-		p.Unknown = fmt.Sprintf("spec.action: %d", spec.Action)
-		st.say("spec.action: %d is not known: every connection is denied", spec.Action)
-	}
-	for i, in := range spec.Rules {
-		r := ruleReader{builder: b, status: st, namespace: obj.Namespace, action: p.Action}
-		if rule, ok := r.read(fmt.Sprintf("spec.rules[%d]", i), in); ok {
-			p.Rules = append(p.Rules, rule)
-		}
-	}
+	return out
+}
+
+// publish attaches a policy to what it covers.
+func (b *policyBuilder) publish(p *model.Policy, t policyScope, st *PolicyStatus) {
+	b.policies = append(b.policies, p)
+	st.Enforced = !p.DryRun
 	if p.DryRun {
 		st.say("dry run: decides nothing")
 	}
-	return p
-}
-
-// scope: a selector without labels is none.
-func (b *policyBuilder) scope(obj *securityv1.AuthorizationPolicy) model.PolicyScope {
-	switch {
-	case len(obj.Spec.GetSelector().GetMatchLabels()) > 0:
-		return model.ScopeSelector
-	case obj.Namespace == b.root:
-		return model.ScopeGlobal
-	}
-	return model.ScopeNamespace
+	st.Layer = layer(p)
+	b.cover(p, st, t.covers)
 }
 
 func dryRun(annotations map[string]string, st *PolicyStatus) bool {
@@ -99,20 +76,16 @@ type ruleReader struct {
 	status    *PolicyStatus
 	namespace string // of the policy
 	action    model.Action
-	http      bool // the rule has attributes of HTTP
 }
 
-// read returns false for a rule that can never match: an ALLOW rule with
-// attributes of HTTP. Of a DENY rule the attributes of layer 4 remain, so it
-// denies more than it says. (Istio, "Authorization for TCP traffic".)
-func (r *ruleReader) read(path string, in *securityv1beta1.Rule) (model.Rule, bool) {
+func (r *ruleReader) read(path string, in *securityv1beta1.Rule) model.Rule {
 	if in == nil {
 		r.status.say("%s: empty: counts as unknown", path)
-		return model.Rule{Unknown: path + ": empty"}, true
+		return model.Rule{Unknown: path + ": empty"}
 	}
 	var rule model.Rule
-	add := func(matches []model.Match, anything bool) {
-		if len(matches) > 0 && !anything {
+	add := func(matches []model.Match) {
+		if len(matches) > 0 {
 			rule.Clauses = append(rule.Clauses, model.Clause{Matches: matches})
 		}
 	}
@@ -121,32 +94,27 @@ func (r *ruleReader) read(path string, in *securityv1beta1.Rule) (model.Rule, bo
 	for i, cond := range in.When {
 		m := r.match(fmt.Sprintf("%s.when[%d]", path, i))
 		m.condition(cond)
-		match, anything := m.done()
-		add([]model.Match{match}, anything)
+		add([]model.Match{m.done()})
 	}
-	return rule, !(r.http && r.action == model.ActionAllow)
+	return rule
 }
 
-// from returns the alternatives, and whether one of them is left without any
-// attribute of layer 4, so that the clause is no restriction.
-func (r *ruleReader) from(path string, froms []*securityv1beta1.Rule_From) (matches []model.Match, anything bool) {
+func (r *ruleReader) from(path string, froms []*securityv1beta1.Rule_From) (matches []model.Match) {
 	for i, from := range froms {
 		m := r.match(fmt.Sprintf("%s.from[%d].source", path, i))
 		m.source(from.GetSource())
-		match, always := m.done()
-		matches, anything = append(matches, match), anything || always
+		matches = append(matches, m.done())
 	}
-	return matches, anything
+	return matches
 }
 
-func (r *ruleReader) to(path string, tos []*securityv1beta1.Rule_To) (matches []model.Match, anything bool) {
+func (r *ruleReader) to(path string, tos []*securityv1beta1.Rule_To) (matches []model.Match) {
 	for i, to := range tos {
 		m := r.match(fmt.Sprintf("%s.to[%d].operation", path, i))
 		m.operation(to.GetOperation())
-		match, always := m.done()
-		matches, anything = append(matches, match), anything || always
+		matches = append(matches, m.done())
 	}
-	return matches, anything
+	return matches
 }
 
 func (r *ruleReader) match(path string) *matchReader { return &matchReader{ruleReader: r, path: path} }
@@ -154,23 +122,21 @@ func (r *ruleReader) match(path string) *matchReader { return &matchReader{ruleR
 // matchReader translates one source, operation or condition.
 type matchReader struct {
 	*ruleReader
-	path        string
-	out         model.Match
-	known, left int // attributes of layer 4, and those of HTTP that are left out
-	never       bool
+	path  string
+	out   model.Match
+	known int // attributes
+	never bool
 }
 
-// done also says whether the match is always true, because it had attributes
-// of HTTP alone.
-func (m *matchReader) done() (model.Match, bool) {
+func (m *matchReader) done() model.Match {
 	switch {
 	case m.out.Unknown != "":
 	case m.never:
-		return model.Match{}, false // without attributes: never matches
-	case m.known == 0 && m.left == 0:
+		return model.Match{} // without attributes: never matches
+	case m.known == 0:
 		m.invalid("", "no attribute is given")
 	}
-	return m.out, m.known == 0 && m.left > 0 && m.out.Unknown == ""
+	return m.out
 }
 
 func (m *matchReader) at(field string) string {
@@ -187,16 +153,5 @@ func (m *matchReader) invalid(field, format string, args ...any) {
 		m.status.say("%s: this alternative never matches", text)
 	} else {
 		m.status.say("%s: this alternative matches always", text)
-	}
-}
-
-// leaveOut notes an attribute that only HTTP has.
-func (m *matchReader) leaveOut(field string) {
-	m.left++
-	m.http = true
-	if m.action == model.ActionAllow {
-		m.status.say("%s: an attribute of HTTP: at layer 4 this ALLOW rule never matches", m.at(field))
-	} else {
-		m.status.say("%s: an attribute of HTTP: at layer 4 this DENY rule matches without it, which denies more", m.at(field))
 	}
 }

@@ -37,22 +37,21 @@ func (m *matchReader) source(s *securityv1beta1.Source) {
 	values(m, &m.out.SourceIPs, "ipBlocks", s.GetIpBlocks(), model.ParseCIDR)
 	values(m, &m.out.NotSourceIPs, "notIpBlocks", s.GetNotIpBlocks(), model.ParseCIDR)
 	m.remoteIPs("remoteIpBlocks", "notRemoteIpBlocks", s.GetRemoteIpBlocks(), s.GetNotRemoteIpBlocks())
-	m.onlyHTTP("requestPrincipals", s.GetRequestPrincipals())
-	m.onlyHTTP("notRequestPrincipals", s.GetNotRequestPrincipals())
+	m.requestPrincipals("requestPrincipals", "notRequestPrincipals", s.GetRequestPrincipals(), s.GetNotRequestPrincipals())
 }
 
 // trustDomains are a principal's first part. A match cannot hold two lists of
 // principals that must both fit, so both kinds at once are unknown.
 func (m *matchReader) trustDomains(field, notField string, list, not []string) {
 	if len(list) > 0 && len(m.out.Principals) > 0 {
-		m.invalid(field, "cannot be combined with principals at layer 4")
+		m.invalid(field, "cannot be combined with principals")
 	}
 	values(m, &m.out.Principals, field, list, parseTrustDomain)
 	values(m, &m.out.NotPrincipals, notField, not, parseTrustDomain)
 }
 
-// remoteIPs are the original client's addresses, which at layer 4 can only be
-// the connection's own: nothing reads X-Forwarded-For there.
+// remoteIPs are the original client's addresses, which can only be the
+// connection's own: X-Forwarded-For is whatever a client likes to say.
 func (m *matchReader) remoteIPs(field, notField string, list, not []string) {
 	var remote []netip.Prefix
 	values(m, &remote, field, list, model.ParseCIDR)
@@ -91,21 +90,10 @@ func intersect(a, b []netip.Prefix) []netip.Prefix {
 func (m *matchReader) operation(o *securityv1beta1.Operation) {
 	values(m, &m.out.DestinationPorts, "ports", o.GetPorts(), parsePort)
 	values(m, &m.out.NotDestinationPorts, "notPorts", o.GetNotPorts(), parsePort)
-	m.onlyHTTP("hosts", o.GetHosts())
-	m.onlyHTTP("notHosts", o.GetNotHosts())
-	m.onlyHTTP("methods", o.GetMethods())
-	m.onlyHTTP("notMethods", o.GetNotMethods())
-	m.onlyHTTP("paths", o.GetPaths())
-	m.onlyHTTP("notPaths", o.GetNotPaths())
+	m.requestsTo(o)
 }
 
-func (m *matchReader) onlyHTTP(field string, list []string) {
-	if len(list) > 0 {
-		m.leaveOut(field)
-	}
-}
-
-// condition reads a `when`. The keys of layer 4 are Istio's, and two more:
+// condition reads a `when`. The keys are Istio's, and two more:
 // source.labels[KEY], and request.time with values "HH:MM:SS-HH:MM:SS", each a
 // daily window in UTC, its end not included.
 func (m *matchReader) condition(c *securityv1beta1.Condition) {
@@ -139,8 +127,9 @@ func (m *matchReader) condition(c *securityv1beta1.Condition) {
 		values(m, &m.out.NotTimes, "notValues", not, parseWindow)
 	case isLabel:
 		m.labels(label, in, not)
-	case strings.HasPrefix(key, "request."):
-		m.leaveOut("key (" + key + ")")
+	case m.requestCondition(key, in, not):
+	case strings.HasPrefix(key, "experimental."):
+		m.invalid("key", "%q is about filters of Envoy, of which there are none here", key)
 	default:
 		m.invalid("key", "%q is not a condition that is known", key)
 	}
@@ -191,7 +180,7 @@ func parseTrustDomain(s string) (model.StringMatch, error) {
 	case strings.Contains(s, "/"):
 		return v, fmt.Errorf("%q is not a trust domain", s)
 	case v.Kind == model.MatchSuffix:
-		return v, fmt.Errorf("%q: a suffix of the trust domain cannot be matched at layer 4", s)
+		return v, fmt.Errorf("%q: a suffix of the trust domain cannot be matched", s)
 	case v.Kind == model.MatchExact:
 		return model.StringMatch{Kind: model.MatchPrefix, Value: s + "/"}, nil
 	}

@@ -8,8 +8,10 @@ import (
 
 	typev1beta1 "istio.io/api/type/v1beta1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/tacit-mesh/tacit/xds/kinds"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -24,6 +26,14 @@ type policySet struct {
 	// selected remembers which policies select the workloads of a namespace
 	// that have the same values of those labels.
 	selected map[selectedKey][]string
+
+	services map[objectName]*corev1.Service
+	targeted map[objectName]bool // Services that policies target
+	byObject bool                // some policy targets pods, or whose they are
+
+	providers map[string]*model.Provider
+	store     *model.LimitStore
+	keySets   map[string]string
 }
 
 type selectedKey struct{ namespace, labels string }
@@ -31,8 +41,11 @@ type selectedKey struct{ namespace, labels string }
 // maxSelected bounds what is remembered.
 const maxSelected = 1 << 16
 
-func newPolicySet(root string) policySet {
-	return policySet{root: root, objects: map[objectKey]metav1.Object{}, selected: map[selectedKey][]string{}}
+func newPolicySet(s Settings) policySet {
+	return policySet{
+		root: s.RootNamespace, keySets: s.KeySets, providers: s.Providers, store: s.LimitStore,
+		objects: map[objectKey]metav1.Object{}, selected: map[selectedKey][]string{}, services: map[objectName]*corev1.Service{},
+	}
 }
 
 // add puts a policy into the list of its kind.
@@ -42,18 +55,61 @@ func (in *PolicyInput) add(o metav1.Object) {
 		in.AuthorizationPolicies = append(in.AuthorizationPolicies, o)
 	case *securityv1.PeerAuthentication:
 		in.PeerAuthentications = append(in.PeerAuthentications, o)
+	case *securityv1.RequestAuthentication:
+		in.RequestAuthentications = append(in.RequestAuthentications, o)
+	case *kinds.RateLimit:
+		in.RateLimits = append(in.RateLimits, o)
+	case *kinds.HTTPLocalRateLimitPolicy:
+		in.LinkerdRateLimits = append(in.LinkerdRateLimits, o)
+	case *kinds.Server:
+		in.Servers = append(in.Servers, o)
 	}
 }
 
-func selectorOf(o metav1.Object) *typev1beta1.WorkloadSelector {
+// looksAt are the keys of the labels that an object selects by, and what it
+// targets instead.
+func looksAt(o metav1.Object) (keys []string, refs []*typev1beta1.PolicyTargetReference) {
 	switch o := o.(type) {
 	case *securityv1.AuthorizationPolicy:
-		return o.Spec.Selector
+		return selectorKeys(istioSelector(o.Spec.Selector)), append(slices.Clip(o.Spec.TargetRefs), o.Spec.TargetRef)
 	case *securityv1.PeerAuthentication:
-		return o.Spec.Selector
+		return selectorKeys(istioSelector(o.Spec.Selector)), nil
+	case *securityv1.RequestAuthentication:
+		return selectorKeys(istioSelector(o.Spec.Selector)), append(slices.Clip(o.Spec.TargetRefs), o.Spec.TargetRef)
+	case *kinds.RateLimit:
+		return selectorKeys(labelSelector(o.Spec.Selector, &PolicyStatus{})), []*typev1beta1.PolicyTargetReference{o.Spec.TargetRef.Proto()}
+	case *kinds.Server:
+		return selectorKeys(labelSelector(o.Spec.PodSelector, &PolicyStatus{})), nil
 	}
-	return nil
+	return nil, nil
 }
+
+// setTarget notes a Service. Policies are translated anew if one in its
+// namespace targets it.
+func (m *Mesh) setTarget(name objectName, svc *corev1.Service) {
+	if m.policies.services[name] = svc; svc == nil {
+		delete(m.policies.services, name)
+	}
+	if m.policies.targeted[name] {
+		m.stale.namespace[name.namespace] = true
+	}
+}
+
+// SetKeySets takes the key sets that were fetched, by [KeySource.Name], and
+// returns what they change in the mesh.
+func (m *Mesh) SetKeySets(sets map[string]string) model.Update {
+	m.policies.keySets = sets
+	return m.again(func() {
+		for key := range m.policies.objects {
+			if key.kind == "RequestAuthentication" {
+				m.stale.namespace[key.namespace] = true
+			}
+		}
+	})
+}
+
+// KeySources are where the key sets of issuers are to be fetched, by name.
+func (m *Mesh) KeySources() []KeySource { return m.policies.result.KeySources }
 
 func (m *Mesh) setPolicy(o metav1.Object, gone bool) {
 	key := keyOf(o)
@@ -96,12 +152,16 @@ func (m *Mesh) derivePolicies() {
 
 // index sorts the objects.
 func (p *policySet) index() {
-	p.byNamespace = map[string][]metav1.Object{}
+	p.byNamespace, p.targeted, p.byObject = map[string][]metav1.Object{}, map[objectName]bool{}, false
 	keys := map[string]bool{}
 	for _, o := range p.objects {
 		p.byNamespace[o.GetNamespace()] = append(p.byNamespace[o.GetNamespace()], o)
-		for key := range selectorOf(o).GetMatchLabels() {
+		labels, refs := looksAt(o)
+		for _, key := range labels {
 			keys[key] = true
+		}
+		for _, ref := range refs {
+			p.lookAtTarget(objectName{o.GetNamespace(), ref.GetName()}, ref, keys)
 		}
 	}
 	for _, list := range p.byNamespace {
@@ -112,9 +172,30 @@ func (p *policySet) index() {
 	p.keys = slices.Sorted(maps.Keys(keys))
 }
 
+// lookAtTarget: a Service selects by labels, too.
+func (p *policySet) lookAtTarget(name objectName, ref *typev1beta1.PolicyTargetReference, keys map[string]bool) {
+	switch ref.GetKind() {
+	case "":
+	case "Service":
+		p.targeted[name] = true
+		if svc := p.services[name]; svc != nil {
+			for key := range svc.Spec.Selector {
+				keys[key] = true
+			}
+		}
+	default:
+		p.byObject = true
+	}
+}
+
 // input are the policies of some namespaces.
 func (p *policySet) input(namespaces ...string) PolicyInput {
-	in := PolicyInput{RootNamespace: p.root}
+	in := PolicyInput{RootNamespace: p.root, Providers: p.providers, Store: p.store, KeySets: p.keySets}
+	for name := range p.targeted {
+		if svc := p.services[name]; svc != nil {
+			in.Services = append(in.Services, svc)
+		}
+	}
 	for _, namespace := range namespaces {
 		for _, o := range p.byNamespace[namespace] {
 			in.add(o)
@@ -123,23 +204,26 @@ func (p *policySet) input(namespaces ...string) PolicyInput {
 	return in
 }
 
-// attached are the policies that select a workload of the namespace by these
-// labels. Others than those of its namespace and the root namespace never do.
-func (p *policySet) attached(namespace string, labels map[string]string) []string {
+// attached are the policies that select a workload by its labels, or target it.
+// Others than those of its namespace and the root namespace never do.
+func (p *policySet) attached(w PolicyTarget) []string {
 	if len(p.objects) == 0 {
 		return nil
 	}
-	key := selectedKey{namespace, p.project(labels)}
+	namespace := w.Namespace
+	key := selectedKey{namespace, p.project(w.Labels)}
+	if p.byObject {
+		key.labels += "\n" + w.Name + "\n" + w.OwnerKind + "/" + w.OwnerName
+	}
 	keys, ok := p.selected[key]
 	if !ok {
 		in := p.input(namespace)
 		if namespace != p.root {
 			in = p.input(p.root, namespace)
 		}
-		const uid = "any"
-		in.Workloads = []PolicyTarget{{UID: uid, Namespace: namespace, Labels: labels}}
+		in.Workloads = []PolicyTarget{w}
 		result := Policies(in)
-		keys = result.Attached[uid]
+		keys = result.Attached[w.UID]
 		if len(p.selected) >= maxSelected {
 			clear(p.selected)
 		}
@@ -159,6 +243,23 @@ func (p *policySet) project(labels map[string]string) string {
 	return string(out)
 }
 
+func policyTarget(pod *corev1.Pod, w *model.Workload) PolicyTarget {
+	t := PolicyTarget{
+		UID: w.UID, Namespace: w.Namespace, Name: pod.Name, Labels: pod.Labels,
+		Ports: map[uint16]model.AppProtocol{}, SkipInbound: w.SkipInbound, Uncaptured: w.Protocol != model.ProtocolHBONE,
+	}
+	t.OwnerKind, t.OwnerName = controllerOf(pod)
+	for _, ports := range w.Services {
+		for _, p := range ports {
+			if before, ok := t.Ports[p.Target]; ok && before != p.AppProtocol {
+				p.AppProtocol = model.AppUnknown
+			}
+			t.Ports[p.Target] = p.AppProtocol
+		}
+	}
+	return t
+}
+
 // Statuses says of each policy whether it is enforced, and where not; by
 // kind, namespace and name. It goes through all workloads if anything has
 // changed since the last call.
@@ -167,10 +268,7 @@ func (m *Mesh) Statuses() []PolicyStatus {
 		in := m.policies.input(slices.Sorted(maps.Keys(m.policies.byNamespace))...)
 		for _, e := range m.pods {
 			if w := e.workload; w != nil {
-				in.Workloads = append(in.Workloads, PolicyTarget{
-					UID: w.UID, Namespace: w.Namespace, Labels: e.pod.Labels,
-					SkipInbound: w.SkipInbound, Uncaptured: w.Protocol != model.ProtocolHBONE,
-				})
+				in.Workloads = append(in.Workloads, policyTarget(e.pod, w))
 			}
 		}
 		slices.SortFunc(in.Workloads, func(x, y PolicyTarget) int { return strings.Compare(x.UID, y.UID) })

@@ -23,15 +23,6 @@ type Limit struct {
 	Key string
 	// PerWorkload says that each destination counts for itself, too.
 	PerWorkload bool
-	// Overrides are amounts of single values of what Per names.
-	Overrides []LimitOverride
-}
-
-// LimitOverride is the amount for one value, such as one identity's principal.
-// Burst is at least 1.
-type LimitOverride struct {
-	Value         string
-	Amount, Burst uint64
 }
 
 // LimitUnit is what a limit counts.

@@ -105,13 +105,10 @@ func drawLimit(t *rapid.T) model.Limit {
 		m.Unknown = ""
 		return model.Rule{Clauses: []model.Clause{{Matches: []model.Match{m}}}}
 	})
-	override := rapid.Custom(func(t *rapid.T) model.LimitOverride {
-		return model.LimitOverride{Value: text.Draw(t, "value"), Amount: nonZero.Draw(t, "amount"), Burst: nonZero.Draw(t, "burst")}
-	})
 	l := model.Limit{
 		Rules: list(t, rule, "rules"), Unit: model.LimitUnit(rapid.IntRange(0, 2).Draw(t, "unit")),
 		Amount: nonZero.Draw(t, "amount"), Interval: milliseconds.Draw(t, "interval"), Burst: nonZero.Draw(t, "burst"),
-		Per: model.LimitKey(rapid.IntRange(0, 3).Draw(t, "per")), Overrides: list(t, override, "overrides"),
+		Per:         model.LimitKey(rapid.IntRange(0, 3).Draw(t, "per")),
 		PerWorkload: rapid.Bool().Draw(t, "per workload"),
 	}
 	if l.Per >= model.LimitPerClaim {
@@ -138,7 +135,7 @@ func fullHTTP(t *testing.T) map[string]proto.Message {
 		}}},
 		"limit": &tacit.HTTPPolicyExtension{Action: &tacit.HTTPPolicyExtension_RateLimit{RateLimit: &tacit.RateLimit{
 			Limits: []*tacit.Limit{{
-				Rules: []*security.Rule{rule}, Amount: 1, IntervalMs: 1, Burst: 1, Overrides: []*tacit.LimitOverride{{Value: "v", Amount: 1, Burst: 1}},
+				Rules: []*security.Rule{rule}, Amount: 1, IntervalMs: 1, Burst: 1,
 			}},
 			Store: &tacit.LimitStore{Host: "h", Port: 1, Tls: tls},
 		}}},

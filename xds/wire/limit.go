@@ -17,9 +17,6 @@ func encodeRateLimit(r *model.RateLimit) (*tacit.RateLimit, error) {
 		encoded := &tacit.Limit{
 			Unit: tacit.Limit_Unit(l.Unit), Amount: l.Amount, IntervalMs: encodeMilliseconds(l.Interval), Burst: l.Burst,
 			Per: tacit.Limit_Per(l.Per), Key: l.Key, PerWorkload: l.PerWorkload,
-			Overrides: encodeEach(l.Overrides, func(o model.LimitOverride) *tacit.LimitOverride {
-				return &tacit.LimitOverride{Value: o.Value, Amount: o.Amount, Burst: o.Burst}
-			}),
 		}
 		for _, rule := range l.Rules {
 			r, err := encodeRule(rule)
@@ -65,15 +62,9 @@ func decodeLimit(l *tacit.Limit) (model.Limit, error) {
 	for i, rule := range l.GetRules() {
 		out.Rules = append(out.Rules, decodeRule(rule, fmt.Sprintf("rules[%d]", i)))
 	}
-	var err1, err2 error
-	out.Interval, err1 = decodeMilliseconds(l.GetIntervalMs())
-	out.Overrides, err2 = decodeEach("overrides", l.GetOverrides(), func(o *tacit.LimitOverride) (model.LimitOverride, error) {
-		if o.GetAmount() == 0 || o.GetBurst() == 0 {
-			return model.LimitOverride{}, errors.New("amount or burst is 0")
-		}
-		return model.LimitOverride{Value: o.GetValue(), Amount: o.GetAmount(), Burst: o.GetBurst()}, nil
-	})
-	return out, errors.Join(err1, err2)
+	var err error
+	out.Interval, err = decodeMilliseconds(l.GetIntervalMs())
+	return out, err
 }
 
 // encodePaths and decodePaths translate the mode of a workload. One that this

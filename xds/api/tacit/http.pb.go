@@ -871,9 +871,8 @@ type Limit struct {
 	Burst      uint64           `protobuf:"varint,5,opt,name=burst,proto3" json:"burst,omitempty"`
 	Per        Limit_Per        `protobuf:"varint,6,opt,name=per,proto3,enum=tacit.v1.Limit_Per" json:"per,omitempty"`
 	Key        string           `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`
-	Overrides  []*LimitOverride `protobuf:"bytes,8,rep,name=overrides,proto3" json:"overrides,omitempty"`
 	// Each destination counts for itself, too.
-	PerWorkload   bool `protobuf:"varint,9,opt,name=per_workload,json=perWorkload,proto3" json:"per_workload,omitempty"`
+	PerWorkload   bool `protobuf:"varint,8,opt,name=per_workload,json=perWorkload,proto3" json:"per_workload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -957,78 +956,11 @@ func (x *Limit) GetKey() string {
 	return ""
 }
 
-func (x *Limit) GetOverrides() []*LimitOverride {
-	if x != nil {
-		return x.Overrides
-	}
-	return nil
-}
-
 func (x *Limit) GetPerWorkload() bool {
 	if x != nil {
 		return x.PerWorkload
 	}
 	return false
-}
-
-type LimitOverride struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Value         string                 `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
-	Amount        uint64                 `protobuf:"varint,2,opt,name=amount,proto3" json:"amount,omitempty"`
-	Burst         uint64                 `protobuf:"varint,3,opt,name=burst,proto3" json:"burst,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *LimitOverride) Reset() {
-	*x = LimitOverride{}
-	mi := &file_xds_api_tacit_http_proto_msgTypes[10]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *LimitOverride) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*LimitOverride) ProtoMessage() {}
-
-func (x *LimitOverride) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_tacit_http_proto_msgTypes[10]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use LimitOverride.ProtoReflect.Descriptor instead.
-func (*LimitOverride) Descriptor() ([]byte, []int) {
-	return file_xds_api_tacit_http_proto_rawDescGZIP(), []int{10}
-}
-
-func (x *LimitOverride) GetValue() string {
-	if x != nil {
-		return x.Value
-	}
-	return ""
-}
-
-func (x *LimitOverride) GetAmount() uint64 {
-	if x != nil {
-		return x.Amount
-	}
-	return 0
-}
-
-func (x *LimitOverride) GetBurst() uint64 {
-	if x != nil {
-		return x.Burst
-	}
-	return 0
 }
 
 // A Redis.
@@ -1043,7 +975,7 @@ type LimitStore struct {
 
 func (x *LimitStore) Reset() {
 	*x = LimitStore{}
-	mi := &file_xds_api_tacit_http_proto_msgTypes[11]
+	mi := &file_xds_api_tacit_http_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +987,7 @@ func (x *LimitStore) String() string {
 func (*LimitStore) ProtoMessage() {}
 
 func (x *LimitStore) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_tacit_http_proto_msgTypes[11]
+	mi := &file_xds_api_tacit_http_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1000,7 @@ func (x *LimitStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitStore.ProtoReflect.Descriptor instead.
 func (*LimitStore) Descriptor() ([]byte, []int) {
-	return file_xds_api_tacit_http_proto_rawDescGZIP(), []int{11}
+	return file_xds_api_tacit_http_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LimitStore) GetHost() string {
@@ -1121,7 +1053,7 @@ type HTTPMatchExtension struct {
 
 func (x *HTTPMatchExtension) Reset() {
 	*x = HTTPMatchExtension{}
-	mi := &file_xds_api_tacit_http_proto_msgTypes[12]
+	mi := &file_xds_api_tacit_http_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1133,7 +1065,7 @@ func (x *HTTPMatchExtension) String() string {
 func (*HTTPMatchExtension) ProtoMessage() {}
 
 func (x *HTTPMatchExtension) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_tacit_http_proto_msgTypes[12]
+	mi := &file_xds_api_tacit_http_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1146,7 +1078,7 @@ func (x *HTTPMatchExtension) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HTTPMatchExtension.ProtoReflect.Descriptor instead.
 func (*HTTPMatchExtension) Descriptor() ([]byte, []int) {
-	return file_xds_api_tacit_http_proto_rawDescGZIP(), []int{12}
+	return file_xds_api_tacit_http_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HTTPMatchExtension) GetMethods() []*security.StringMatch {
@@ -1288,7 +1220,7 @@ type PathMatch struct {
 
 func (x *PathMatch) Reset() {
 	*x = PathMatch{}
-	mi := &file_xds_api_tacit_http_proto_msgTypes[13]
+	mi := &file_xds_api_tacit_http_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1300,7 +1232,7 @@ func (x *PathMatch) String() string {
 func (*PathMatch) ProtoMessage() {}
 
 func (x *PathMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_tacit_http_proto_msgTypes[13]
+	mi := &file_xds_api_tacit_http_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1313,7 +1245,7 @@ func (x *PathMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathMatch.ProtoReflect.Descriptor instead.
 func (*PathMatch) Descriptor() ([]byte, []int) {
-	return file_xds_api_tacit_http_proto_rawDescGZIP(), []int{13}
+	return file_xds_api_tacit_http_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PathMatch) GetKind() isPathMatch_Kind {
@@ -1369,7 +1301,7 @@ type ClaimMatch struct {
 
 func (x *ClaimMatch) Reset() {
 	*x = ClaimMatch{}
-	mi := &file_xds_api_tacit_http_proto_msgTypes[14]
+	mi := &file_xds_api_tacit_http_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +1313,7 @@ func (x *ClaimMatch) String() string {
 func (*ClaimMatch) ProtoMessage() {}
 
 func (x *ClaimMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_tacit_http_proto_msgTypes[14]
+	mi := &file_xds_api_tacit_http_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +1326,7 @@ func (x *ClaimMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMatch.ProtoReflect.Descriptor instead.
 func (*ClaimMatch) Descriptor() ([]byte, []int) {
-	return file_xds_api_tacit_http_proto_rawDescGZIP(), []int{14}
+	return file_xds_api_tacit_http_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ClaimMatch) GetPath() []string {
@@ -1477,7 +1409,7 @@ const file_xds_api_tacit_http_proto_rawDesc = "" +
 	"\x05claim\x18\x02 \x01(\tR\x05claim\"`\n" +
 	"\tRateLimit\x12'\n" +
 	"\x06limits\x18\x01 \x03(\v2\x0f.tacit.v1.LimitR\x06limits\x12*\n" +
-	"\x05store\x18\x02 \x01(\v2\x14.tacit.v1.LimitStoreR\x05store\"\xa8\x03\n" +
+	"\x05store\x18\x02 \x01(\v2\x14.tacit.v1.LimitStoreR\x05store\"\xf1\x02\n" +
 	"\x05Limit\x12*\n" +
 	"\x05rules\x18\x01 \x03(\v2\x14.istio.security.RuleR\x05rules\x12(\n" +
 	"\x04unit\x18\x02 \x01(\x0e2\x14.tacit.v1.Limit.UnitR\x04unit\x12\x16\n" +
@@ -1486,9 +1418,8 @@ const file_xds_api_tacit_http_proto_rawDesc = "" +
 	"intervalMs\x12\x14\n" +
 	"\x05burst\x18\x05 \x01(\x04R\x05burst\x12%\n" +
 	"\x03per\x18\x06 \x01(\x0e2\x13.tacit.v1.Limit.PerR\x03per\x12\x10\n" +
-	"\x03key\x18\a \x01(\tR\x03key\x125\n" +
-	"\toverrides\x18\b \x03(\v2\x17.tacit.v1.LimitOverrideR\toverrides\x12!\n" +
-	"\fper_workload\x18\t \x01(\bR\vperWorkload\"0\n" +
+	"\x03key\x18\a \x01(\tR\x03key\x12!\n" +
+	"\fper_workload\x18\b \x01(\bR\vperWorkload\"0\n" +
 	"\x04Unit\x12\f\n" +
 	"\bREQUESTS\x10\x00\x12\x0f\n" +
 	"\vCONNECTIONS\x10\x01\x12\t\n" +
@@ -1498,11 +1429,7 @@ const file_xds_api_tacit_http_proto_rawDesc = "" +
 	"\bIDENTITY\x10\x01\x12\t\n" +
 	"\x05CLAIM\x10\x02\x12\n" +
 	"\n" +
-	"\x06HEADER\x10\x03\"S\n" +
-	"\rLimitOverride\x12\x14\n" +
-	"\x05value\x18\x01 \x01(\tR\x05value\x12\x16\n" +
-	"\x06amount\x18\x02 \x01(\x04R\x06amount\x12\x14\n" +
-	"\x05burst\x18\x03 \x01(\x04R\x05burst\"U\n" +
+	"\x06HEADER\x10\x03\"U\n" +
 	"\n" +
 	"LimitStore\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
@@ -1555,7 +1482,7 @@ func file_xds_api_tacit_http_proto_rawDescGZIP() []byte {
 }
 
 var file_xds_api_tacit_http_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_xds_api_tacit_http_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_xds_api_tacit_http_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_xds_api_tacit_http_proto_goTypes = []any{
 	(Provider_Protocol)(0),        // 0: tacit.v1.Provider.Protocol
 	(Limit_Unit)(0),               // 1: tacit.v1.Limit.Unit
@@ -1570,15 +1497,14 @@ var file_xds_api_tacit_http_proto_goTypes = []any{
 	(*ClaimHeader)(nil),           // 10: tacit.v1.ClaimHeader
 	(*RateLimit)(nil),             // 11: tacit.v1.RateLimit
 	(*Limit)(nil),                 // 12: tacit.v1.Limit
-	(*LimitOverride)(nil),         // 13: tacit.v1.LimitOverride
-	(*LimitStore)(nil),            // 14: tacit.v1.LimitStore
-	(*HTTPMatchExtension)(nil),    // 15: tacit.v1.HTTPMatchExtension
-	(*PathMatch)(nil),             // 16: tacit.v1.PathMatch
-	(*ClaimMatch)(nil),            // 17: tacit.v1.ClaimMatch
-	nil,                           // 18: tacit.v1.Provider.IncludeAdditionalHeadersEntry
-	(*security.StringMatch)(nil),  // 19: istio.security.StringMatch
-	(*security.Rule)(nil),         // 20: istio.security.Rule
-	(*LabelMatch)(nil),            // 21: tacit.v1.LabelMatch
+	(*LimitStore)(nil),            // 13: tacit.v1.LimitStore
+	(*HTTPMatchExtension)(nil),    // 14: tacit.v1.HTTPMatchExtension
+	(*PathMatch)(nil),             // 15: tacit.v1.PathMatch
+	(*ClaimMatch)(nil),            // 16: tacit.v1.ClaimMatch
+	nil,                           // 17: tacit.v1.Provider.IncludeAdditionalHeadersEntry
+	(*security.StringMatch)(nil),  // 18: istio.security.StringMatch
+	(*security.Rule)(nil),         // 19: istio.security.Rule
+	(*LabelMatch)(nil),            // 20: tacit.v1.LabelMatch
 }
 var file_xds_api_tacit_http_proto_depIdxs = []int32{
 	4,  // 0: tacit.v1.HTTPPolicyExtension.audit:type_name -> tacit.v1.Audit
@@ -1587,46 +1513,45 @@ var file_xds_api_tacit_http_proto_depIdxs = []int32{
 	11, // 3: tacit.v1.HTTPPolicyExtension.rate_limit:type_name -> tacit.v1.RateLimit
 	0,  // 4: tacit.v1.Provider.protocol:type_name -> tacit.v1.Provider.Protocol
 	6,  // 5: tacit.v1.Provider.tls:type_name -> tacit.v1.TLS
-	19, // 6: tacit.v1.Provider.include_request_headers:type_name -> istio.security.StringMatch
-	18, // 7: tacit.v1.Provider.include_additional_headers:type_name -> tacit.v1.Provider.IncludeAdditionalHeadersEntry
-	19, // 8: tacit.v1.Provider.headers_to_upstream_on_allow:type_name -> istio.security.StringMatch
-	19, // 9: tacit.v1.Provider.headers_to_downstream_on_deny:type_name -> istio.security.StringMatch
-	19, // 10: tacit.v1.Provider.headers_to_downstream_on_allow:type_name -> istio.security.StringMatch
+	18, // 6: tacit.v1.Provider.include_request_headers:type_name -> istio.security.StringMatch
+	17, // 7: tacit.v1.Provider.include_additional_headers:type_name -> tacit.v1.Provider.IncludeAdditionalHeadersEntry
+	18, // 8: tacit.v1.Provider.headers_to_upstream_on_allow:type_name -> istio.security.StringMatch
+	18, // 9: tacit.v1.Provider.headers_to_downstream_on_deny:type_name -> istio.security.StringMatch
+	18, // 10: tacit.v1.Provider.headers_to_downstream_on_allow:type_name -> istio.security.StringMatch
 	8,  // 11: tacit.v1.RequestAuthentication.rules:type_name -> tacit.v1.JWTRule
 	9,  // 12: tacit.v1.JWTRule.from_headers:type_name -> tacit.v1.JWTHeader
 	10, // 13: tacit.v1.JWTRule.claim_headers:type_name -> tacit.v1.ClaimHeader
 	12, // 14: tacit.v1.RateLimit.limits:type_name -> tacit.v1.Limit
-	14, // 15: tacit.v1.RateLimit.store:type_name -> tacit.v1.LimitStore
-	20, // 16: tacit.v1.Limit.rules:type_name -> istio.security.Rule
+	13, // 15: tacit.v1.RateLimit.store:type_name -> tacit.v1.LimitStore
+	19, // 16: tacit.v1.Limit.rules:type_name -> istio.security.Rule
 	1,  // 17: tacit.v1.Limit.unit:type_name -> tacit.v1.Limit.Unit
 	2,  // 18: tacit.v1.Limit.per:type_name -> tacit.v1.Limit.Per
-	13, // 19: tacit.v1.Limit.overrides:type_name -> tacit.v1.LimitOverride
-	6,  // 20: tacit.v1.LimitStore.tls:type_name -> tacit.v1.TLS
-	19, // 21: tacit.v1.HTTPMatchExtension.methods:type_name -> istio.security.StringMatch
-	19, // 22: tacit.v1.HTTPMatchExtension.not_methods:type_name -> istio.security.StringMatch
-	16, // 23: tacit.v1.HTTPMatchExtension.paths:type_name -> tacit.v1.PathMatch
-	16, // 24: tacit.v1.HTTPMatchExtension.not_paths:type_name -> tacit.v1.PathMatch
-	19, // 25: tacit.v1.HTTPMatchExtension.hosts:type_name -> istio.security.StringMatch
-	19, // 26: tacit.v1.HTTPMatchExtension.not_hosts:type_name -> istio.security.StringMatch
-	19, // 27: tacit.v1.HTTPMatchExtension.request_principals:type_name -> istio.security.StringMatch
-	19, // 28: tacit.v1.HTTPMatchExtension.not_request_principals:type_name -> istio.security.StringMatch
-	19, // 29: tacit.v1.HTTPMatchExtension.audiences:type_name -> istio.security.StringMatch
-	19, // 30: tacit.v1.HTTPMatchExtension.not_audiences:type_name -> istio.security.StringMatch
-	19, // 31: tacit.v1.HTTPMatchExtension.presenters:type_name -> istio.security.StringMatch
-	19, // 32: tacit.v1.HTTPMatchExtension.not_presenters:type_name -> istio.security.StringMatch
-	21, // 33: tacit.v1.HTTPMatchExtension.headers:type_name -> tacit.v1.LabelMatch
-	21, // 34: tacit.v1.HTTPMatchExtension.not_headers:type_name -> tacit.v1.LabelMatch
-	17, // 35: tacit.v1.HTTPMatchExtension.claims:type_name -> tacit.v1.ClaimMatch
-	17, // 36: tacit.v1.HTTPMatchExtension.not_claims:type_name -> tacit.v1.ClaimMatch
-	19, // 37: tacit.v1.HTTPMatchExtension.server_names:type_name -> istio.security.StringMatch
-	19, // 38: tacit.v1.HTTPMatchExtension.not_server_names:type_name -> istio.security.StringMatch
-	19, // 39: tacit.v1.PathMatch.text:type_name -> istio.security.StringMatch
-	19, // 40: tacit.v1.ClaimMatch.values:type_name -> istio.security.StringMatch
-	41, // [41:41] is the sub-list for method output_type
-	41, // [41:41] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	6,  // 19: tacit.v1.LimitStore.tls:type_name -> tacit.v1.TLS
+	18, // 20: tacit.v1.HTTPMatchExtension.methods:type_name -> istio.security.StringMatch
+	18, // 21: tacit.v1.HTTPMatchExtension.not_methods:type_name -> istio.security.StringMatch
+	15, // 22: tacit.v1.HTTPMatchExtension.paths:type_name -> tacit.v1.PathMatch
+	15, // 23: tacit.v1.HTTPMatchExtension.not_paths:type_name -> tacit.v1.PathMatch
+	18, // 24: tacit.v1.HTTPMatchExtension.hosts:type_name -> istio.security.StringMatch
+	18, // 25: tacit.v1.HTTPMatchExtension.not_hosts:type_name -> istio.security.StringMatch
+	18, // 26: tacit.v1.HTTPMatchExtension.request_principals:type_name -> istio.security.StringMatch
+	18, // 27: tacit.v1.HTTPMatchExtension.not_request_principals:type_name -> istio.security.StringMatch
+	18, // 28: tacit.v1.HTTPMatchExtension.audiences:type_name -> istio.security.StringMatch
+	18, // 29: tacit.v1.HTTPMatchExtension.not_audiences:type_name -> istio.security.StringMatch
+	18, // 30: tacit.v1.HTTPMatchExtension.presenters:type_name -> istio.security.StringMatch
+	18, // 31: tacit.v1.HTTPMatchExtension.not_presenters:type_name -> istio.security.StringMatch
+	20, // 32: tacit.v1.HTTPMatchExtension.headers:type_name -> tacit.v1.LabelMatch
+	20, // 33: tacit.v1.HTTPMatchExtension.not_headers:type_name -> tacit.v1.LabelMatch
+	16, // 34: tacit.v1.HTTPMatchExtension.claims:type_name -> tacit.v1.ClaimMatch
+	16, // 35: tacit.v1.HTTPMatchExtension.not_claims:type_name -> tacit.v1.ClaimMatch
+	18, // 36: tacit.v1.HTTPMatchExtension.server_names:type_name -> istio.security.StringMatch
+	18, // 37: tacit.v1.HTTPMatchExtension.not_server_names:type_name -> istio.security.StringMatch
+	18, // 38: tacit.v1.PathMatch.text:type_name -> istio.security.StringMatch
+	18, // 39: tacit.v1.ClaimMatch.values:type_name -> istio.security.StringMatch
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_xds_api_tacit_http_proto_init() }
@@ -1641,7 +1566,7 @@ func file_xds_api_tacit_http_proto_init() {
 		(*HTTPPolicyExtension_Authentication)(nil),
 		(*HTTPPolicyExtension_RateLimit)(nil),
 	}
-	file_xds_api_tacit_http_proto_msgTypes[13].OneofWrappers = []any{
+	file_xds_api_tacit_http_proto_msgTypes[12].OneofWrappers = []any{
 		(*PathMatch_Text)(nil),
 		(*PathMatch_Template)(nil),
 	}
@@ -1651,7 +1576,7 @@ func file_xds_api_tacit_http_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_api_tacit_http_proto_rawDesc), len(file_xds_api_tacit_http_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   16,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -19,6 +19,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/internal/manifests"
 	"github.com/tacit-mesh/tacit/xds/build"
+	policykinds "github.com/tacit-mesh/tacit/xds/kinds"
 	"github.com/tacit-mesh/tacit/xds/source/security"
 )
 
@@ -83,7 +84,7 @@ func kinds() []manifests.Kind {
 // matter here. Of security.istio.io none is: a policy that is not understood
 // is an error.
 func ignored(apiVersion, kind string) bool {
-	if strings.HasPrefix(apiVersion, security.Group+"/") {
+	if group, _, _ := strings.Cut(apiVersion, "/"); group == security.Group || group == "policy.tacit.mesh" {
 		return false
 	}
 	switch apiVersion {
@@ -140,6 +141,14 @@ func collect(list []manifests.Object) *build.Objects {
 			o.EndpointSlices = append(o.EndpointSlices, v)
 		case *securityv1.AuthorizationPolicy:
 			o.AuthorizationPolicies = append(o.AuthorizationPolicies, v)
+		case *securityv1.RequestAuthentication:
+			o.RequestAuthentications = append(o.RequestAuthentications, v)
+		case *policykinds.RateLimit:
+			o.RateLimits = append(o.RateLimits, v)
+		case *policykinds.HTTPLocalRateLimitPolicy:
+			o.LinkerdRateLimits = append(o.LinkerdRateLimits, v)
+		case *policykinds.Server:
+			o.Servers = append(o.Servers, v)
 		case *securityv1.PeerAuthentication:
 			o.PeerAuthentications = append(o.PeerAuthentications, v)
 		}

@@ -138,7 +138,7 @@ func TestBrokenPolicy(t *testing.T) {
 		{"unknown field", strings.Replace(good, "action", "acton", 1), `f.yaml:4: spec.acton: unknown field "acton"`},
 		{"unknown metadata", strings.Replace(good, "name: p", "name: p, label: {}", 1), "f.yaml:3: metadata.label: unknown field"},
 		{"unknown top field", good + "specs: {}\n", "f.yaml:5: specs: unknown field"},
-		{"unknown kind of policy", strings.Replace(good, "AuthorizationPolicy", "RequestAuthentication", 1), "f.yaml:1: kind: RequestAuthentication"},
+		{"unknown kind of policy", strings.Replace(good, "AuthorizationPolicy", "SomethingElse", 1), "f.yaml:1: kind: SomethingElse"},
 		{"misspelt kind", strings.Replace(strings.Replace(good, "security.istio.io/", "", 1), "AuthorizationPolicy", "Podd", 1), "f.yaml:1: kind: Podd"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

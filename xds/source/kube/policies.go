@@ -49,7 +49,7 @@ func newPolicies(s *Source, kind security.Kind, b *batch) *policies {
 	}
 }
 
-func (p *policies) resource() string { return p.kind.Resource + "." + security.Group }
+func (p *policies) resource() string { return p.kind.Resource + "." + p.kind.Group() }
 
 // start follows the definition, and by it the kind. synced says that the
 // objects are in, or that there is no such kind.
@@ -73,7 +73,7 @@ func (p *policies) start(ctx context.Context, group *errgroup.Group) (cache.Info
 
 func (p *policies) defined(o metav1.Object) {
 	if o.GetName() == p.resource() {
-		p.read(served(o.(*unstructured.Unstructured)))
+		p.read(served(p.kind, o.(*unstructured.Unstructured)))
 	}
 }
 
@@ -94,7 +94,7 @@ func (p *policies) read(version string) {
 
 // served is the version of an established definition to read; "" if there is
 // none yet.
-func served(crd *unstructured.Unstructured) string {
+func served(kind security.Kind, crd *unstructured.Unstructured) string {
 	if !hasCondition(crd, "Established") {
 		return ""
 	}
@@ -106,7 +106,7 @@ func served(crd *unstructured.Unstructured) string {
 			names = append(names, name)
 		}
 	}
-	for _, name := range security.Versions() {
+	for _, name := range kind.Versions() {
 		if slices.Contains(names, name) {
 			return name
 		}
@@ -169,7 +169,7 @@ func (p *policies) follow(ctx context.Context) error {
 // run lets an informer run until stop is called, and returns once its first
 // list is in.
 func (p *policies) run(ctx context.Context, version string) (stop func(), err error) {
-	gvr := schema.GroupVersionResource{Group: security.Group, Version: version, Resource: p.kind.Resource}
+	gvr := schema.GroupVersionResource{Group: p.kind.Group(), Version: version, Resource: p.kind.Resource}
 	informer := dynamicinformer.NewFilteredDynamicInformer(p.source.Dynamic, gvr, metav1.NamespaceAll, 0, nil, nil).Informer()
 	ctx, cancel := context.WithCancel(ctx)
 	group := &errgroup.Group{}

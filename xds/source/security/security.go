@@ -1,12 +1,13 @@
-// Package security reads the kinds of security.istio.io, strictly: Istio's own
-// types would pass over fields that they do not know, and a policy of which a
-// part is passed over is another policy.
+// Package security reads the kinds of policies, Istio's and limits of rates,
+// strictly: Istio's own types would pass over fields that they do not know, and
+// a policy of which a part is passed over is another policy.
 //
 // What does not belong here: where the objects come from, and what they mean
 // (xds/build).
 package security
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -18,9 +19,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tacit-mesh/tacit/internal/manifests"
+	"github.com/tacit-mesh/tacit/xds/kinds"
 )
 
-// Group is the API group of all kinds here.
+// Group is the API group of Istio's kinds.
 const Group = "security.istio.io"
 
 // Kind is one kind of policy.
@@ -33,25 +35,73 @@ type Kind struct {
 	Closed func(metav1.ObjectMeta, *typev1beta1.WorkloadSelector) metav1.Object
 }
 
+// Group is the kind's API group.
+func (k Kind) Group() string {
+	group, _, _ := strings.Cut(k.APIVersions[0], "/")
+	return group
+}
+
 // Versions are the names of those versions of the group that are read, the
 // preferred one first.
-func Versions() []string { return []string{"v1", "v1beta1"} }
+func (k Kind) Versions() (out []string) {
+	for _, v := range k.APIVersions {
+		_, version, _ := strings.Cut(v, "/")
+		out = append(out, version)
+	}
+	return out
+}
 
 // Kinds are all of them.
 func Kinds() []Kind {
 	return []Kind{
 		kind("AuthorizationPolicy", "authorizationpolicies", decodeAuthorizationPolicy, denyAll),
 		kind("PeerAuthentication", "peerauthentications", decodePeerAuthentication, strict),
+		kind("RequestAuthentication", "requestauthentications", decodeRequestAuthentication, denyTokens),
+		limits("RateLimit", "ratelimits", decodeLimit[kinds.RateLimit], noLimit, kinds.RateLimitVersion),
+		limits("HTTPLocalRateLimitPolicy", "httplocalratelimitpolicies", decodeLimit[kinds.HTTPLocalRateLimitPolicy], noLinkerdLimit, kinds.LinkerdRateLimitVersion),
+		limits("Server", "servers", decodeLimit[kinds.Server], noServer, kinds.ServerVersions()...),
 	}
 }
 
 func kind(name, resource string, decode func(*manifests.Document) (any, error), closed func(metav1.ObjectMeta, *typev1beta1.WorkloadSelector) metav1.Object) Kind {
 	k := Kind{Resource: resource, Closed: closed}
 	k.Kind.Kind, k.Decode = name, decode
-	for _, version := range Versions() {
-		k.APIVersions = append(k.APIVersions, Group+"/"+version)
-	}
+	k.APIVersions = []string{Group + "/v1", Group + "/v1beta1"}
 	return k
+}
+
+// limits is a kind about limits of rates. One that cannot be read is none:
+// limits do not say who may do what.
+func limits(name, resource string, decode func(*manifests.Document) (any, error), empty func(metav1.ObjectMeta) metav1.Object, versions ...string) Kind {
+	k := Kind{Resource: resource, Closed: func(meta metav1.ObjectMeta, _ *typev1beta1.WorkloadSelector) metav1.Object { return empty(meta) }}
+	k.Kind.Kind, k.Decode, k.APIVersions = name, decode, versions
+	return k
+}
+
+func noLimit(meta metav1.ObjectMeta) metav1.Object { return &kinds.RateLimit{ObjectMeta: meta} }
+
+func noLinkerdLimit(meta metav1.ObjectMeta) metav1.Object {
+	return &kinds.HTTPLocalRateLimitPolicy{ObjectMeta: meta}
+}
+
+func noServer(meta metav1.ObjectMeta) metav1.Object { return &kinds.Server{ObjectMeta: meta} }
+
+func decodeLimit[T any, P interface {
+	*T
+	metav1.Object
+}](d *manifests.Document) (any, error) {
+	var text json.RawMessage
+	if err := d.Decode("", &text); err != nil {
+		return nil, err
+	}
+	object, err := kinds.Decode[T](text)
+	if err != nil {
+		return nil, err
+	}
+	if o := P(object); o.GetNamespace() == "" {
+		o.SetNamespace(metav1.NamespaceDefault)
+	}
+	return object, nil
 }
 
 func decodeAuthorizationPolicy(d *manifests.Document) (any, error) {
@@ -61,6 +111,11 @@ func decodeAuthorizationPolicy(d *manifests.Document) (any, error) {
 
 func decodePeerAuthentication(d *manifests.Document) (any, error) {
 	p := &securityv1.PeerAuthentication{}
+	return p, decode(d, &p.ObjectMeta, &p.Spec)
+}
+
+func decodeRequestAuthentication(d *manifests.Document) (any, error) {
+	p := &securityv1.RequestAuthentication{}
 	return p, decode(d, &p.ObjectMeta, &p.Spec)
 }
 
@@ -93,6 +148,14 @@ func strict(meta metav1.ObjectMeta, selector *typev1beta1.WorkloadSelector) meta
 	p := &securityv1.PeerAuthentication{ObjectMeta: meta}
 	p.Spec.Selector = selector
 	p.Spec.Mtls = &securityv1beta1.PeerAuthentication_MutualTLS{Mode: securityv1beta1.PeerAuthentication_MutualTLS_STRICT}
+	return p
+}
+
+// denyTokens: a rule without an issuer cannot be understood.
+func denyTokens(meta metav1.ObjectMeta, selector *typev1beta1.WorkloadSelector) metav1.Object {
+	p := &securityv1.RequestAuthentication{ObjectMeta: meta}
+	p.Spec.Selector = selector
+	p.Spec.JwtRules = []*securityv1beta1.JWTRule{{}}
 	return p
 }
 
