@@ -1,5 +1,6 @@
-// Command tacitd is Tacit's control plane: it builds the mesh from Kubernetes
-// manifests, sends it to the nodes' proxies, and signs their certificates.
+// Command tacitd is Tacit's control plane: it builds the mesh from the objects
+// of a Kubernetes cluster, or from the same as manifests, sends it to the
+// nodes' proxies, and signs their certificates.
 package main
 
 import (
@@ -12,43 +13,56 @@ import (
 
 	"github.com/tacit-mesh/tacit/identity/ca"
 	"github.com/tacit-mesh/tacit/internal/cli"
+	"github.com/tacit-mesh/tacit/internal/kube"
 	"github.com/tacit-mesh/tacit/xds/build"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 func main() { cli.Main(command()) }
 
-const help = `tacitd builds the mesh from Kubernetes manifests, sends it to the proxies of
-all nodes (xDS), and signs their certificates (a built-in CA).
+const help = `tacitd builds the mesh from Kubernetes objects, sends it to the proxies of all
+nodes (xDS), and signs their certificates (a built-in CA).
 
-It reads every *.yaml, *.yml and *.json below --from, and reads again whatever
-changes: Pod, Namespace, Node, Service, EndpointSlice, AuthorizationPolicy and
-PeerAuthentication (security.istio.io, v1 and v1beta1). What it cannot read is
-an error with file, line and field, in the log and in --status-file; the last
-good version of that object stays in force. A directory in which a policy
-cannot be read at the start is not served at all until that is mended.
+In a cluster (--kubernetes) it follows Pods, Namespaces, Nodes, Services,
+EndpointSlices, ServiceAccounts and the policies of security.istio.io, and
+serves nothing before it has listed all of them once. Several replicas may run:
+each serves all proxies, one, which holds the Lease tacitd, writes the status
+condition tacit.mesh/Enforced to policies. A proxy proves itself with the token
+of its pod, which the API server is asked about; it gets certificates only for
+the service accounts of the enrolled pods on that pod's node. The CA's key is
+made once, into the Secret tacit-ca (tls.key, tls.crt, ca.crt), and never
+written over; to sign with a CA of your own, create that Secret first. The
+ConfigMap tacit-ca-root has what proxies need as --root.
 
-A node's proxy proves itself with a token, sent as "authorization: Bearer
-TOKEN". The file --tokens has a line "TOKEN NODE" for each, mode 0600, and may
-change at any time. A node gets certificates only for the service accounts of
-the enrolled pods that run on it.
-
---ca-dir holds ca.key and ca.crt. They are made if they are not there, and
+Without a cluster (--from) it reads every *.yaml, *.yml and *.json below a
+directory, and reads again whatever changes. What it cannot read is an error
+with file, line and field, in the log and in --status-file; the last good
+version of that object stays in force. A directory in which a policy cannot be
+read at the start is not served at all until that is mended. A node's proxy
+proves itself with a token, sent as "authorization: Bearer TOKEN". The file
+--tokens has a line "TOKEN NODE" for each, mode 0600, and may change at any
+time. --ca-dir holds ca.key and ca.crt. They are made if they are not there, and
 never written over. ca.crt is what proxies need as --root. To sign with a CA
 of your own, put its key there, and its certificate followed by those above it.`
 
-const example = `  # A token for each node, then the control plane:
+const example = `  # In a cluster, as a pod:
+  tacitd --kubernetes --metrics :15014
+
+  # From a machine that has a kubeconfig, writing nothing to policies:
+  tacitd --kubernetes --kubeconfig ~/.kube/config --no-status
+
+  # Without a cluster: a token for each node, then the control plane.
   (umask 077; for n in node-1 node-2; do echo "$(openssl rand -hex 32) $n"; done > tokens)
   tacitd --from manifests/ --listen 198.18.0.1:15012 --ca-dir ca/ --tokens tokens
 
   # Why is a policy not enforced as written?
-  tacitd ... --status-file status.json &
-  jq '.policies[] | select(.messages)' status.json`
+  kubectl get authorizationpolicies -A -o yaml | grep -A9 tacit.mesh/Enforced
+  jq '.policies[] | select(.messages)' status.json  # of --status-file`
 
 func command() *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
-		Use:     "tacitd --from DIR --tokens FILE --ca-dir DIR",
+		Use:     "tacitd --kubernetes | --from DIR --tokens FILE --ca-dir DIR",
 		Short:   "The control plane of Tacit",
 		Long:    help,
 		Example: example,
@@ -58,27 +72,36 @@ func command() *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var err error
 		o.settings.Skips, err = skips()
-		if err := cli.Check(cmd, []string{"from", "ca-dir", "tokens"}, err, o.check()); err != nil {
+		required := []string{"from", "ca-dir", "tokens"}
+		if o.kubernetes {
+			required = nil
+		}
+		if err := cli.Check(cmd, required, err, o.check()); err != nil {
 			return err
+		}
+		if !cmd.Flag("root-namespace").Changed {
+			o.settings.RootNamespace = o.namespace
 		}
 		log, err := zap.NewProduction(zap.WithCaller(false))
 		if err != nil {
 			return fmt.Errorf("open log: %w", err)
 		}
 		defer func() { _ = log.Sync() }()
+		kube.LogTo(log)
 		return run(cmd.Context(), o, log)
 	}
 	f := cmd.Flags()
+	o.clusterFlags(f)
 	f.StringVar(&o.from, "from", "", "`directory` of Kubernetes manifests")
 	f.StringVar(&o.listen, "listen", ":15012", "`address` for the proxies, xDS and certificates alike")
-	f.StringVar(&o.caDir, "ca-dir", "", "`directory` of the CA's key and certificate")
+	f.StringVar(&o.caDir, "ca-dir", "", "`directory` of the CA's key and certificate; with --kubernetes, instead of the Secret")
 	f.StringVar(&o.tokens, "tokens", "", "`file` of lines \"TOKEN NODE\", mode 0600")
 	f.StringVar(&o.serverName, "server-name", "tacitd.tacit-system.svc", "DNS `name` in tacitd's own certificate")
 	f.StringVar(&o.settings.TrustDomain, "trust-domain", model.DefaultTrustDomain, "`domain` of all identities: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT")
-	f.StringVar(&o.settings.RootNamespace, "root-namespace", build.DefaultRootNamespace, "`namespace` whose policies cover the whole mesh")
+	f.StringVar(&o.settings.RootNamespace, "root-namespace", build.DefaultRootNamespace, "`namespace` whose policies cover the whole mesh; --namespace unless it is set")
 	f.DurationVar(&o.maxTTL, "max-certificate-ttl", ca.DefaultTTL, "longest life of a proxy's certificate")
 	f.StringVar(&o.statusFile, "status-file", "", "`file` to write the status of policies and manifests to, as JSON, on each change")
-	f.StringVar(&o.metrics, "metrics", "", "`address` for Prometheus, such as :15014; none if empty")
+	f.StringVar(&o.metrics, "metrics", "", "`address` for Prometheus, at /metrics, and readiness, at /healthz/ready, such as :15014; none if empty")
 	return cmd
 }
 
@@ -88,13 +111,23 @@ type options struct {
 	settings                                build.Settings
 	maxTTL                                  time.Duration
 	statusFile, metrics                     string
+	clusterOptions
 	// listening is told the address; for tests, which listen on port 0.
 	listening func(addr string)
 }
 
 func (o *options) check() error {
+	var errs []error
 	if o.maxTTL <= 0 {
-		return errors.New("--max-certificate-ttl: want more than 0, such as 24h")
+		errs = append(errs, errors.New("--max-certificate-ttl: want more than 0, such as 24h"))
 	}
-	return nil
+	switch {
+	case o.kubernetes && o.from != "":
+		errs = append(errs, errors.New("--from has no effect with --kubernetes: leave out one of them"))
+	case o.kubernetes && o.tokens != "":
+		errs = append(errs, errors.New("--tokens has no effect with --kubernetes: the cluster's own tokens count"))
+	case !o.kubernetes && o.kubeconfig != "":
+		errs = append(errs, errors.New("--kubeconfig has no effect without --kubernetes"))
+	}
+	return errors.Join(errs...)
 }

@@ -2,90 +2,179 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 
 	"github.com/tacit-mesh/tacit/xds/build"
 	"github.com/tacit-mesh/tacit/xds/model"
 	"github.com/tacit-mesh/tacit/xds/server"
 )
 
+// statusInterval is the least time between two statuses of a cluster: to work
+// them out, all workloads are gone through.
+const statusInterval = time.Second
+
 // mesh carries objects from the source to the proxies, and remembers what the
 // certificate service has to know of them.
 type mesh struct {
-	settings   build.Settings
 	ads        *server.Server
 	statusFile string
+	interval   time.Duration              // between statuses
+	tell       func([]build.PolicyStatus) // another taker of statuses; nil for none
 	log        *zap.Logger
+	stale      chan struct{} // holds one value when the status may be another
 
-	mu     sync.Mutex
-	result *build.Result // nil before the first
-	errs   []error
-	said   map[string]string // what the log says of each object
+	mu      sync.Mutex
+	build   *build.Mesh
+	objects *build.Objects // as last read, where all of them are read at once
+	known   bool           // the first objects are in
+	unsent  model.Update   // what could not be sent
+	errs    []error
+	said    map[string]string // what the log says of each object
+	// notEnforced is how many policies are not enforced as written, by the
+	// last status.
+	notEnforced int
 }
 
-// update takes what the source found. Without objects nothing changes but
-// the errors.
+func newMesh(settings build.Settings, ads *server.Server, log *zap.Logger) *mesh {
+	return &mesh{ads: ads, log: log, build: build.New(settings), stale: make(chan struct{}, 1)}
+}
+
+// update takes what a source found that reads all objects at once. Without
+// objects nothing changes but the errors.
 func (m *mesh) update(objects *build.Objects, errs []error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.errs = errs
 	if objects != nil {
-		m.rebuild(objects)
+		m.apply(objects.Since(m.objects))
+		m.objects = objects
 	}
-	m.publish()
+	m.note(errs)
 }
 
-// followNodes keeps the status up to date as proxies come and go.
-func (m *mesh) followNodes(ctx context.Context) error {
+// change takes what a source found that follows objects one by one.
+func (m *mesh) change(c build.Changes, errs []error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.apply(c)
+	m.note(errs)
+}
+
+func (m *mesh) note(errs []error) {
+	m.errs = errs
+	select {
+	case m.stale <- struct{}{}:
+	default:
+	}
+}
+
+func (m *mesh) apply(c build.Changes) {
+	u := merge(m.unsent, m.build.Apply(c))
+	changed := len(u.Workloads) + len(u.Services) + len(u.Policies)
+	removed := len(u.RemovedAddresses) + len(u.RemovedPolicies)
+	if m.known && changed+removed == 0 {
+		return
+	}
+	if err := m.ads.Apply(u); err != nil {
+		m.unsent = u
+		m.log.Error("nothing of the last change is in force", zap.Error(err))
+		return
+	}
+	m.known, m.unsent = true, model.Update{}
+	counts := m.build.Counts()
+	m.log.Info("mesh updated", zap.Int("workloads", counts.Workloads), zap.Int("services", counts.Services),
+		zap.Int("policies", counts.Policies), zap.Int("changed", changed), zap.Int("removed", removed))
+}
+
+// merge is one update that does what two do, one after the other.
+func merge(a, b model.Update) model.Update {
+	b.Workloads = append(without(a.Workloads, b.Workloads, b.RemovedAddresses, func(w *model.Workload) string { return w.UID }), b.Workloads...)
+	b.Services = append(without(a.Services, b.Services, b.RemovedAddresses, (*model.Service).Key), b.Services...)
+	b.Policies = append(without(a.Policies, b.Policies, b.RemovedPolicies, (*model.Policy).Key), b.Policies...)
+	// Removals come before additions: those of what has come back do no harm.
+	b.RemovedAddresses = slices.Concat(a.RemovedAddresses, b.RemovedAddresses)
+	b.RemovedPolicies = slices.Concat(a.RemovedPolicies, b.RemovedPolicies)
+	return b
+}
+
+func without[T any](list, changed []*T, removed []string, key func(*T) string) (out []*T) {
+	for _, v := range list {
+		if !slices.Contains(removed, key(v)) && !slices.ContainsFunc(changed, func(c *T) bool { return key(c) == key(v) }) {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// followStatus says how things are whenever that may have changed, also as
+// proxies come and go, and a last time at the end.
+func (m *mesh) followStatus(ctx context.Context) error {
+	limit := rate.NewLimiter(rate.Every(m.interval), 1)
 	for {
 		select {
+		case <-m.stale:
 		case <-m.ads.NodesChanged():
 		case <-ctx.Done():
+			select {
+			case <-m.stale:
+				m.publish()
+			default:
+			}
 			return ctx.Err()
 		}
-		m.mu.Lock()
+		if err := limit.Wait(ctx); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("wait for the next status: %w", err)
+		}
 		m.publish()
-		m.mu.Unlock()
 	}
 }
 
-// publish says how things are, in the status file and in the log: whoever has
-// read of something in the log finds it in the file.
+// publish says how things are, to the cluster, in the status file and in the
+// log: whoever has read of something in the log finds it in the file.
 func (m *mesh) publish() {
-	status := newStatus(m.result, m.errs, m.ads.Lacking)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var now *build.Mesh
+	if m.known {
+		now = m.build
+	}
+	status := newStatus(now, m.errs, m.ads.Lacking)
+	m.notEnforced = 0
+	for _, p := range status.Policies {
+		if !p.Enforced || len(p.Messages) > 0 {
+			m.notEnforced++
+		}
+	}
+	if m.tell != nil && now != nil {
+		m.tell(status.statuses)
+	}
 	if err := status.write(m.statusFile); err != nil {
 		m.log.Error("status not written", zap.Error(err))
 	}
 	m.say(status)
 }
 
-func (m *mesh) rebuild(objects *build.Objects) {
-	result := build.Build(m.settings, *objects)
-	u := result.Since(m.result)
-	changed := len(u.Workloads) + len(u.Services) + len(u.Policies)
-	removed := len(u.RemovedAddresses) + len(u.RemovedPolicies)
-	if m.result == nil || changed+removed > 0 {
-		if err := m.ads.Apply(u); err != nil {
-			m.log.Error("nothing of the last change is in force", zap.Error(err))
-			return
-		}
-		m.log.Info("mesh updated", zap.Int("workloads", len(result.Workloads)), zap.Int("services", len(result.Services)),
-			zap.Int("policies", len(result.Policies)), zap.Int("changed", changed), zap.Int("removed", removed))
-	}
-	m.result = &result
+// ready says that proxies are sent the mesh.
+func (m *mesh) ready() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.known
 }
 
 // authorize lets a node have the identities of its enrolled pods.
 func (m *mesh) authorize(node string, id model.Identity) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.result == nil {
-		return fmt.Errorf("no manifests have been read yet")
-	}
-	if !m.result.Identities[node][id] {
+	switch {
+	case !m.known:
+		return errors.New("which pods there are is not known yet")
+	case !m.build.Permits(node, id):
 		return fmt.Errorf("no enrolled pod of node %s has the identity %s", node, id)
 	}
 	return nil

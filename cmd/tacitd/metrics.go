@@ -47,12 +47,5 @@ func registry(m *mesh, ads *server.Server, certificates *ca.Service) http.Handle
 func (m *mesh) counts() (errs, policies int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.result != nil {
-		for _, p := range m.result.Statuses {
-			if !p.Enforced || len(p.Messages) > 0 {
-				policies++
-			}
-		}
-	}
-	return len(m.errs), policies
+	return len(m.errs), m.notEnforced
 }

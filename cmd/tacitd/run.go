@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -15,11 +16,13 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/tap"
 
 	"github.com/tacit-mesh/tacit/identity/ca"
 	"github.com/tacit-mesh/tacit/identity/nodeauth"
 	"github.com/tacit-mesh/tacit/internal/httpserve"
 	caapi "github.com/tacit-mesh/tacit/xds/api/ca"
+	"github.com/tacit-mesh/tacit/xds/build"
 	"github.com/tacit-mesh/tacit/xds/server"
 	"github.com/tacit-mesh/tacit/xds/source/files"
 )
@@ -37,48 +40,75 @@ const (
 	connectionAge = time.Hour
 )
 
+// platform is where tacitd runs: what differs between a cluster and a directory
+// of manifests.
+type platform struct {
+	tap       tap.ServerInHandle // who may connect
+	authority *ca.Authority
+	from      zap.Field                          // where objects come from
+	objects   func(context.Context, *mesh) error // brings them until the context ends
+	waiting   func() []string                    // what is not there yet
+	tasks     []func(context.Context) error      // what else has to be done
+	tell      func([]build.PolicyStatus)         // takes statuses; nil for nobody
+	interval  time.Duration                      // between statuses
+}
+
 // run wires the parts and lets them run until the context ends.
 func run(ctx context.Context, o options, log *zap.Logger) error {
-	tokens, err := nodeauth.OpenTokenFile(o.tokens, log)
+	metrics, err := listenMetrics(ctx, o.metrics) // so that probes are answered from the start
 	if err != nil {
 		return err
 	}
-	authority, err := ca.Open(o.caDir, o.settings.TrustDomain)
+	if metrics != nil {
+		defer metrics.Close()
+	}
+	open := openFiles
+	if o.kubernetes {
+		open = openCluster
+		o.settings.Accounts = true
+	}
+	p, err := open(ctx, o, log)
 	if err != nil {
 		return err
 	}
-	certificate, err := authority.ServerCertificate(o.serverName)
+	certificate, err := p.authority.ServerCertificate(o.serverName)
 	if err != nil {
 		return err
 	}
 	ads := server.New(log, nodeauth.Node)
-	mesh := &mesh{settings: o.settings, ads: ads, statusFile: o.statusFile, log: log}
+	mesh := newMesh(o.settings, ads, log)
+	mesh.statusFile, mesh.tell, mesh.interval = o.statusFile, p.tell, p.interval
 	certificates := &ca.Service{
-		Authority: authority, TrustDomain: o.settings.TrustDomain, MaxTTL: o.maxTTL,
+		Authority: p.authority, TrustDomain: o.settings.TrustDomain, MaxTTL: o.maxTTL,
 		Node: nodeauth.Node, Authorize: mesh.authorize, Log: log,
 	}
 	listener, err := net.Listen("tcp", o.listen)
 	if err != nil {
 		return fmt.Errorf("listen for proxies: %w", err)
 	}
-	g := newGRPC(certificate, tokens)
+	g := newGRPC(certificate, p.tap)
 	discovery.RegisterAggregatedDiscoveryServiceServer(g, ads)
 	caapi.RegisterIstioCertificateServiceServer(g, certificates)
 
-	log.Info("certificate authority", zap.String("dir", o.caDir), zap.String("trust_domain", o.settings.TrustDomain),
-		zap.Time("not_after", authority.NotAfter()))
+	log.Info("certificate authority", zap.String("trust_domain", o.settings.TrustDomain), zap.Time("not_after", p.authority.NotAfter()))
 	log.Info("serving proxies", zap.Stringer("address", listener.Addr()), zap.String("server_name", o.serverName))
-	log.Info("reading manifests", zap.String("from", o.from))
+	log.Info("reading objects", p.from)
 	if o.listening != nil {
 		o.listening(listener.Addr().String())
 	}
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return g.Serve(netutil.LimitListener(listener, maxConnections)) })
-	group.Go(func() error { return (&files.Source{Dir: o.from}).Run(ctx, mesh.update) })
-	group.Go(func() error { return mesh.followNodes(ctx) })
-	if o.metrics != "" {
-		group.Go(func() error { return serveMetrics(ctx, o.metrics, registry(mesh, ads, certificates), log) })
+	group.Go(func() error { return p.objects(ctx, mesh) })
+	group.Go(func() error { return mesh.followStatus(ctx) })
+	for _, task := range p.tasks {
+		group.Go(func() error { return task(ctx) })
+	}
+	if metrics != nil {
+		log.Info("serving metrics and readiness", zap.Stringer("address", metrics.Addr()))
+		group.Go(func() error {
+			return httpserve.Run(ctx, metrics, answers(mesh, p.waiting, registry(mesh, ads, certificates)))
+		})
 	}
 	group.Go(func() error {
 		<-ctx.Done()
@@ -92,14 +122,31 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	return group.Wait()
 }
 
-func newGRPC(certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error), tokens *nodeauth.TokenFile) *grpc.Server {
+// openFiles has the mesh from a directory, and the CA and tokens from files.
+func openFiles(_ context.Context, o options, log *zap.Logger) (*platform, error) {
+	tokens, err := nodeauth.OpenTokenFile(o.tokens, log)
+	if err != nil {
+		return nil, err
+	}
+	authority, err := ca.Open(o.caDir, o.settings.TrustDomain)
+	if err != nil {
+		return nil, err
+	}
+	return &platform{
+		tap: tokens.Tap, authority: authority, from: zap.String("from", o.from),
+		objects: func(ctx context.Context, m *mesh) error { return (&files.Source{Dir: o.from}).Run(ctx, m.update) },
+		waiting: func() []string { return []string{"the manifests in " + o.from} },
+	}, nil
+}
+
+func newGRPC(certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error), authenticate tap.ServerInHandle) *grpc.Server {
 	return grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(&tls.Config{
 			GetCertificate:         certificate,
 			MinVersion:             tls.VersionTLS13,
 			SessionTicketsDisabled: true,
 		})),
-		grpc.InTapHandle(tokens.Tap),
+		grpc.InTapHandle(authenticate),
 		grpc.ConnectionTimeout(handshakeLimit),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxRecvMsgSize(maxMessage),
@@ -111,13 +158,28 @@ func newGRPC(certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error), t
 	)
 }
 
-func serveMetrics(ctx context.Context, address string, handler http.Handler, log *zap.Logger) error {
+// listenMetrics is nil without an address.
+func listenMetrics(ctx context.Context, address string) (net.Listener, error) {
+	if address == "" {
+		return nil, nil
+	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
-		return fmt.Errorf("listen for metrics: %w", err)
+		return nil, fmt.Errorf("listen for metrics: %w", err)
 	}
+	return listener, nil
+}
+
+// answers are metrics and readiness: 200 once proxies are sent the mesh.
+func answers(m *mesh, waiting func() []string, metrics http.Handler) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", handler)
-	log.Info("serving metrics", zap.Stringer("address", listener.Addr()))
-	return httpserve.Run(ctx, listener, mux)
+	mux.Handle("GET /metrics", metrics)
+	mux.HandleFunc("GET /healthz/ready", func(w http.ResponseWriter, _ *http.Request) {
+		if m.ready() {
+			fmt.Fprintln(w, "ready")
+			return
+		}
+		http.Error(w, "not ready: waiting for "+strings.Join(waiting(), "; "), http.StatusServiceUnavailable)
+	})
+	return mux
 }

@@ -263,8 +263,8 @@ func TestCertificatesAreForPodsOfTheNode(t *testing.T) {
 			defer cancel()
 			var got *identity.Material
 			var failure error
-			_ = c.Subscribe(ctx, test.id, func(m *identity.Material) { got = m; cancel() }, func(err error) {
-				if strings.Contains(err.Error(), "no manifests have been read yet") {
+			_ = c.Subscribe(ctx, identity.Subject{Identity: test.id}, func(m *identity.Material) { got = m; cancel() }, func(err error) {
+				if strings.Contains(err.Error(), "which pods there are is not known yet") {
 					return // asked before the first reading; asks again
 				}
 				failure = err

@@ -21,6 +21,8 @@ type status struct {
 	Policies  []policyStatus  `json:"policies"`
 	Manifests []manifestError `json:"manifestErrors"`
 	Problems  []problem       `json:"problems"`
+
+	statuses []build.PolicyStatus // of the policies, with all that is known of them
 }
 
 type policyStatus struct {
@@ -47,34 +49,43 @@ type problem struct {
 	Message   string `json:"message"`
 }
 
-// newStatus describes the mesh. lacking names the nodes whose proxies do not
-// understand all of a policy.
-func newStatus(r *build.Result, errs []error, lacking func(*model.Policy) []string) *status {
-	s := &status{Serving: r != nil, Policies: []policyStatus{}, Manifests: []manifestError{}, Problems: []problem{}}
+// newStatus describes the mesh, nil for one that is not known yet. lacking
+// names the nodes whose proxies do not understand all of a policy.
+func newStatus(m *build.Mesh, errs []error, lacking func(*model.Policy) []string) *status {
+	s := &status{Serving: m != nil, Policies: []policyStatus{}, Manifests: []manifestError{}, Problems: []problem{}}
+	unread := map[string]string{} // policies of the cluster that cannot be read as they are
 	for _, err := range errs {
 		var e *manifests.Error
-		if errors.As(err, &e) {
+		var p build.Problem
+		switch {
+		case errors.As(err, &e):
 			s.Manifests = append(s.Manifests, manifestError{e.File, e.Line, e.Field, e.Err.Error()})
-		} else {
+		case errors.As(err, &p):
+			unread[p.Kind+" "+p.Namespace+"/"+p.Name] = p.Err.Error()
+		default:
 			s.Manifests = append(s.Manifests, manifestError{Message: err.Error()})
 		}
 	}
-	if r == nil {
+	if m == nil {
 		return s
 	}
 	nodes := map[string][]string{}
-	for _, p := range r.Policies {
+	for _, p := range m.Policies() {
 		if names := lacking(p); len(names) > 0 {
 			nodes[p.Key()] = names
 		}
 	}
-	for _, p := range r.Statuses {
+	for _, p := range m.Statuses() {
 		if names := nodes[p.Namespace+"/"+p.Name]; p.Kind == "AuthorizationPolicy" && len(names) > 0 {
 			p.Messages = append(slices.Clip(p.Messages), partOf(names))
 		}
-		s.Policies = append(s.Policies, policyStatus(p))
+		if message, ok := unread[p.Kind+" "+p.Namespace+"/"+p.Name]; ok {
+			p.Messages = append([]string{message}, p.Messages...)
+		}
+		s.statuses = append(s.statuses, p)
+		s.Policies = append(s.Policies, policyStatus{p.Kind, p.Namespace, p.Name, p.Generation, p.Enforced, p.Layer, p.Messages})
 	}
-	for _, p := range r.Problems {
+	for _, p := range m.Problems() {
 		s.Problems = append(s.Problems, problem{p.Kind, p.Namespace, p.Name, p.Err.Error()})
 	}
 	return s

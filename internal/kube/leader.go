@@ -1,0 +1,55 @@
+package kube
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+)
+
+// A leader that does not renew for leaseDuration is taken for dead; it knows
+// by itself, and stops, after renewDeadline.
+const (
+	leaseDuration = 15 * time.Second
+	renewDeadline = 10 * time.Second
+	retryPeriod   = 2 * time.Second
+)
+
+// Lead calls lead while this program, known as identity, holds the Lease, one
+// of all that name it, until the context ends; it returns the context's error.
+// lead must return when its context ends.
+func Lead(ctx context.Context, client kubernetes.Interface, namespace, name, identity string, log *zap.Logger, lead func(context.Context)) error {
+	var leading sync.WaitGroup
+	defer leading.Wait()
+	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Name: name,
+		Lock: &resourcelock.LeaseLock{
+			LeaseMeta:  metav1.ObjectMeta{Namespace: namespace, Name: name},
+			Client:     client.CoordinationV1(),
+			LockConfig: resourcelock.ResourceLockConfig{Identity: identity},
+		},
+		LeaseDuration: leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod,
+		ReleaseOnCancel: true,
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: func(ctx context.Context) {
+				leading.Add(1)
+				defer leading.Done()
+				log.Info("leading", zap.String("lease", namespace+"/"+name))
+				lead(ctx)
+			},
+			OnStoppedLeading: func() { log.Info("not leading any more", zap.String("lease", namespace+"/"+name)) },
+		},
+	})
+	if err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		elector.Run(ctx)
+	}
+	return ctx.Err()
+}
