@@ -9,6 +9,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	rbac "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/tacit-mesh/tacit/xds/source/security"
 )
 
 // permissions are all that the programs may do, with the reason. A key is
@@ -18,14 +20,9 @@ func permissions() map[string]string {
 	for _, p := range []struct{ who, verbs, what, reason string }{
 		{"tacitd", "list watch", "/pods /namespaces /services /nodes /serviceaccounts discovery.k8s.io/endpointslices",
 			"the mesh is built from them"},
-		{"tacitd", "get list watch", "security.istio.io/authorizationpolicies security.istio.io/peerauthentications security.istio.io/requestauthentications",
-			"they are enforced; read again before their status is written"},
+		{"tacitd", "update", "policy.tacit.mesh/ratelimits/status policy.linkerd.io/httplocalratelimitpolicies/status", "the condition tacit.mesh/Enforced"},
 		{"tacitd", "update", "security.istio.io/authorizationpolicies/status security.istio.io/peerauthentications/status security.istio.io/requestauthentications/status",
 			"the condition tacit.mesh/Enforced"},
-		{"tacitd", "list watch", "apiextensions.k8s.io/customresourcedefinitions=authorizationpolicies.security.istio.io" +
-			" apiextensions.k8s.io/customresourcedefinitions=peerauthentications.security.istio.io" +
-			" apiextensions.k8s.io/customresourcedefinitions=requestauthentications.security.istio.io",
-			"these kinds may come and go while it runs"},
 		{"tacitd", "create", "authentication.k8s.io/tokenreviews", "whether a token is that of a proxy"},
 		{"tacit-system/tacitd", "get", "/pods", "the proxy's pod behind a token, and its node"},
 		{"tacit-system/tacitd", "get", "/secrets=tacit-ca", "the CA's key"},
@@ -43,6 +40,14 @@ func permissions() map[string]string {
 			for what := range strings.FieldsSeq(p.what) {
 				permissions[p.who+" "+verb+" "+what] = p.reason
 			}
+		}
+	}
+	for _, kind := range security.Kinds() {
+		for verb := range strings.FieldsSeq("get list watch") {
+			permissions["tacitd "+verb+" "+kind.Group()+"/"+kind.Resource] = "it is enforced; read again before its status is written"
+		}
+		for verb := range strings.FieldsSeq("list watch") {
+			permissions["tacitd "+verb+" apiextensions.k8s.io/customresourcedefinitions="+kind.Resource+"."+kind.Group()] = "a kind may come and go while it runs"
 		}
 	}
 	return permissions
@@ -128,6 +133,8 @@ func TestPermissionsFollowSettings(t *testing.T) {
 			"tacit-system/tacitd create coordination.k8s.io/leases",
 			"tacit-system/tacitd get coordination.k8s.io/leases=tacitd",
 			"tacit-system/tacitd update coordination.k8s.io/leases=tacitd",
+			"tacitd update policy.linkerd.io/httplocalratelimitpolicies/status",
+			"tacitd update policy.tacit.mesh/ratelimits/status",
 			"tacitd update security.istio.io/authorizationpolicies/status",
 			"tacitd update security.istio.io/peerauthentications/status",
 			"tacitd update security.istio.io/requestauthentications/status",
