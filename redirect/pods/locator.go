@@ -31,7 +31,8 @@ func NewLocator(proc, pins string) *Locator {
 // pod's addresses.
 func (l *Locator) Locate(p Pod) (string, error) {
 	if p.NetNS != "" {
-		if _, err := netns.At(p.NetNS); err == nil {
+		if ns, err := netns.Open(p.NetNS); err == nil { // not the empty file that is left of one
+			ns.Close()
 			return p.NetNS, nil
 		}
 	}

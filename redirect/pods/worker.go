@@ -302,7 +302,7 @@ func (w *worker) release(ctx context.Context, want wish) (left bool, err error) 
 	if state == StateLeft && w.ns == nil && reflect.DeepEqual(w.applied, want) {
 		return true, nil
 	}
-	if err := w.open(want.pod); errors.Is(err, fs.ErrNotExist) {
+	if err := w.open(want.pod); errors.Is(err, fs.ErrNotExist) || errors.Is(err, netns.ErrNotNamespace) {
 		w.leave(ctx, want)
 		return true, nil
 	} else if err != nil {

@@ -23,8 +23,8 @@ type element struct {
 // elements finds the plugins of a configuration list.
 func elements(text []byte) ([]element, error) {
 	if !json.Valid(text) {
-		var any any
-		return nil, fmt.Errorf("it is not JSON: %w", json.Unmarshal(text, &any))
+		var ignored any
+		return nil, fmt.Errorf("it is not JSON: %w", json.Unmarshal(text, &ignored))
 	}
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	if open, err := decoder.Token(); err != nil || open != json.Delim('{') {

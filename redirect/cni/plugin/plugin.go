@@ -78,9 +78,9 @@ func (c config) timeout() time.Duration {
 // conventions).
 type podArgs struct {
 	types.CommonArgs
-	K8S_POD_NAMESPACE types.UnmarshallableString //nolint:revive // the name is the key
-	K8S_POD_NAME      types.UnmarshallableString //nolint:revive // the name is the key
-	K8S_POD_UID       types.UnmarshallableString //nolint:revive // the name is the key
+	K8S_POD_NAMESPACE types.UnmarshallableString
+	K8S_POD_NAME      types.UnmarshallableString
+	K8S_POD_UID       types.UnmarshallableString
 }
 
 // attachment is the pod, or nil if it is none of Kubernetes' or never waits.
@@ -137,7 +137,7 @@ func (p *Plugin) check(args *skel.CmdArgs) error {
 func (p *Plugin) del(args *skel.CmdArgs) error {
 	c, err := parse(args.StdinData)
 	if err != nil {
-		return nil //nolint:nilerr // what is not readable now must not keep the pod from going
+		return nil // what is not readable now must not keep the pod from going
 	}
 	if a, err := attachment(args, c); err == nil && a != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), delTimeout)
