@@ -23,12 +23,12 @@ func newBundles() *bundles {
 	return &bundles{err: errors.New("no bundle has come yet"), changed: make(chan struct{})}
 }
 
-// get gives the roots, which are nobody's to change, why there are none or no
-// newer ones, and a channel that is closed when this changes.
-func (b *bundles) get() (roots map[string][]*x509.Certificate, err error, changed <-chan struct{}) {
+// get gives the roots, which are nobody's to change, a channel that is closed
+// when there is news, and why there are no roots or no newer ones.
+func (b *bundles) get() (roots map[string][]*x509.Certificate, changed <-chan struct{}, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.roots, b.err, b.changed
+	return b.roots, b.changed, b.err
 }
 
 func (b *bundles) last() map[string][]*x509.Certificate {

@@ -41,7 +41,7 @@ func (f *follower) follow(ctx context.Context) (progress bool, err error) {
 	answers, ended := f.receive(ctx)
 	silence := time.NewTimer(f.source.config.Timeout)
 	defer silence.Stop()
-	roots, missing, changed := f.source.bundles.get()
+	roots, changed, missing := f.source.bundles.get()
 	for news := false; ; {
 		if news && f.answer != nil {
 			progress = f.apply(roots, missing) || progress
@@ -55,7 +55,7 @@ func (f *follower) follow(ctx context.Context) (progress bool, err error) {
 			}
 			news = true
 		case <-changed:
-			roots, missing, changed = f.source.bundles.get()
+			roots, changed, missing = f.source.bundles.get()
 			news = true
 		case err := <-ended:
 			return progress, err

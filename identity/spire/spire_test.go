@@ -1,0 +1,241 @@
+package spire_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/tacit-mesh/tacit/identity"
+	"github.com/tacit-mesh/tacit/identity/identitytest"
+	"github.com/tacit-mesh/tacit/identity/spire"
+	"github.com/tacit-mesh/tacit/test/servers"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const patience = 40 * time.Second
+
+// webPod runs on node-1; its SPIFFE id is that of its service account.
+var webPod = identity.Pod{
+	Identity: model.Identity{TrustDomain: "td.test", Namespace: "shop", ServiceAccount: "web"},
+	UID:      "1234", Name: "web-1", Node: "node-1", Labels: map[string]string{"app": "web", "example.com/tier": "front"},
+}
+
+var webID = "/ns/shop/sa/web"
+
+// subscriber is a running subscription.
+type subscriber struct {
+	t       *testing.T
+	updates chan *identity.Material
+	fails   chan error
+}
+
+func subscribe(t *testing.T, source *spire.Source, pod identity.Pod) subscriber {
+	t.Helper()
+	s := subscriber{t, make(chan *identity.Material, 1000), make(chan error, 1000)}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		subject := identity.Subject{Identity: pod.Identity, Selectors: spire.Selectors(pod)}
+		err := source.Subscribe(ctx, subject, func(m *identity.Material) { s.updates <- m }, func(err error) { s.fails <- err })
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("Subscribe = %v, want the context's error", err)
+		}
+	})
+	t.Cleanup(func() { cancel(); running.Wait() })
+	return s
+}
+
+func newSource(t *testing.T, config spire.Config) *spire.Source {
+	t.Helper()
+	source, err := spire.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := source.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return source
+}
+
+func (s subscriber) update() *identity.Material {
+	s.t.Helper()
+	select {
+	case m := <-s.updates:
+		return m
+	case <-time.After(patience):
+		s.t.Fatalf("no certificate; the failures: %v", s.drain())
+		return nil
+	}
+}
+
+func (s subscriber) drain() (all []error) {
+	for len(s.fails) > 0 {
+		all = append(all, <-s.fails)
+	}
+	return all
+}
+
+// failure waits for one that says all this.
+func (s subscriber) failure(words ...string) {
+	s.t.Helper()
+	var last error
+	for end := time.After(patience); ; {
+		select {
+		case last = <-s.fails:
+			if says(last, words) {
+				return
+			}
+		case <-end:
+			s.t.Fatalf("no failure says %q; the last: %v", words, last)
+		}
+	}
+}
+
+func says(err error, words []string) bool {
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			return false
+		}
+	}
+	return true
+}
+
+// renewed waits for another certificate than that of m.
+func (s subscriber) renewed(m *identity.Material) *identity.Material {
+	s.t.Helper()
+	for {
+		if next := s.update(); !next.Leaf.Equal(m.Leaf) {
+			return next
+		}
+	}
+}
+
+func startSPIRE(t *testing.T, life time.Duration) (*servers.SPIRE, spire.Config) {
+	t.Helper()
+	s := servers.StartSPIRE(t, servers.SPIREConfig{TrustDomain: "td.test", Life: life, UID: os.Getuid()})
+	return s, spire.Config{Socket: s.AdminSocket(), Timeout: 5 * time.Second}
+}
+
+func TestCertificates(t *testing.T) {
+	s, config := startSPIRE(t, time.Hour)
+	source := newSource(t, config)
+
+	t.Run("not a delegate", func(t *testing.T) {
+		subscribe(t, source, webPod).failure("PermissionDenied", "authorized_delegates", webPod.Identity.String(), config.Socket)
+	})
+	s.Delegate()
+	late := subscribe(t, source, webPod) // before there is an entry
+
+	t.Run("no entry", func(t *testing.T) {
+		late.failure("no entry is registered", "k8s:ns:shop", "k8s:pod-label:app:web", webPod.Identity.String())
+	})
+	t.Run("an entry for another identity", func(t *testing.T) {
+		entry := s.Entry("/ns/shop/sa/other", []string{"k8s:sa:web"})
+		late.failure(`"spiffe://td.test/ns/shop/sa/other"`, "not for the pod's own identity")
+		s.Delete(entry)
+	})
+	t.Run("an entry that comes late", func(t *testing.T) {
+		entry := s.Entry(webID, []string{"k8s:ns:shop", "k8s:sa:web"})
+		m := late.update()
+		if err := m.Check(time.Now()); err != nil {
+			t.Error(err)
+		}
+		if m.Identity() != webPod.Identity || len(m.Authorities) == 0 || len(m.Federated) != 0 {
+			t.Errorf("identity %v, %d roots, federated %v", m.Identity(), len(m.Authorities), m.Federated)
+		}
+		s.Delete(entry)
+		late.failure("no entry is registered", "the one there is serves for another")
+	})
+	t.Run("an entry for a label", func(t *testing.T) {
+		entry := s.Entry(webID, []string{"k8s:pod-label:example.com/tier:front"})
+		if m := subscribe(t, source, webPod).update(); m.Identity() != webPod.Identity {
+			t.Errorf("identity %v", m.Identity())
+		}
+		other := webPod
+		other.Labels = map[string]string{"app": "web", "example.com/tier": "back"}
+		without := subscribe(t, source, other)
+		without.failure("no entry is registered", "tier:back")
+		if len(without.updates) != 0 {
+			t.Error("a pod without the label has got a certificate")
+		}
+		s.Delete(entry)
+	})
+	t.Run("every selector", func(t *testing.T) {
+		pod := webPod
+		pod.Identity.ServiceAccount = "every"
+		s.Entry("/ns/shop/sa/every", []string{"k8s:ns:shop", "k8s:sa:every", "k8s:pod-uid:1234", "k8s:pod-name:web-1", "k8s:node-name:node-1", "k8s:pod-label:app:web"})
+		subscribe(t, source, pod).update()
+	})
+	t.Run("federated bundles", func(t *testing.T) {
+		ca, unnamed := identitytest.NewCA(t), identitytest.NewCA(t)
+		s.Federate("friend.test", ca.Root)
+		s.Federate("unnamed.test", unnamed.Root)
+		s.Entry(webID, []string{"k8s:sa:web"}, "-federatesWith", "spiffe://friend.test")
+		sub := subscribe(t, source, webPod)
+		for {
+			m := sub.update()
+			friend := m.Federated["friend.test"]
+			if friend == nil {
+				continue // the bundle is on its way
+			}
+			if len(m.Federated) != 1 || !friend.Authorities[0].Equal(ca.Root) {
+				t.Errorf("federated: %v", m.Federated)
+			}
+			break
+		}
+	})
+}
+
+// SPIRE's agent renews at half of the life; in an outage what was there goes
+// on, and an agent that comes back is noticed.
+func TestRotationAndOutage(t *testing.T) {
+	s, config := startSPIRE(t, 12*time.Second)
+	s.Delegate()
+	s.Entry(webID, []string{"k8s:ns:shop", "k8s:sa:web"})
+	source := newSource(t, config)
+	sub := subscribe(t, source, webPod)
+	m := sub.update()
+	for range 3 {
+		next := sub.renewed(m)
+		if left := time.Until(m.NotAfter()); left <= 0 {
+			t.Errorf("renewed %v after the end", -left)
+		}
+		m = next
+	}
+	sub.drain()
+	s.KillAgent()
+	sub.failure("Unavailable", "is it running")
+	s.StartAgent()
+	if next := sub.renewed(m); !next.ValidAt(time.Now()) {
+		t.Error("what came after the outage is not valid")
+	}
+}
+
+// An agent that is there and does nothing is found out by the certificates
+// that it does not renew, not only when they have ended.
+func TestStoppedAgent(t *testing.T) {
+	s, config := startSPIRE(t, 20*time.Second)
+	s.Delegate()
+	s.Entry(webID, []string{"k8s:ns:shop", "k8s:sa:web"})
+	sub := subscribe(t, newSource(t, config), webPod)
+	m := sub.update()
+	if err := s.Agent().Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Agent().Signal(syscall.SIGCONT) })
+	sub.failure("has not renewed it", "are left")
+	if !m.ValidAt(time.Now()) {
+		t.Error("reported after its end only")
+	}
+}

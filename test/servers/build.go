@@ -1,0 +1,110 @@
+// Package servers builds and runs programs of others that Tacit works with,
+// the real ones, for tests.
+//
+// Each is a module of its own below this directory, without any source: its
+// go.mod says of what versions the program is made. What does not belong here:
+// what is expected of them (the tests).
+package servers
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// What is built of each module.
+var programs = map[string]struct {
+	packages map[string]string // by program
+	cgo      string
+}{
+	"spire": {map[string]string{
+		"spire-server": "github.com/spiffe/spire/cmd/spire-server",
+		"spire-agent":  "github.com/spiffe/spire/cmd/spire-agent",
+	}, "1"}, // for SQLite
+	"istiod": {map[string]string{"istiod": "istio.io/istio/pilot/cmd/pilot-discovery"}, "0"},
+}
+
+// Build builds the programs of a module, once for each version of it, which
+// takes minutes, and returns their directory. What the compiler says goes to
+// progress.
+func Build(ctx context.Context, module string, progress io.Writer) (string, error) {
+	what, ok := programs[module]
+	if !ok {
+		return "", fmt.Errorf("build %s: no such module", module)
+	}
+	source, err := sources(ctx, module)
+	if err != nil {
+		return "", err
+	}
+	dir, err := directory(module, source)
+	if err != nil {
+		return "", err
+	}
+	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = lock.Close() }()
+	// Packages are tested side by side: one builds, the others wait.
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", fmt.Errorf("build %s: lock: %w", module, err)
+	}
+	for program, pkg := range what.packages {
+		path := filepath.Join(dir, program)
+		if _, err := os.Stat(path); err == nil {
+			continue
+		}
+		if err := compile(ctx, source, pkg, path, what.cgo, progress); err != nil {
+			return "", fmt.Errorf("build %s: %w", program, err)
+		}
+	}
+	return dir, nil
+}
+
+// sources is where a module is.
+func sources(ctx context.Context, module string) (string, error) {
+	top, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return "", fmt.Errorf("go list: %w", err)
+	}
+	return filepath.Join(strings.TrimSpace(string(top)), "test", "servers", module), nil
+}
+
+// directory has in its name what the module says.
+func directory(module, source string) (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	hash := sha256.New()
+	for _, file := range []string{"go.mod", "go.sum"} {
+		text, err := os.ReadFile(filepath.Join(source, file))
+		if err != nil {
+			return "", err
+		}
+		hash.Write(text)
+	}
+	dir := filepath.Join(cache, "tacit", fmt.Sprintf("%s-%x", module, hash.Sum(nil)[:6]))
+	return dir, os.MkdirAll(dir, 0o755)
+}
+
+func compile(ctx context.Context, source, pkg, path, cgo string, progress io.Writer) error {
+	var said bytes.Buffer
+	fresh := path + ".new"
+	// Behind whatever else the machine has to do.
+	cmd := exec.CommandContext(ctx, "nice", "go", "build", "-v", "-trimpath", "-ldflags=-s -w", "-o", fresh, pkg)
+	cmd.Dir, cmd.Env = source, append(os.Environ(), "CGO_ENABLED="+cgo, "GOFLAGS=-mod=readonly", "GOWORK=off")
+	cmd.Stdout, cmd.Stderr = progress, io.MultiWriter(progress, &said)
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%w: %s", err, said.Bytes()[max(0, said.Len()-4000):])
+	}
+	return os.Rename(fresh, path)
+}

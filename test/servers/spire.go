@@ -1,0 +1,241 @@
+package servers
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tacit-mesh/tacit/test/world"
+)
+
+// SPIREConfig says how SPIRE is to run.
+type SPIREConfig struct {
+	TrustDomain string
+	Life        time.Duration // of certificates
+	// UID is the user whose processes are the delegate; its programs may
+	// reach the admin socket.
+	UID int
+	// Start prepares a command to run elsewhere, such as in another network
+	// namespace; nil is here.
+	Start func(*exec.Cmd)
+}
+
+// SPIRE is a running server, and an agent of it on this machine.
+type SPIRE struct {
+	SPIREConfig
+	t        testing.TB
+	dir, bin string
+	port     int
+	server   *world.Program
+	agent    *world.Program
+}
+
+// patience bounds the waits for SPIRE.
+const patience = 30 * time.Second
+
+// nodeID is the parent of all entries: whichever agent has joined.
+const nodeID = "/node"
+
+// StartSPIRE starts both; they end with the test. A process of the delegate's
+// user may ask for any pod's certificate once Delegate has been called.
+func StartSPIRE(t testing.TB, config SPIREConfig) *SPIRE {
+	t.Helper()
+	bin, err := Build(t.Context(), "spire", os.Stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "spire") //nolint:usetesting // a test's own directory has too long a name for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	s := &SPIRE{SPIREConfig: config, t: t, dir: dir, bin: bin, port: freePort(t)}
+	for _, sub := range []string{"server", "agent", "public", "admin"} {
+		s.must(os.MkdirAll(filepath.Join(dir, sub), 0o755))
+	}
+	s.must(os.Chown(dir, s.UID, -1)) // root reaches everything anyway
+	s.write("server.conf", s.serverConfig())
+	s.write("agent.conf", s.agentConfig())
+	s.server = s.launch("spire-server", "run", "-config", s.path("server.conf"))
+	s.await("the server", "spire-server", "healthcheck", "-socketPath", s.path("server.sock"))
+	s.StartAgent()
+	return s
+}
+
+func (s *SPIRE) serverConfig() string {
+	return fmt.Sprintf(`
+server {
+	bind_address = "127.0.0.1"
+	bind_port = "%d"
+	socket_path = %q
+	trust_domain = %q
+	data_dir = %q
+	log_level = "INFO"
+	ca_ttl = "24h"
+	default_x509_svid_ttl = "%v"
+}
+plugins {
+	DataStore "sql" { plugin_data { database_type = "sqlite3", connection_string = %q } }
+	NodeAttestor "join_token" { plugin_data {} }
+	KeyManager "memory" { plugin_data {} }
+}
+`, s.port, s.path("server.sock"), s.TrustDomain, s.path("server"), s.Life, s.path("server/datastore.sqlite3"))
+}
+
+func (s *SPIRE) agentConfig() string {
+	return fmt.Sprintf(`
+agent {
+	server_address = "127.0.0.1"
+	server_port = "%d"
+	socket_path = %q
+	admin_socket_path = %q
+	trust_domain = %q
+	data_dir = %q
+	log_level = "INFO"
+	insecure_bootstrap = true
+	authorized_delegates = [%q]
+	experimental { sync_interval = "1s" }
+}
+plugins {
+	NodeAttestor "join_token" { plugin_data {} }
+	KeyManager "memory" { plugin_data {} }
+	WorkloadAttestor "unix" { plugin_data {} }
+}
+`, s.port, s.WorkloadSocket(), s.AdminSocket(), s.TrustDomain, s.path("agent"), s.id("/proxy"))
+}
+
+// AdminSocket is where the agent serves its delegates.
+func (s *SPIRE) AdminSocket() string { return s.path("admin/agent.sock") }
+
+// WorkloadSocket is where the agent serves the Workload API.
+func (s *SPIRE) WorkloadSocket() string { return s.path("public/agent.sock") }
+
+// StartAgent starts an agent, which joins as the node.
+func (s *SPIRE) StartAgent() {
+	s.t.Helper()
+	said := s.run("token", "generate", "-socketPath", s.path("server.sock"), "-spiffeID", s.id(nodeID))
+	token := strings.TrimSpace(strings.TrimPrefix(said, "Token:"))
+	s.agent = s.launch("spire-agent", "run", "-config", s.path("agent.conf"), "-joinToken", token)
+	s.await("the agent", "spire-agent", "healthcheck", "-socketPath", s.WorkloadSocket())
+	s.must(os.Chown(s.path("admin"), s.UID, -1))
+	s.must(os.Chown(s.AdminSocket(), s.UID, -1))
+}
+
+// Agent is the running agent, or the last one.
+func (s *SPIRE) Agent() *world.Program { return s.agent }
+
+// KillAgent ends the agent with SIGKILL.
+func (s *SPIRE) KillAgent() {
+	s.t.Helper()
+	s.must(s.agent.Kill())
+}
+
+// Delegate makes processes of the delegate's user the agent's delegate.
+func (s *SPIRE) Delegate() {
+	s.t.Helper()
+	s.Entry("/proxy", []string{fmt.Sprintf("unix:uid:%d", s.UID)})
+}
+
+// Entry registers a workload by the path of its id, and returns the entry's
+// own id.
+func (s *SPIRE) Entry(path string, selectors []string, more ...string) string {
+	s.t.Helper()
+	args := []string{"entry", "create", "-socketPath", s.path("server.sock"), "-parentID", s.id(nodeID), "-spiffeID", s.id(path)}
+	for _, selector := range selectors {
+		args = append(args, "-selector", selector)
+	}
+	said := s.run(append(args, more...)...)
+	found := regexp.MustCompile(`Entry ID\s*: (\S+)`).FindStringSubmatch(said)
+	if found == nil {
+		s.t.Fatalf("no id of an entry in %q", said)
+	}
+	return found[1]
+}
+
+// Delete takes an entry away.
+func (s *SPIRE) Delete(entry string) {
+	s.t.Helper()
+	s.run("entry", "delete", "-socketPath", s.path("server.sock"), "-entryID", entry)
+}
+
+// Federate makes another trust domain's roots known.
+func (s *SPIRE) Federate(domain string, root *x509.Certificate) {
+	s.t.Helper()
+	s.write("bundle.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw})))
+	s.run("bundle", "set", "-socketPath", s.path("server.sock"), "-id", "spiffe://"+domain, "-path", s.path("bundle.pem"))
+}
+
+func (s *SPIRE) id(path string) string   { return "spiffe://" + s.TrustDomain + path }
+func (s *SPIRE) path(name string) string { return filepath.Join(s.dir, name) }
+func (s *SPIRE) write(name, text string) { s.must(os.WriteFile(s.path(name), []byte(text), 0o600)) }
+
+func (s *SPIRE) must(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// run runs a command of the server to its end.
+func (s *SPIRE) run(args ...string) string {
+	s.t.Helper()
+	said, err := exec.CommandContext(s.t.Context(), filepath.Join(s.bin, "spire-server"), args...).CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("spire-server %s %s: %v: %s", args[0], args[1], err, said)
+	}
+	return string(said)
+}
+
+func (s *SPIRE) launch(program string, args ...string) *world.Program {
+	s.t.Helper()
+	cmd := exec.CommandContext(context.Background(), filepath.Join(s.bin, program), args...)
+	if s.Start != nil {
+		s.Start(cmd)
+	}
+	p, err := world.Launch(program, s.path(program+".log"), cmd)
+	s.must(err)
+	s.t.Cleanup(func() {
+		_ = p.Kill()
+		if text, err := os.ReadFile(p.Log); err == nil && s.t.Failed() {
+			s.t.Logf("%s ends with:\n%s", program, text[max(0, len(text)-4000):])
+		}
+	})
+	return p
+}
+
+// await waits until a command succeeds.
+func (s *SPIRE) await(what, program string, args ...string) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	defer cancel()
+	err := world.Poll(ctx, func() error {
+		said, err := exec.CommandContext(ctx, filepath.Join(s.bin, program), args...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, said)
+		}
+		return nil
+	})
+	if err != nil {
+		s.t.Fatalf("%s does not get ready: %v", what, err)
+	}
+}
+
+// freePort is one that nobody has at this moment.
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().(*net.TCPAddr).Port
+}
