@@ -209,7 +209,7 @@ func (e *evaluation) policy(p *model.Policy) outcome {
 			return outcome{}
 		}
 	case model.ActionAuthenticate, model.ActionLimit:
-		return outcome{}
+		return outcome{} // decide nothing by themselves
 	default:
 		return outcome{matched: true, unknown: "action"}
 	}

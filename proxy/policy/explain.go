@@ -12,10 +12,12 @@ import (
 // Step is what one policy had to say about a request.
 type Step struct {
 	Policy  string `json:"policy"`
-	Action  string `json:"action,omitempty"` // "ALLOW" or "DENY"
+	Action  string `json:"action,omitempty"` // as in an AuthorizationPolicy, or "AUTHENTICATE" or "LIMIT"
 	Scope   string `json:"scope,omitempty"`  // "mesh", "namespace" or "workload"
 	DryRun  bool   `json:"dryRun,omitempty"`
 	Matched bool   `json:"matched"`
+	// Unknown says that the policy as a whole could not be understood.
+	Unknown bool `json:"unknown,omitempty"`
 	// Missing says that the workload names the policy and that it was never
 	// seen; Removed, that the control plane took it away.
 	Missing bool `json:"missing,omitempty"`
@@ -39,11 +41,16 @@ func Explain(s *model.Snapshot, r *Request) []Step {
 		return nil
 	}
 	var steps []Step
+	add := func(p *model.Policy) {
+		if coversPort(p, r.Destination.Port()) {
+			steps = append(steps, e.step(p))
+		}
+	}
 	for _, p := range s.GlobalPolicies() {
-		steps = append(steps, e.step(p))
+		add(p)
 	}
 	for _, p := range s.NamespacePolicies(e.workload.Namespace) {
-		steps = append(steps, e.step(p))
+		add(p)
 	}
 	for _, key := range e.workload.Policies {
 		p, removed := s.Policy(key)
@@ -51,19 +58,24 @@ func Explain(s *model.Snapshot, r *Request) []Step {
 			steps = append(steps, Step{Policy: key, Missing: !removed, Removed: removed})
 			continue
 		}
-		steps = append(steps, e.step(p))
+		add(p)
 	}
 	return steps
+}
+
+var actions = [...]string{
+	model.ActionAllow: "ALLOW", model.ActionDeny: "DENY", model.ActionAudit: "AUDIT", model.ActionCustom: "CUSTOM",
+	model.ActionAuthenticate: "AUTHENTICATE", model.ActionLimit: "LIMIT",
 }
 
 func (e *evaluation) step(p *model.Policy) Step {
 	o := e.policy(p)
 	step := Step{
-		Policy: p.Key(), Action: "ALLOW", Scope: "mesh", DryRun: p.DryRun,
-		Matched: o.matched, Rule: o.rule, Attribute: o.name(),
+		Policy: p.Key(), Action: "DENY", Scope: "mesh", DryRun: p.DryRun,
+		Matched: o.matched, Unknown: p.Unknown != "", Rule: o.rule, Attribute: o.name(),
 	}
-	if denies(p) {
-		step.Action = "DENY"
+	if int(p.Action) < len(actions) {
+		step.Action = actions[p.Action]
 	}
 	switch p.Scope {
 	case model.ScopeNamespace:
@@ -147,6 +159,8 @@ func (e *evaluation) describe(step *Step, m *model.Match, a attribute) {
 	case notTimes:
 		step.Wanted, step.Actual = noneOf(windows(m.NotTimes)), e.request.Time.UTC().Format(time.TimeOnly)
 	case noAttribute:
+	default:
+		e.describeRequest(step, m.HTTP, a)
 	}
 }
 

@@ -116,6 +116,9 @@ func refMatch(m model.Match, r *Request) truth {
 	attribute(len(m.NotSourceLabels) > 0, allOf(m.NotSourceLabels, func(l model.LabelMatch) truth { return opposite(refLabel(l, r)) }))
 	attribute(len(m.Times) > 0, anyOf(m.Times, clock))
 	attribute(len(m.NotTimes) > 0, opposite(anyOf(m.NotTimes, clock)))
+	if m.HTTP != nil {
+		refHTTP(m.HTTP, r, attribute)
+	}
 	if len(found) == 0 {
 		return isNo
 	}
@@ -143,19 +146,26 @@ func glob(m model.StringMatch, s string) bool {
 
 func wall(d time.Duration) string { return time.Unix(0, 0).UTC().Add(d).Format(time.TimeOnly) }
 
-// refDecide is the outcome of the policies that count.
+// refDecide is the outcome of the policies that count, without anybody asked.
 func refDecide(policies []*model.Policy, missing bool, r *Request) bool {
-	var denying, allowing []*model.Policy
+	var denying, allowing, asking []*model.Policy
 	for _, p := range policies {
-		if p.Action == model.ActionDeny {
+		switch p.Action {
+		case model.ActionDeny:
 			denying = append(denying, p)
-		} else {
+		case model.ActionAllow:
 			allowing = append(allowing, p)
+		case model.ActionCustom:
+			asking = append(asking, p)
+		default:
+			if p.Unknown != "" {
+				denying = append(denying, p)
+			}
 		}
 	}
 	value := func(p *model.Policy) truth { return refPolicy(p, r) }
 	switch {
-	case anyOf(denying, value) != isNo, missing:
+	case anyOf(denying, value) != isNo, anyOf(asking, value) != isNo, missing:
 		return false
 	case len(allowing) == 0:
 		return true
@@ -196,7 +206,7 @@ func drawMatch(t *rapid.T) model.Match {
 	}), 0, 2)
 	// Few attributes at a time, so that matches are common.
 	for range rapid.IntRange(0, 3).Draw(t, "attributes") {
-		switch rapid.IntRange(0, 15).Draw(t, "attribute") {
+		switch rapid.IntRange(0, 20).Draw(t, "attribute") {
 		case 0:
 			m.Principals = drawStrings(t, "principals", drawnPrincipals...)
 		case 1:
@@ -229,6 +239,8 @@ func drawMatch(t *rapid.T) model.Match {
 			m.Times = hours.Draw(t, "times")
 		case 15:
 			m.NotTimes = hours.Draw(t, "not times")
+		default:
+			m.HTTP = drawHTTPMatch(t)
 		}
 	}
 	return m
@@ -248,15 +260,19 @@ func drawPolicy(t *rapid.T) *model.Policy {
 	rules := rapid.Custom(func(t *rapid.T) model.Rule {
 		return model.Rule{Unknown: drawUnknown(t, "rule"), Clauses: rapid.SliceOfN(clauses, 0, 2).Draw(t, "clauses")}
 	})
-	return &model.Policy{
+	p := &model.Policy{
 		Name:      rapid.SampledFrom([]string{"p", "q", "r", "s"}).Draw(t, "name"),
 		Namespace: rapid.SampledFrom([]string{"data", "shop"}).Draw(t, "namespace"),
 		Scope:     model.PolicyScope(rapid.IntRange(0, 2).Draw(t, "scope")),
-		Action:    model.Action(rapid.IntRange(0, 1).Draw(t, "action")),
+		Action:    model.Action(rapid.SampledFrom([]int{0, 0, 1, 1, 2, 3}).Draw(t, "action")),
 		DryRun:    rapid.IntRange(0, 4).Draw(t, "dry run") == 0,
 		Unknown:   drawUnknown(t, "policy"),
 		Rules:     rapid.SliceOfN(rules, 0, 2).Draw(t, "rules"),
 	}
+	if p.Action == model.ActionCustom {
+		p.Provider = &model.Provider{Name: "x"}
+	}
+	return p
 }
 
 func drawRequest(t *rapid.T) Request {
@@ -269,6 +285,7 @@ func drawRequest(t *rapid.T) Request {
 		Workload: destination(),
 		Time:     noon.Add(time.Duration(rapid.IntRange(0, 24*3600-1).Draw(t, "second")) * time.Second),
 	}
+	drawHTTP(t, &r)
 	if rapid.Bool().Draw(t, "source workload") {
 		r.SourceWorkload = &model.Workload{
 			TrustDomain: "td", Namespace: "a", ServiceAccount: "x",
@@ -324,8 +341,11 @@ func checkSteps(t *rapid.T, d Decision, steps []Step) {
 	allows := slices.ContainsFunc(steps, func(s Step) bool { return s.Action == "ALLOW" && !s.DryRun })
 	missing := slices.ContainsFunc(steps, func(s Step) bool { return s.Missing })
 	want := ReasonNoPolicy
+	unknown := slices.ContainsFunc(steps, func(s Step) bool {
+		return s.Matched && !s.DryRun && s.Unknown && s.Action != "ALLOW"
+	})
 	switch {
-	case matched("DENY"):
+	case matched("DENY"), unknown:
 		want = ReasonDenied
 	case missing:
 		want = ReasonMissingPolicy
@@ -333,6 +353,9 @@ func checkSteps(t *rapid.T, d Decision, steps []Step) {
 		want = ReasonAllowed
 	case allows:
 		want = ReasonNotAllowed
+	}
+	if matched("CUSTOM") && (want == ReasonAllowed || want == ReasonNoPolicy) {
+		want = ReasonAsk
 	}
 	if d.Reason != want {
 		t.Fatalf("decision %v, but the steps lead to %v:\n%v", d, want, steps)
