@@ -30,11 +30,13 @@ type Connection struct {
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
 
-	mu     sync.Mutex // guards what follows
-	record telemetry.Record
-	opened bool
-	ended  time.Time
-	counts *relay.Counts
+	mu       sync.Mutex // guards what follows
+	settled  bool       // whether requests are decided on
+	requests *requests  // those, if they are
+	record   telemetry.Record
+	opened   bool
+	ended    time.Time
+	counts   *relay.Counts
 }
 
 // denied ends a connection's context when it is no longer allowed.
@@ -96,9 +98,9 @@ func (p *Proxy) end(c *Connection) {
 // ID implements conns.Conn.
 func (c *Connection) ID() string { return c.record.ID }
 
-// Request implements conns.Conn: the facts of an inbound connection. The
+// facts are those of an inbound connection; false for outbound ones. The
 // workload at the source address counts only if it has the verified identity.
-func (c *Connection) Request(s *model.Snapshot, now time.Time) (policy.Request, bool) {
+func (c *Connection) facts(s *model.Snapshot, now time.Time) (policy.Request, bool) {
 	if c.record.Direction == telemetry.Outbound {
 		return policy.Request{}, false
 	}
@@ -115,10 +117,15 @@ func (c *Connection) Request(s *model.Snapshot, now time.Time) (policy.Request, 
 	return r, true
 }
 
-// decide evaluates the policies as they are in a snapshot.
-func (c *Connection) decide(s *model.Snapshot) (policy.Decision, policy.Request) {
-	request, _ := c.Request(s, time.Now())
-	return policy.Evaluate(s, &request), request
+// known reports whether a snapshot has what a decision needs.
+func (c *Connection) known(s *model.Snapshot) bool {
+	request, _ := c.facts(s, time.Now())
+	switch policy.Evaluate(s, &request).Reason {
+	case policy.ReasonNotReady, policy.ReasonUnknownWorkload, policy.ReasonMissingPolicy:
+		return false
+	default:
+		return true
+	}
 }
 
 // Deny implements conns.Conn: it ends the connection, whose goroutine resets

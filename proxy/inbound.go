@@ -12,7 +12,6 @@ import (
 
 	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/proxy/hbone"
-	"github.com/tacit-mesh/tacit/proxy/policy"
 	"github.com/tacit-mesh/tacit/proxy/telemetry"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -131,6 +130,12 @@ func (p *Proxy) serve(pod *pod, from caller, s *hbone.ServerStream) {
 		s.Refuse(statusUnavailable)
 		return
 	}
+	if c.requests != nil {
+		s.Accept()
+		p.opening(c, telemetry.MTLS, s.Counts())
+		c.closed(p.serveStream(c, s, app))
+		return
+	}
 	if offer := p.local.claim(s.Header(localTokenHeader), pod.UID, dst); offer != nil {
 		p.join(c, s, offer, app)
 		return
@@ -182,12 +187,9 @@ func (p *Proxy) authorize(c *Connection) (allowed bool) {
 	defer c.phase(telemetry.PhaseAuthorize)()
 	ctx, cancel := context.WithTimeout(c.ctx, decisionTimeout)
 	defer cancel()
-	_, _ = p.State.Wait(ctx, func(s *model.Snapshot) bool {
-		d, _ := c.decide(s)
-		return d.Reason != policy.ReasonNotReady && d.Reason != policy.ReasonUnknownWorkload && d.Reason != policy.ReasonMissingPolicy
-	})
+	_, _ = p.State.Wait(ctx, c.known)
 	p.conns.Add(c)
-	d, request := c.decide(p.State.Snapshot())
+	d, request := p.coverage(c)
 	c.judged(d, request)
 	if !d.Allowed {
 		c.deny(d)

@@ -43,5 +43,9 @@ func (p *Proxy) plaintext(pod *pod, client *net.TCPConn) {
 	}
 	counts := new(relay.Counts)
 	p.opening(c, telemetry.Plain, counts)
+	if c.requests != nil {
+		c.closed(p.servePlain(c, client, app, counts))
+		return
+	}
 	c.closed(relay.Copy(c.ctx, client, app, counts))
 }

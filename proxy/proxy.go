@@ -16,7 +16,10 @@ import (
 
 	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/proxy/conns"
+	"github.com/tacit-mesh/tacit/proxy/extauthz"
 	"github.com/tacit-mesh/tacit/proxy/hbone"
+	"github.com/tacit-mesh/tacit/proxy/jwt"
+	"github.com/tacit-mesh/tacit/proxy/ratelimit"
 	"github.com/tacit-mesh/tacit/proxy/sockets"
 	"github.com/tacit-mesh/tacit/proxy/state"
 	"github.com/tacit-mesh/tacit/proxy/telemetry"
@@ -38,7 +41,7 @@ const (
 	dialTimeout      = 10 * time.Second // of an application
 )
 
-// Config is what a Proxy works with; all of it is required but DirectLocal.
+// Config is what a Proxy works with; all of it is required but the switches.
 type Config struct {
 	Node       string
 	Sockets    sockets.Provider
@@ -54,6 +57,8 @@ type Config struct {
 	// this node, after authorization, instead of carrying its bytes through
 	// the tunnel.
 	DirectLocal bool
+	// TellPolicies names the policy in the answer to a request that it denies.
+	TellPolicies bool
 }
 
 // Proxy serves the pods that its sockets.Provider reports.
@@ -62,6 +67,10 @@ type Proxy struct {
 	pool  *hbone.Pool
 	conns *conns.Table[*Connection]
 	local handovers
+
+	tokens    *jwt.Verifier
+	providers *extauthz.Client
+	limits    *ratelimit.Limiter
 
 	mu       sync.Mutex
 	pods     map[string]*pod
@@ -83,6 +92,8 @@ func New(c Config) *Proxy {
 		leaving: map[string]*pod{},
 		synced:  make(chan struct{}),
 	}
+	p.tokens = jwt.NewVerifier()
+	p.providers, p.limits = extauthz.New(p.dialOut), ratelimit.New(p.dialOut)
 	p.drained, p.drain = context.WithCancel(context.Background())
 	p.pool = hbone.NewPool(hbone.PoolConfig{Dial: p.dialPeer, TLS: p.peerTLS, Budget: p.budgetOf})
 	return p
@@ -110,6 +121,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.closePods()
 	err := group.Wait()
 	p.live.Wait()
+	p.providers.Close()
+	p.limits.Close()
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}

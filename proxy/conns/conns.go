@@ -24,10 +24,10 @@ type Conn interface {
 	comparable
 	// ID is the id that both nodes log for the connection.
 	ID() string
-	// Request gives the connection's facts as this snapshot sees them, and
-	// false where no policy applies: outbound connections are judged at the
-	// far side.
-	Request(*model.Snapshot, time.Time) (policy.Request, bool)
+	// Review decides about the connection as this snapshot sees it, and ends
+	// what goes on within it and is not allowed by itself. It is false where
+	// no policy applies: outbound connections are judged at the far side.
+	Review(*model.Snapshot, time.Time) (policy.Decision, bool)
 	// Deny ends the connection for this reason. It must not block, and may
 	// be called again, and for a connection that is ending by itself.
 	Deny(policy.Decision)
@@ -125,11 +125,7 @@ func (t *Table[C]) Run(ctx context.Context, s *state.State) error {
 
 func (t *Table[C]) evaluate(snapshot *model.Snapshot, now time.Time) {
 	for _, c := range t.Live() {
-		request, checked := c.Request(snapshot, now)
-		if !checked {
-			continue
-		}
-		if d := policy.Evaluate(snapshot, &request); !d.Allowed {
+		if d, checked := c.Review(snapshot, now); checked && !d.Allowed {
 			c.Deny(d)
 		}
 	}

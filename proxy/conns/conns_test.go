@@ -35,13 +35,13 @@ func newConn(id, namespace string) *conn {
 
 func (c *conn) ID() string { return c.id }
 
-func (c *conn) Request(s *model.Snapshot, now time.Time) (policy.Request, bool) {
-	return policy.Request{
+func (c *conn) Review(s *model.Snapshot, now time.Time) (policy.Decision, bool) {
+	return policy.Evaluate(s, &policy.Request{
 		Identity:    model.Identity{TrustDomain: "td", Namespace: c.namespace, ServiceAccount: "sa"},
 		Destination: netip.AddrPortFrom(server.Addresses[0], 80),
 		Workload:    s.Workload("server"),
 		Time:        now,
-	}, !c.unchecked
+	}), !c.unchecked
 }
 
 func (c *conn) Deny(d policy.Decision) { c.once.Do(func() { c.denied <- d }) }
@@ -103,9 +103,7 @@ func TestNoConnectionSlipsThroughBetweenTwoSnapshots(t *testing.T) {
 
 		c := newConn("1", "bad")
 		table.Add(c)
-		snapshot := s.Snapshot()
-		request, _ := c.Request(snapshot, time.Now())
-		if d := policy.Evaluate(snapshot, &request); !d.Allowed {
+		if d, _ := c.Review(s.Snapshot(), time.Now()); !d.Allowed {
 			c.Deny(d)
 		}
 		<-c.denied

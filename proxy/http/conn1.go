@@ -40,9 +40,8 @@ type exchange1 struct {
 }
 
 var (
-	errRevoked     = errors.New("the request is no longer allowed")
-	errUnsolicited = errors.New("the application sent a response that nobody asked for")
-	errAppGone     = errors.New("the application has closed the connection")
+	errRevoked = errors.New("the request is no longer allowed")
+	errAppGone = errors.New("the application has closed the connection")
 )
 
 // serveClient reads requests until the connection ends. io.EOF is the client's

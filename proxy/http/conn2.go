@@ -64,7 +64,7 @@ func (c *conn2) serveClient() error {
 	var f frames2
 	f.init(&c.client)
 	err := f.run(fromClient{c})
-	if flushed := c.toApp.flush(); flushed != nil && (err == nil || err == io.EOF) { //nolint:errorlint // returned as it is
+	if flushed := c.toApp.flush(); flushed != nil && err == io.EOF { //nolint:errorlint // returned as it is
 		err = flushed
 	}
 	var bad *h2Error
@@ -96,7 +96,7 @@ func (c *conn2) serveApp() error {
 	var f frames2
 	f.init(&c.app)
 	err := f.run(fromApp{c})
-	if flushed := c.toClient.flush(); flushed != nil && (err == nil || err == io.EOF) { //nolint:errorlint // returned as it is
+	if flushed := c.toClient.flush(); flushed != nil && err == io.EOF { //nolint:errorlint // returned as it is
 		err = flushed
 	}
 	c.endAll(err)

@@ -257,9 +257,10 @@ func validHost(host string) bool {
 	if !all(host, inHost) {
 		return false
 	}
-	name, port := host, ""
+	name := host
 	if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.HasSuffix(host, "]") {
-		name, port = host[:i], host[i+1:]
+		port := host[i+1:]
+		name = host[:i]
 		if _, ok := decimal(port); !ok && port != "" || len(port) > 5 {
 			return false
 		}

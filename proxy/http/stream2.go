@@ -19,8 +19,9 @@ type stream2 struct {
 	id      uint32 // the client's
 	gate    Exchange
 	request Request
-	decided chan struct{}
-	sealed  atomic.Bool // no more DATA goes to either side
+	asked   chan struct{} // closed when the gate has decided
+	decided chan struct{} // closed when that was carried out
+	sealed  atomic.Bool   // no more DATA goes to either side
 
 	// Guarded by the connection's mu.
 	app       uint32 // the application's id; 0 until it is forwarded
@@ -87,7 +88,7 @@ func (c fromClient) onHeaders(id uint32, m h2.Message) error {
 		c.toClient.frame(func(w *http2.Framer) error { return w.WriteRSTStream(id, http2.ErrCodeRefusedStream) })
 		return nil
 	}
-	s := &stream2{c: c.conn2, id: id, grpc: -1, clientEnd: m.End, decided: make(chan struct{})}
+	s := &stream2{c: c.conn2, id: id, grpc: -1, clientEnd: m.End, asked: make(chan struct{}), decided: make(chan struct{})}
 	length, err := parseRequest2(m, &s.request)
 	s.left = length
 	if err != nil || m.TooLarge {
@@ -133,6 +134,7 @@ func (c *conn2) refuseMalformed(s *stream2, err error, tooLarge bool) {
 func (c *conn2) decide(s *stream2, m h2.Message) {
 	defer close(s.decided)
 	decision := s.gate.Decision()
+	close(s.asked)
 	if decision.Refusal == nil && !decision.Edits.valid() {
 		decision.Refusal = &Refusal{Status: 500, Message: "what is to be added to the request cannot be"}
 	}
@@ -153,7 +155,7 @@ func (c *conn2) decide(s *stream2, m h2.Message) {
 	s.app = c.nextApp
 	c.nextApp += 2
 	c.byApp[s.app] = s
-	c.toApp.headers(s.app, edited(m.Fields, &s.request, &decision.Edits), m.End)
+	c.toApp.headers(s.app, edited(m.Fields, &decision.Edits), m.End)
 	for _, q := range s.queue {
 		c.queued -= len(q.frame)
 		s.Sent.Add(int64(len(q.frame) - frameHeader))
@@ -169,7 +171,7 @@ func (c *conn2) decide(s *stream2, m h2.Message) {
 }
 
 // edited is the header as it is forwarded.
-func edited(fields []hpack.HeaderField, r *Request, e *Edits) []hpack.HeaderField {
+func edited(fields []hpack.HeaderField, e *Edits) []hpack.HeaderField {
 	if e.empty() {
 		return fields
 	}
@@ -293,8 +295,20 @@ func (s *stream2) count(b []byte, from int, end, padded bool) bool {
 	return s.left >= 0 && (!end || s.left == 0)
 }
 
-// over tells the gate, once.
+// over tells the gate, once, and not while it still decides.
 func (s *stream2) over(err error) {
+	select {
+	case <-s.asked:
+		s.end(err)
+	default:
+		go func() {
+			<-s.asked
+			s.end(err)
+		}()
+	}
+}
+
+func (s *stream2) end(err error) {
 	s.once.Do(func() {
 		s.c.mu.Lock()
 		result := Result{Status: s.status, GRPCStatus: s.grpc, Err: err}

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"regexp"
 	"strings"
 
 	"pgregory.net/rapid"
@@ -55,17 +56,8 @@ func refText(m model.StringMatch, s string) bool {
 	if m.Kind != model.MatchTemplate {
 		return glob(m, s)
 	}
-	want, have := strings.Split(m.Value, "/"), strings.Split(s, "/")
-	for i, segment := range want {
-		switch {
-		case segment == "{**}":
-			return i < len(have) && strings.HasSuffix("/"+strings.Join(have[i:], "/"), strings.TrimSuffix("/"+strings.Join(want[i+1:], "/"), "/")) &&
-				(i == len(want)-1 || len(have)-i >= len(want)-i)
-		case i >= len(have), segment == "{*}" && have[i] == "", segment != "{*}" && segment != have[i]:
-			return false
-		}
-	}
-	return len(want) == len(have)
+	expr := strings.NewReplacer(`\{\*\}`, "[^/]+", `\{\*\*\}`, ".*").Replace(regexp.QuoteMeta(m.Value))
+	return regexp.MustCompile("^" + expr + "$").MatchString(s)
 }
 
 func refHost(values []model.StringMatch, host string) truth {

@@ -23,6 +23,8 @@ type metrics struct {
 	cuts        *boundedCounter
 	dryRuns     prometheus.Counter
 	suppressed  prometheus.Counter
+	policies    *boundedCounter
+	limitsAlone prometheus.Counter
 }
 
 func newMetrics(registry prometheus.Registerer, o Options) *metrics {
@@ -38,7 +40,10 @@ func newMetrics(registry prometheus.Registerer, o Options) *metrics {
 		suppressed: prometheus.NewCounter(prometheus.CounterOpts{Name: "tacit_log_lines_suppressed_total",
 			Help: "Log lines that were summed up because they repeated."}),
 	}
-	registry.MustRegister(m.dryRuns, m.suppressed,
+	m.policies = newPolicyCounter(registry)
+	m.limitsAlone = prometheus.NewCounter(prometheus.CounterOpts{Name: "tacit_rate_limits_local_total",
+		Help: "Decisions about shared rate limits that this node made alone, their store being away."})
+	registry.MustRegister(m.dryRuns, m.suppressed, m.limitsAlone,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.registerConnections(registry)
 	m.registerState(registry, o)
@@ -108,7 +113,9 @@ const maxLabelValues = 64
 // boundedCounter counts by labels of which the last, a reason, may take a
 // bounded number of values; the rest is "other".
 type boundedCounter struct {
-	vec *prometheus.CounterVec
+	vec   *prometheus.CounterVec
+	limit int
+	valid func(string) bool
 
 	mu    sync.Mutex
 	known map[string]struct{}
@@ -117,7 +124,7 @@ type boundedCounter struct {
 func newBoundedCounter(registry prometheus.Registerer, name, help string, labels ...string) *boundedCounter {
 	vec := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	registry.MustRegister(vec)
-	return &boundedCounter{vec: vec, known: map[string]struct{}{}}
+	return &boundedCounter{vec: vec, limit: maxLabelValues, valid: isWord, known: map[string]struct{}{}}
 }
 
 func (c *boundedCounter) inc(values ...string) {
@@ -127,13 +134,13 @@ func (c *boundedCounter) inc(values ...string) {
 }
 
 func (c *boundedCounter) bound(reason string) string {
-	if reason == "" || len(reason) > 64 || !isWord(reason) {
+	if reason == "" || !c.valid(reason) {
 		return "other"
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, ok := c.known[reason]; !ok {
-		if len(c.known) >= maxLabelValues {
+		if len(c.known) >= c.limit {
 			return "other"
 		}
 		c.known[reason] = struct{}{}
@@ -142,6 +149,9 @@ func (c *boundedCounter) bound(reason string) string {
 }
 
 func isWord(s string) bool {
+	if len(s) > 64 {
+		return false
+	}
 	for _, b := range []byte(s) {
 		if !(b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b == '_' || b == '-' || b == '.') {
 			return false

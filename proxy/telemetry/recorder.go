@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/time/rate"
 
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -48,7 +49,9 @@ type Recorder struct {
 	registry *prometheus.Registry
 	metrics  *metrics
 	traffic  *table
+	requests *requestTable
 	flood    *flood
+	access   *rate.Limiter
 }
 
 // New makes a recorder with a registry of its own.
@@ -67,10 +70,12 @@ func New(o Options) *Recorder {
 		log:      o.Log,
 		registry: prometheus.NewRegistry(),
 		traffic:  newTable(o.MaxSeries),
+		requests: newRequestTable(o.MaxSeries),
 		flood:    newFlood(),
+		access:   newAccessLimiter(),
 	}
 	r.metrics = newMetrics(r.registry, o)
-	r.registry.MustRegister(newTrafficCollector(r.traffic))
+	r.registry.MustRegister(newTrafficCollector(r.traffic), newRequestCollector(r.requests))
 	return r
 }
 
@@ -106,6 +111,7 @@ func (r *Recorder) sweep() {
 		}
 	}
 	r.traffic.sweep(r.options.Now(), mesh)
+	r.requests.sweep(r.options.Now(), mesh)
 }
 
 // Opened counts a connection that is about to carry bytes. Its ends, service

@@ -1,0 +1,162 @@
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/tacit-mesh/tacit/proxy/extauthz"
+	"github.com/tacit-mesh/tacit/proxy/http"
+	"github.com/tacit-mesh/tacit/proxy/policy"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// ask has the provider of a CUSTOM policy decide. What it cannot be asked about
+// is denied, unless the provider is declared to fail open.
+func (x *exchange) ask(e *http.Edits) {
+	to := x.decision.Provider
+	answer, err := x.requests.proxy.providers.Ask(x.requests.conn.ctx, to, x.question())
+	switch {
+	case err != nil && to.FailOpen:
+		x.agreed()
+	case err != nil:
+		x.refuse(int(cmp.Or(to.StatusOnError, 403)), "provider_unavailable", fmt.Errorf("provider %s cannot be asked: %w", to.Name, err))
+		x.refusal.Message = "access denied"
+	case !answer.Allowed:
+		x.denied(x.decision)
+		x.reason = policy.ReasonAsk.String()
+		x.refusal.Status = answer.Status
+		x.refusal.Fields = answer.Headers
+		x.refusal.Message = cmp.Or(answer.Body, x.refusal.Message)
+	default:
+		x.agreed()
+		e.Fields = changed(x.request.Fields, answer)
+	}
+}
+
+func (x *exchange) agreed() {
+	x.requests.mu.Lock()
+	defer x.requests.mu.Unlock()
+	x.asked = x.decision.Policy
+}
+
+func (x *exchange) question() *extauthz.Question {
+	c := x.requests.conn
+	return &extauthz.Question{
+		ID: c.record.ID, Method: x.http.Method, Target: x.http.Path + withQuery(x.request.Query()), Host: x.http.Host,
+		Protocol: version(x.request), Headers: x.request.Fields,
+		Source: c.source, Destination: c.original, Principal: c.peer.String(), Local: c.pod.identity.String(),
+	}
+}
+
+// framing fields and the host are not a provider's to change: they say where a
+// request ends and whom it is for.
+var framing = []string{"content-length", "transfer-encoding", "connection", "host", "upgrade", "te", "trailer"}
+
+// changed is the header as the provider wants it; nil where that is as it came.
+func changed(fields []http.Field, a *extauthz.Answer) []http.Field {
+	if len(a.Set)+len(a.Append)+len(a.Remove) == 0 {
+		return nil
+	}
+	is := func(name string) func(string) bool { return func(n string) bool { return strings.EqualFold(n, name) } }
+	out := make([]http.Field, 0, len(fields)+len(a.Set)+len(a.Append))
+	for _, f := range fields {
+		replaced := slices.ContainsFunc(a.Set, func(s http.Field) bool { return strings.EqualFold(s.Name, f.Name) })
+		removed := slices.ContainsFunc(a.Remove, is(f.Name))
+		if replaced || removed {
+			if !slices.ContainsFunc(framing, is(f.Name)) {
+				continue
+			}
+		}
+		out = append(out, f)
+	}
+	for _, f := range slices.Concat(a.Set, a.Append) {
+		if !strings.HasPrefix(f.Name, ":") && !slices.ContainsFunc(framing, is(f.Name)) {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// limit counts the request against its limits. All are counted, so that none
+// depends on the order of the others.
+func (x *exchange) limit() {
+	for i := range x.limits {
+		a := &x.limits[i]
+		take := x.requests.proxy.limits.Take
+		n := uint64(1)
+		if a.Limit.Unit == model.LimitBytes { // counted when they have passed
+			take, n = x.requests.proxy.limits.Charge, 0
+		}
+		o := take(x.requests.conn.ctx, a, n)
+		if o.Alone {
+			x.requests.proxy.Recorder.LimitsAlone()
+		}
+		switch {
+		case o.Allowed:
+		case a.DryRun:
+			x.decision.DryRun = cmp.Or(x.decision.DryRun, a.Policy)
+		case x.refusal == nil:
+			x.refuse(429, "rate_limited", fmt.Errorf("more than rate limit %s allows", a.Policy))
+			x.refusal.Message = "too many requests"
+			seconds := max(1, int(math.Ceil(o.RetryAfter.Seconds())))
+			x.refusal.Fields = []http.Field{{Name: "retry-after", Value: strconv.Itoa(seconds)}}
+			x.decision.Policy, x.decision.Attribute = a.Policy, ""
+		}
+	}
+}
+
+// charge counts the bytes that have passed.
+func (x *exchange) charge(n uint64) {
+	for i := range x.limits {
+		if a := &x.limits[i]; a.Limit.Unit == model.LimitBytes && n > 0 {
+			_ = x.requests.proxy.limits.Charge(context.WithoutCancel(x.requests.conn.ctx), a, n)
+		}
+	}
+}
+
+// dialOut connects to what a decision needs: from the proxy's own network
+// namespace, not through a pod's, to an endpoint of the mesh where the host is
+// a service's name.
+func (p *Proxy) dialOut(ctx context.Context, network, address string) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := netip.ParseAddr(host); err != nil {
+		if at, ok := p.endpoint(host, port); ok {
+			address = at
+		}
+	}
+	return (&net.Dialer{}).DialContext(ctx, network, address)
+}
+
+// endpoint is some healthy member of a service.
+func (p *Proxy) endpoint(host, port string) (address string, ok bool) {
+	wanted, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return "", false
+	}
+	s := p.State.Snapshot()
+	for _, v := range s.ServicesNamed(host) {
+		for e := range s.Endpoints(v.Key()) {
+			if e.Workload.Unhealthy || len(e.Workload.Addresses) == 0 {
+				continue
+			}
+			for _, ports := range [][]model.Port{e.Ports, v.Ports} {
+				for _, pt := range ports {
+					if uint64(pt.Service) == wanted && pt.Target != 0 {
+						return netip.AddrPortFrom(e.Workload.Addresses[0], pt.Target).String(), true
+					}
+				}
+			}
+		}
+	}
+	return "", false
+}

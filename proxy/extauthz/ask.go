@@ -1,0 +1,183 @@
+package extauthz
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/tacit-mesh/tacit/proxy/policy"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+func (p *provider) askGRPC(ctx context.Context, q *Question) (*Answer, error) {
+	answer, err := authv3.NewAuthorizationClient(p.grpc).Check(ctx, checkRequest(q))
+	if err != nil {
+		return nil, err
+	}
+	if codes.Code(answer.GetStatus().GetCode()) == codes.OK {
+		return allowed(answer.GetOkResponse()), nil
+	}
+	out := &Answer{Status: http.StatusForbidden}
+	if d := answer.GetDeniedResponse(); d != nil {
+		if code := int(d.GetStatus().GetCode()); code >= 200 && code <= 599 {
+			out.Status = code
+		}
+		out.Body = d.GetBody()
+		for _, h := range d.GetHeaders() {
+			out.Headers = append(out.Headers, fieldOf(h))
+		}
+	}
+	return out, nil
+}
+
+func allowed(ok *authv3.OkHttpResponse) *Answer {
+	out := &Answer{Allowed: true, Remove: ok.GetHeadersToRemove()}
+	for _, h := range ok.GetHeaders() {
+		// Unset, the deprecated field means to replace, whatever the default
+		// of the newer one is.
+		if h.GetAppend().GetValue() { //nolint:staticcheck // what providers send
+			out.Append = append(out.Append, fieldOf(h))
+		} else {
+			out.Set = append(out.Set, fieldOf(h))
+		}
+	}
+	return out
+}
+
+func fieldOf(h *corev3.HeaderValueOption) policy.HeaderField {
+	value := h.GetHeader().GetValue()
+	if raw := h.GetHeader().GetRawValue(); len(raw) > 0 {
+		value = string(raw)
+	}
+	return policy.HeaderField{Name: strings.ToLower(h.GetHeader().GetKey()), Value: value}
+}
+
+func checkRequest(q *Question) *authv3.CheckRequest {
+	headers := map[string]string{":method": q.Method, ":path": q.Target, ":authority": q.Host}
+	for _, f := range q.Headers {
+		name := strings.ToLower(f.Name)
+		if before, ok := headers[name]; ok {
+			headers[name] = before + "," + f.Value
+		} else {
+			headers[name] = f.Value
+		}
+	}
+	return &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+		Source:      &authv3.AttributeContext_Peer{Address: addressOf(q.Source), Principal: q.Principal},
+		Destination: &authv3.AttributeContext_Peer{Address: addressOf(q.Destination), Principal: q.Local},
+		Request: &authv3.AttributeContext_Request{
+			Time: timestamppb.Now(),
+			Http: &authv3.AttributeContext_HttpRequest{
+				Id: q.ID, Method: q.Method, Path: q.Target, Host: q.Host, Scheme: "http", Protocol: q.Protocol,
+				Headers: headers, Size: -1,
+			},
+		},
+	}}
+}
+
+func addressOf(a netip.AddrPort) *corev3.Address {
+	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+		Address: a.Addr().String(), PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(a.Port())},
+	}}}
+}
+
+// always are the headers that a provider over HTTP gets besides those that are
+// named for it; it cannot decide about much without them.
+var always = []string{"authorization"}
+
+func (p *provider) askHTTP(ctx context.Context, to *model.Provider, q *Question) (*Answer, error) {
+	scheme := "http"
+	if to.TLS {
+		scheme = "https"
+	}
+	target, err := url.ParseRequestURI(to.PathPrefix + q.Target)
+	if err != nil {
+		return nil, fmt.Errorf("provider %s: %w", to.Name, err)
+	}
+	target.Scheme, target.Host = scheme, hostPort(to)
+	r, err := http.NewRequestWithContext(ctx, q.Method, target.String(), http.NoBody)
+	if err != nil {
+		return nil, fmt.Errorf("provider %s: %w", to.Name, err)
+	}
+	r.Host = q.Host
+	r.Header.Set("X-Forwarded-For", q.Source.Addr().String())
+	for _, f := range q.Headers {
+		if named(to.IncludeRequestHeaders, f.Name) || strings.EqualFold(f.Name, always[0]) {
+			r.Header.Add(f.Name, f.Value)
+		}
+	}
+	for name, value := range to.IncludeAdditionalHeaders {
+		r.Header.Set(name, value)
+	}
+	response, err := p.http.Do(r)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = response.Body.Close() }()
+	return answerOf(to, response)
+}
+
+// answerOf reads an answer of HTTP: 200 allows, an error of the server's is
+// none at all.
+func answerOf(to *model.Provider, r *http.Response) (*Answer, error) {
+	switch {
+	case r.StatusCode == http.StatusOK:
+		return &Answer{Allowed: true, Set: fields(r.Header, to.HeadersToUpstreamOnAllow)}, nil
+	case r.StatusCode >= 500:
+		return nil, fmt.Errorf("provider %s answers with %s", to.Name, r.Status)
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxAnswer))
+	if err != nil {
+		return nil, err
+	}
+	out := &Answer{Status: r.StatusCode, Body: string(body)}
+	standard := []model.StringMatch{{Value: "www-authenticate"}, {Value: "location"}, {Value: "set-cookie"}}
+	if len(to.HeadersToDownstreamOnDeny) > 0 {
+		standard = to.HeadersToDownstreamOnDeny
+	}
+	out.Headers = fields(r.Header, standard)
+	return out, nil
+}
+
+func fields(h http.Header, wanted []model.StringMatch) (out []policy.HeaderField) {
+	for name, values := range h {
+		switch name {
+		case "Content-Length", "Transfer-Encoding", "Connection", "Content-Type", "Date":
+			continue
+		}
+		if !named(wanted, name) {
+			continue
+		}
+		for _, value := range values {
+			out = append(out, policy.HeaderField{Name: strings.ToLower(name), Value: value})
+		}
+	}
+	return out
+}
+
+func named(wanted []model.StringMatch, name string) bool {
+	name = strings.ToLower(name)
+	for _, m := range wanted {
+		if m.MatchesFold(name) {
+			return true
+		}
+	}
+	return false
+}
+
+func hostPort(to *model.Provider) string {
+	if strings.Contains(to.Host, ":") {
+		return "[" + to.Host + "]:" + strconv.Itoa(int(to.Port))
+	}
+	return to.Host + ":" + strconv.Itoa(int(to.Port))
+}

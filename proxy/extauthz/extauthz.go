@@ -1,0 +1,195 @@
+// Package extauthz asks providers outside of the proxy about requests, as
+// CUSTOM policies want: over gRPC by Envoy's ext_authz protocol, or over HTTP,
+// where the status of the answer decides.
+//
+// What does not belong here: which requests are asked about (proxy/policy) and
+// what is done with those denied.
+package extauthz
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/tacit-mesh/tacit/proxy/policy"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+const (
+	// maxAsking bounds the questions under way, maxProviders the connections.
+	maxAsking    = 1000
+	maxProviders = 32
+	// maxAnswer bounds the body of a denial.
+	maxAnswer = 64 << 10
+)
+
+// Dialer connects to "HOST:PORT".
+type Dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+// Question is a request to ask about.
+type Question struct {
+	ID          string // of the connection
+	Method      string
+	Target      string // path and query
+	Host        string
+	Protocol    string // "HTTP/1.1", "HTTP/2"
+	Headers     []policy.HeaderField
+	Source      netip.AddrPort
+	Destination netip.AddrPort
+	// Principal is the caller's SPIFFE id, Local the application's; empty
+	// where there is none.
+	Principal, Local string
+}
+
+// Answer is what a provider says.
+type Answer struct {
+	Allowed bool
+	// Status, Headers and Body are for the caller of a request that is denied.
+	Status  int
+	Headers []policy.HeaderField
+	Body    string
+	// Set, Append and Remove change the header of one that is allowed.
+	Set, Append []policy.HeaderField
+	Remove      []string
+}
+
+// Client asks providers. It keeps a connection to each.
+type Client struct {
+	dial   Dialer
+	asking chan struct{}
+
+	mu    sync.Mutex
+	conns map[string]*provider // by what they are reached by
+}
+
+type provider struct {
+	grpc *grpc.ClientConn
+	http *http.Client
+}
+
+// New connects through dial.
+func New(dial Dialer) *Client {
+	return &Client{dial: dial, asking: make(chan struct{}, maxAsking), conns: map[string]*provider{}}
+}
+
+// Close ends the connections.
+func (c *Client) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key, p := range c.conns {
+		p.close()
+		delete(c.conns, key)
+	}
+}
+
+func (p *provider) close() {
+	if p.grpc != nil {
+		_ = p.grpc.Close()
+	}
+	if p.http != nil {
+		p.http.CloseIdleConnections()
+	}
+}
+
+// Ask asks a provider, for as long as its timeout. An error means that it
+// cannot be asked.
+func (c *Client) Ask(ctx context.Context, to *model.Provider, q *Question) (*Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, to.Timeout)
+	defer cancel()
+	select {
+	case c.asking <- struct{}{}:
+		defer func() { <-c.asking }()
+	case <-ctx.Done():
+		return nil, errors.New("too many questions to providers are under way")
+	}
+	p, err := c.provider(to)
+	if err != nil {
+		return nil, err
+	}
+	if to.Protocol == model.ProviderHTTP {
+		return p.askHTTP(ctx, to, q)
+	}
+	return p.askGRPC(ctx, q)
+}
+
+func (c *Client) provider(to *model.Provider) (*provider, error) {
+	address := net.JoinHostPort(to.Host, strconv.Itoa(int(to.Port)))
+	key := fmt.Sprint(to.Protocol, " ", address, " ", to.TLS, " ", to.ServerName, " ", to.Roots)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.conns[key]; p != nil {
+		return p, nil
+	}
+	if len(c.conns) >= maxProviders {
+		for old, p := range c.conns { // any: policies name few
+			p.close()
+			delete(c.conns, old)
+			break
+		}
+	}
+	var secure *tls.Config
+	if to.TLS {
+		var err error
+		if secure, err = tlsConfig(to); err != nil {
+			return nil, err
+		}
+	}
+	p := &provider{}
+	if to.Protocol == model.ProviderHTTP {
+		p.http = httpClient(c.dial, secure)
+	} else {
+		var err error
+		if p.grpc, err = grpcClient(c.dial, address, secure); err != nil {
+			return nil, fmt.Errorf("provider %s: %w", to.Name, err)
+		}
+	}
+	c.conns[key] = p
+	return p, nil
+}
+
+func grpcClient(dial Dialer, address string, secure *tls.Config) (*grpc.ClientConn, error) {
+	transport := insecure.NewCredentials()
+	if secure != nil {
+		transport = credentials.NewTLS(secure)
+	}
+	return grpc.NewClient("passthrough:///"+address,
+		grpc.WithTransportCredentials(transport),
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) { return dial(ctx, "tcp", address) }),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<20)),
+		grpc.WithNoProxy())
+}
+
+func httpClient(dial Dialer, secure *tls.Config) *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{
+			DialContext: dial, TLSClientConfig: secure, MaxIdleConnsPerHost: 64, MaxConnsPerHost: 256,
+			MaxResponseHeaderBytes: maxAnswer, DisableCompression: true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+func tlsConfig(to *model.Provider) (*tls.Config, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: to.ServerName}
+	if config.ServerName == "" {
+		config.ServerName = to.Host
+	}
+	if to.Roots != "" {
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM([]byte(to.Roots)) {
+			return nil, fmt.Errorf("provider %s: its roots are no PEM certificates", to.Name)
+		}
+	}
+	return config, nil
+}

@@ -1,0 +1,173 @@
+package ratelimit
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/tacit-mesh/tacit/proxy/policy"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// Dialer connects to "HOST:PORT".
+type Dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+const (
+	// storeTimeout is what a request waits for its count at most.
+	storeTimeout = 100 * time.Millisecond
+	// storePause is how long a store that failed is left alone.
+	storePause = time.Second
+	// storeConns bounds the connections to a store, and maxStores the stores.
+	storeConns = 16
+	maxStores  = 16
+)
+
+// script is advance, in microseconds of Redis's own clock, which all nodes
+// share. It returns what is over the burst: above 0, nothing was taken.
+var script = redis.NewScript(`
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local each, burst, n, charge = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
+local empty = tonumber(redis.call('GET', KEYS[1]) or '0')
+if empty < now then empty = now end
+local next = empty + each * n
+local asked = next
+if charge then asked = empty end
+local over = asked - now - each * burst
+local refused = over > 0 or charge and over >= 0
+if refused and not charge then next = empty end
+if next > now then
+  redis.call('SET', KEYS[1], string.format('%.0f', next), 'PX', math.ceil((next - now) / 1000))
+end
+if refused then return math.max(math.ceil(over), 1) end
+return 0
+`)
+
+// stores are the connections to those in use.
+type stores struct {
+	dial Dialer
+
+	mu      sync.Mutex
+	clients map[storeKey]*store
+}
+
+type storeKey struct {
+	host       string
+	port       uint16
+	tls        bool
+	serverName string
+	roots      string
+}
+
+type store struct {
+	client *redis.Client
+	broken atomic.Int64 // Unix nanoseconds until which it is left alone
+}
+
+var errAway = errors.New("the store of rate limits is away")
+
+func (s *stores) count(ctx context.Context, a *policy.AppliedLimit, n uint64, charge bool) (Outcome, error) {
+	st, err := s.get(a.Store)
+	if err != nil {
+		return Outcome{}, err
+	}
+	if time.Now().UnixNano() < st.broken.Load() {
+		return Outcome{}, errAway
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	each := float64(a.Limit.Interval.Microseconds()) / float64(max(a.Limit.Amount, 1))
+	over, err := script.Run(ctx, st.client, []string{redisKey(a)},
+		strconv.FormatFloat(each, 'g', -1, 64), max(a.Limit.Burst, 1), n, charge).Int64()
+	if err != nil {
+		st.broken.Store(time.Now().Add(storePause).UnixNano())
+		return Outcome{}, fmt.Errorf("store of rate limits %s: %w", st.client.Options().Addr, err)
+	}
+	if over > 0 {
+		return Outcome{RetryAfter: time.Duration(over) * time.Microsecond}, nil
+	}
+	return Outcome{Allowed: true}, nil
+}
+
+// redisKey has no more of what callers wrote than a hash.
+func redisKey(a *policy.AppliedLimit) string {
+	sum := sha256.Sum256([]byte(a.Key))
+	return "tacit:limit:" + a.Policy + ":" + strconv.Itoa(a.Index) + ":" + hex.EncodeToString(sum[:16])
+}
+
+func (s *stores) get(at *model.LimitStore) (*store, error) {
+	k := storeKey{at.Host, at.Port, at.TLS, at.ServerName, at.Roots}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st := s.clients[k]; st != nil {
+		return st, nil
+	}
+	if len(s.clients) >= maxStores {
+		for old, st := range s.clients { // any: policies name one store, or few
+			_ = st.client.Close()
+			delete(s.clients, old)
+			break
+		}
+	}
+	options := &redis.Options{
+		Addr: net.JoinHostPort(at.Host, strconv.Itoa(int(at.Port))), Dialer: s.dial,
+		DialTimeout: storeTimeout, ReadTimeout: storeTimeout, WriteTimeout: storeTimeout, PoolTimeout: storeTimeout,
+		PoolSize: storeConns, MaxRetries: -1, ContextTimeoutEnabled: true, DisableIdentity: true,
+	}
+	if at.TLS {
+		config, err := tlsConfig(at)
+		if err != nil {
+			return nil, err
+		}
+		plain := s.dial
+		options.Dialer = func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := plain(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			secure := tls.Client(c, config)
+			if err := secure.HandshakeContext(ctx); err != nil {
+				_ = c.Close()
+				return nil, err
+			}
+			return secure, nil
+		}
+	}
+	st := &store{client: redis.NewClient(options)}
+	s.clients[k] = st
+	return st, nil
+}
+
+func tlsConfig(at *model.LimitStore) (*tls.Config, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: at.ServerName}
+	if config.ServerName == "" {
+		config.ServerName = at.Host
+	}
+	if at.Roots != "" {
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM([]byte(at.Roots)) {
+			return nil, errors.New("the store's roots are no PEM certificates")
+		}
+	}
+	return config, nil
+}
+
+func (s *stores) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k, st := range s.clients {
+		_ = st.client.Close()
+		delete(s.clients, k)
+	}
+}

@@ -1,0 +1,178 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/tacit-mesh/tacit/proxy/hbone"
+	"github.com/tacit-mesh/tacit/proxy/http"
+	"github.com/tacit-mesh/tacit/proxy/policy"
+	"github.com/tacit-mesh/tacit/proxy/relay"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// requests are those of one connection to a port that a policy about requests
+// covers: each is decided on when it comes, in the newest snapshot, and again
+// for as long as it lives.
+type requests struct {
+	proxy *Proxy
+	conn  *Connection
+
+	mu     sync.Mutex // guards what follows
+	live   map[*exchange]struct{}
+	opaque bool // the connection carries no HTTP: it is decided on as a whole
+}
+
+// coverage says whether the connection's requests are decided on, and decides
+// about the connection itself. It settles that in the newest snapshot, whatever
+// Review may have seen meanwhile.
+func (p *Proxy) coverage(c *Connection) (policy.Decision, policy.Request) {
+	for {
+		s := p.State.Snapshot()
+		request, _ := c.facts(s, time.Now())
+		covered := policy.CoversHTTP(s, request.Workload, c.original.Port())
+		c.mu.Lock()
+		c.settled = true
+		c.requests = nil
+		if covered {
+			c.requests = &requests{proxy: p, conn: c, live: map[*exchange]struct{}{}}
+		}
+		c.mu.Unlock()
+		var d policy.Decision
+		if covered {
+			d = policy.EvaluateConnection(s, &request)
+		} else {
+			d = policy.Evaluate(s, &request)
+		}
+		if p.State.Snapshot() == s {
+			return d, request
+		}
+	}
+}
+
+// Review implements conns.Conn. A connection from before a policy about
+// requests is ended, since nothing that it carries could be decided on.
+func (c *Connection) Review(s *model.Snapshot, now time.Time) (policy.Decision, bool) {
+	request, checked := c.facts(s, now)
+	if !checked {
+		return policy.Decision{}, false
+	}
+	c.mu.Lock()
+	r, settled := c.requests, c.settled
+	c.mu.Unlock()
+	switch {
+	case r != nil:
+		return r.review(s, request), true
+	case settled && policy.CoversHTTP(s, request.Workload, c.original.Port()):
+		return policy.Decision{Reason: policy.ReasonRequestsNow}, true
+	}
+	return policy.Evaluate(s, &request), true
+}
+
+// review ends the requests under way that are no longer allowed.
+func (r *requests) review(s *model.Snapshot, facts policy.Request) policy.Decision {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.opaque {
+		return policy.Evaluate(s, &facts)
+	}
+	for x := range r.live {
+		x.review(s, facts)
+	}
+	return policy.EvaluateConnection(s, &facts)
+}
+
+// Opaque implements http.Gate: of what is no HTTP, conditions about requests
+// cannot be met.
+func (r *requests) Opaque() error {
+	r.mu.Lock()
+	r.opaque = true
+	r.mu.Unlock()
+	s := r.proxy.State.Snapshot()
+	facts, _ := r.conn.facts(s, time.Now())
+	d := policy.Evaluate(s, &facts)
+	r.conn.judged(d, facts)
+	if !d.Allowed {
+		r.conn.Deny(d)
+		return denied{Decision: d}
+	}
+	return nil
+}
+
+// Malformed implements http.Gate.
+func (r *requests) Malformed(e *http.MalformedError) {
+	r.conn.malformed(r.proxy.Recorder, e.Status, e)
+}
+
+// Begin implements http.Gate.
+func (r *requests) Begin(request *http.Request, live *http.Live) http.Exchange {
+	x := &exchange{requests: r, request: request, live: live, began: time.Now()}
+	x.begin()
+	return x
+}
+
+// protocolOf is what services declare about the connection's port.
+func protocolOf(s *model.Snapshot, w *model.Workload, port uint16) http.Protocol {
+	switch policy.PortProtocol(s, w, port) {
+	case model.AppHTTP11:
+		return http.HTTP1
+	case model.AppHTTP2, model.AppGRPC:
+		return http.HTTP2
+	case model.AppTCP, model.AppTLS:
+		return http.Opaque
+	case model.AppUnknown:
+	}
+	return http.Undeclared
+}
+
+// serveRequests carries a connection whose requests are decided on.
+func (p *Proxy) serveRequests(c *Connection, client http.Side, app *net.TCPConn) relay.Result {
+	to, err := http.NewSocket(app, nil)
+	if err != nil {
+		reset(app)
+		return relay.Result{End: relay.Aborted, Err: err}
+	}
+	s := p.State.Snapshot()
+	facts, _ := c.facts(s, time.Now())
+	result := http.Serve(c.ctx, client, to, protocolOf(s, facts.Workload, c.original.Port()), c.record.ID, c.requests)
+	if result.End != relay.Finished {
+		to.Reset()
+		client.Reset()
+		return result
+	}
+	_ = app.Close()
+	return result
+}
+
+// serveStream is serveRequests for a stream of HBONE.
+func (p *Proxy) serveStream(c *Connection, s *hbone.ServerStream, app *net.TCPConn) relay.Result {
+	result := p.serveRequests(c, s.Terminate(), app)
+	if result.End == relay.Finished {
+		s.End()
+	}
+	return result
+}
+
+// servePlain is serveRequests for a connection without mTLS.
+func (p *Proxy) servePlain(c *Connection, client, app *net.TCPConn, counts *relay.Counts) relay.Result {
+	from, err := http.NewSocket(client, counts)
+	if err != nil {
+		reset(app)
+		return relay.Result{End: relay.Aborted, Err: err}
+	}
+	result := p.serveRequests(c, from, app)
+	if result.End == relay.Finished {
+		_ = client.Close()
+	}
+	return result
+}
+
+// errRefused is why a request that was answered here went no further.
+func errRefused(status int, why error) error {
+	return fmt.Errorf("answered with %d: %w", status, why)
+}
+
+var errNoConnect = errors.New("CONNECT is only for callers that an ALLOW policy names the method for")
