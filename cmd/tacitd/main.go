@@ -112,8 +112,8 @@ type options struct {
 	maxTTL                                  time.Duration
 	statusFile, metrics                     string
 	clusterOptions
-	// listening is told the address; for tests, which listen on port 0.
-	listening func(addr string)
+	// listening is told the addresses; for tests, which listen on port 0.
+	listening func(proxies, metrics string)
 }
 
 func (o *options) check() error {

@@ -94,7 +94,11 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	log.Info("serving proxies", zap.Stringer("address", listener.Addr()), zap.String("server_name", o.serverName))
 	log.Info("reading objects", p.from)
 	if o.listening != nil {
-		o.listening(listener.Addr().String())
+		at := ""
+		if metrics != nil {
+			at = metrics.Addr().String()
+		}
+		o.listening(listener.Addr().String(), at)
 	}
 
 	group, ctx := errgroup.WithContext(ctx)

@@ -59,7 +59,8 @@ spec: {selector: {matchLabels: {app: web}}, action: DENY, rules: [{from: [{sourc
 type fixture struct {
 	t       *testing.T
 	dir     string
-	address string
+	address string // for proxies
+	metrics string
 	log     *zap.Logger
 }
 
@@ -92,16 +93,22 @@ func (f *fixture) write(name, text string) {
 // start runs tacitd and returns how to stop it, which waits for its end.
 func (f *fixture) start(listen string) (stop func()) {
 	f.t.Helper()
+	return f.run(options{
+		from: f.path("manifests"), listen: listen, caDir: f.path("ca"), tokens: f.path("tokens"), serverName: serverName,
+		settings:   build.Settings{TrustDomain: "cluster.local", Skips: model.SkipSettings{Mode: model.SkipsAny}},
+		statusFile: f.path("status.json"), metrics: "127.0.0.1:0",
+	})
+}
+
+func (f *fixture) run(o options) (stop func()) {
+	f.t.Helper()
 	ctx, cancel := context.WithCancel(f.t.Context())
 	listening, ended := make(chan string, 1), make(chan error, 1)
-	go func() {
-		ended <- run(ctx, options{
-			from: f.path("manifests"), listen: listen, caDir: f.path("ca"), tokens: f.path("tokens"), serverName: serverName,
-			settings:   build.Settings{TrustDomain: "cluster.local", Skips: model.SkipSettings{Mode: model.SkipsAny}},
-			statusFile: f.path("status.json"), metrics: "127.0.0.1:0",
-			listening: func(addr string) { listening <- addr },
-		}, f.log)
-	}()
+	o.listening = func(proxies, metrics string) {
+		f.metrics = metrics
+		listening <- proxies
+	}
+	go func() { ended <- run(ctx, o, f.log) }()
 	select {
 	case f.address = <-listening:
 	case err := <-ended:
@@ -314,6 +321,10 @@ func TestFlags(t *testing.T) {
 		{"--from x --ca-dir y --tokens z --skips some", "--skips=some: "},
 		{"--from x --ca-dir y --tokens z --skips listed", "--skips=listed needs --skip-ports"},
 		{"--from x --ca-dir y --tokens z --max-certificate-ttl 0", "--max-certificate-ttl: "},
+		{"--kubernetes --from x", "--from has no effect with --kubernetes"},
+		{"--kubernetes --tokens x", "--tokens has no effect with --kubernetes"},
+		{"--from x --ca-dir y --tokens z --kubeconfig k", "--kubeconfig has no effect without --kubernetes"},
+		{"--kubernetes --kubeconfig /nonexistent", "reach the Kubernetes API by /nonexistent"},
 		{"extra", "unknown command"},
 	} {
 		cmd := cli.Prepare(command())
