@@ -29,7 +29,7 @@ func (b *policyBuilder) authorization(obj *securityv1.AuthorizationPolicy) {
 			Name: obj.Name, Namespace: obj.Namespace, Scope: t.scope, Ports: t.ports, DryRun: dryRun(obj.Annotations, &st),
 		}
 		b.action(p, spec, &st)
-		p.Rules = b.rules(p, spec.Rules, &st)
+		p.Rules = b.rules(p, annotatedRules(obj.Annotations, spec.Rules, &st), &st)
 		b.publish(p, t, &st)
 	}
 	b.statuses = append(b.statuses, st)
