@@ -43,6 +43,24 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+func TestCertificates(t *testing.T) {
+	certificate := func(account string, left, life time.Duration, problem string) Certificate {
+		return Certificate{Node: "node-a", Certificate: admin.Certificate{
+			Identity: "spiffe://td/ns/shop/sa/" + account, Issuer: "O=SPIFFE", Serial: "0123456789abcdef0123",
+			NotBefore: noon.Add(left - life), NotAfter: noon.Add(left), Renewal: noon.Add(left - life/2), Error: problem, Failures: uint64(len(problem)),
+		}}
+	}
+	all := []Certificate{
+		{Node: "node-a", Certificate: admin.Certificate{Identity: "spiffe://td/ns/shop/sa/none", Error: "no entry\x1b[2J", Failures: 3}},
+		certificate("ended", -time.Minute, time.Hour, "CA away"),
+		certificate("late", time.Minute, time.Hour, "CA away"),
+		certificate("good", 20*time.Hour, 24*time.Hour, ""),
+		certificate("soon", 30*time.Hour, 24*time.Hour, ""),
+	}
+	golden(t, "certificates", func(p Printer) error { return p.Certificates(all) })
+	golden(t, "certificates-none", func(p Printer) error { return p.Certificates(nil) })
+}
+
 func TestConnections(t *testing.T) {
 	client := admin.End{Address: netip.MustParseAddrPort("198.18.1.1:40002"), Workload: "shop/frontend"}
 	server := admin.End{Address: netip.MustParseAddrPort("198.18.2.1:8080"), Workload: "shop/backend-1"}
