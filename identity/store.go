@@ -20,6 +20,7 @@ type Store struct {
 	source    Source
 	now       func() time.Time
 	selectors func(Pod) string
+	report    func(Status)
 
 	// entries is read without a lock and replaced whole under mu.
 	entries atomic.Pointer[map[Subject]*entry]
@@ -83,6 +84,7 @@ func NewStore(source Source, opts ...Option) *Store {
 		source:    source,
 		now:       o.now,
 		selectors: o.selectors,
+		report:    o.failed,
 		news:      make(chan struct{}),
 		imported:  map[Subject]*Material{},
 		wake:      make(chan struct{}, 1),
@@ -188,6 +190,7 @@ func (s *Store) failed(e *entry, err error) {
 	defer s.mu.Unlock()
 	e.err = err
 	e.failures++
+	s.report(e.status())
 }
 
 // Get returns the subject's current material. It waits for one that is valid
@@ -250,16 +253,20 @@ func (s *Store) All() []Status {
 	defer s.mu.Unlock()
 	var all []Status
 	for _, e := range s.sorted() {
-		status := Status{Subject: e.subject, Received: e.received, Err: e.err, Failures: e.failures}
-		if m := e.material.Load(); m != nil {
-			status.Leaf = m.Leaf
-		}
-		all = append(all, status)
+		all = append(all, e.status())
 	}
 	return all
 }
 
 // The functions below are called with mu held.
+
+func (e *entry) status() Status {
+	status := Status{Subject: e.subject, Received: e.received, Err: e.err, Failures: e.failures}
+	if m := e.material.Load(); m != nil {
+		status.Leaf = m.Leaf
+	}
+	return status
+}
 
 func (s *Store) sorted() []*entry {
 	return slices.SortedFunc(maps.Values(*s.entries.Load()), func(a, b *entry) int {

@@ -129,7 +129,8 @@ func TestGetWaits(t *testing.T) {
 }
 
 func TestGetNamesTheFailure(t *testing.T) {
-	store, src := startStore(t)
+	var reported []identity.Status
+	store, src := startStore(t, identity.WithFailures(func(s identity.Status) { reported = append(reported, s) }))
 	release := store.Acquire(identity.Subject{Identity: alice})
 	failure := errors.New("the CA said no")
 	next(t, src).failed(failure)
@@ -141,6 +142,9 @@ func TestGetNamesTheFailure(t *testing.T) {
 	}
 	if all := store.All(); len(all) != 1 || !errors.Is(all[0].Err, failure) {
 		t.Errorf("status %+v", all)
+	}
+	if len(reported) != 1 || reported[0].Failures != 1 || !errors.Is(reported[0].Err, failure) {
+		t.Errorf("reported %+v", reported)
 	}
 	release()
 	if _, err := store.Get(t.Context(), identity.Subject{Identity: bob}); err == nil {

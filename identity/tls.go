@@ -15,6 +15,7 @@ type Option func(*options)
 type options struct {
 	now       func() time.Time
 	selectors func(Pod) string
+	failed    func(Status)
 }
 
 // WithClock replaces the wall clock by which certificates are judged.
@@ -28,8 +29,14 @@ func WithSelectors(of func(Pod) string) Option {
 	return func(o *options) { o.selectors = of }
 }
 
+// WithFailures has a Store report each failure of its source, one call at a
+// time.
+func WithFailures(report func(Status)) Option {
+	return func(o *options) { o.failed = report }
+}
+
 func optionsOf(opts []Option) options {
-	o := options{now: time.Now, selectors: func(Pod) string { return "" }}
+	o := options{now: time.Now, selectors: func(Pod) string { return "" }, failed: func(Status) {}}
 	for _, opt := range opts {
 		opt(&o)
 	}

@@ -3,16 +3,18 @@ package main
 import (
 	"fmt"
 	"io"
-	"iter"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 
 	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/identity/caclient"
 	"github.com/tacit-mesh/tacit/identity/spire"
 	"github.com/tacit-mesh/tacit/proxy/admin"
-	"github.com/tacit-mesh/tacit/xds/model"
+	"github.com/tacit-mesh/tacit/proxy/telemetry"
 )
 
 // checkIdentity returns what is wrong with the flags about certificates.
@@ -30,13 +32,14 @@ func (o *options) checkIdentity() (problems []error) {
 }
 
 // newIdentities makes the store of certificates, and what they come from.
-func newIdentities(o options) (*identity.Store, io.Closer, error) {
+func newIdentities(o options, log *zap.Logger) (*identity.Store, io.Closer, error) {
+	report := identity.WithFailures(logFailures(log))
 	if o.spire != "" {
 		source, err := spire.New(spire.Config{Socket: o.spire})
 		if err != nil {
 			return nil, nil, fmt.Errorf("SPIRE agent %s: %w", o.spire, err)
 		}
-		return identity.NewStore(source, identity.WithSelectors(spire.Selectors)), source, nil
+		return identity.NewStore(source, report, identity.WithSelectors(spire.Selectors)), source, nil
 	}
 	ca, err := caclient.New(caclient.Config{
 		Address: o.ca, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token, Lifetime: o.lifetime,
@@ -44,17 +47,44 @@ func newIdentities(o options) (*identity.Store, io.Closer, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("certificate authority %s: %w", o.ca, err)
 	}
-	return identity.NewStore(ca), ca, nil
+	return identity.NewStore(ca, report), ca, nil
 }
 
-func (p *process) certificates() iter.Seq2[model.Identity, time.Time] {
-	return func(yield func(model.Identity, time.Time) bool) {
-		for _, s := range p.store.All() {
-			if !yield(s.Identity, s.NotAfter()) {
-				return
-			}
+// logFailures tells the log of certificates that are not got or not renewed,
+// and how long those there are serve, but not of every one in an outage.
+func logFailures(log *zap.Logger) func(identity.Status) {
+	const burst = 20
+	limit := rate.NewLimiter(rate.Every(time.Second), burst)
+	return func(s identity.Status) {
+		if !limit.Allow() {
+			return
+		}
+		fields := []zap.Field{zap.Stringer("identity", s.Identity), zap.Uint64("failures", s.Failures), zap.Error(s.Err)}
+		if left := time.Until(s.NotAfter()).Truncate(time.Second); left > 0 {
+			log.Warn("no newer certificate; the one there is serves until it ends", append(fields, zap.Duration("left", left))...)
+			return
+		}
+		log.Error("no certificate: its pods cannot talk", fields...)
+	}
+}
+
+// certificates is the state of each identity: of pods that do not share their
+// certificate, that which ends first.
+func (p *process) certificates() []telemetry.Certificate {
+	var all []telemetry.Certificate
+	for _, s := range p.store.All() { // sorted by identity
+		c := telemetry.Certificate{Identity: s.Identity, NotAfter: s.NotAfter(), Failures: s.Failures}
+		last := len(all) - 1
+		if last < 0 || all[last].Identity != c.Identity {
+			all = append(all, c)
+			continue
+		}
+		all[last].Failures += c.Failures
+		if !c.NotAfter.IsZero() && (all[last].NotAfter.IsZero() || c.NotAfter.Before(all[last].NotAfter)) {
+			all[last].NotAfter = c.NotAfter
 		}
 	}
+	return all
 }
 
 // certificateViews is what the store holds, for people.

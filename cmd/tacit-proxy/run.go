@@ -96,7 +96,7 @@ func newProcess(o options) (*process, error) {
 	p := &process{options: o, log: newLog(), state: state.New(), exports: make(chan []byte, 1)}
 	p.agent = sockets.NewAgent(sockets.AgentConfig{Socket: o.agentSocket, Log: p.log})
 	var err error
-	if p.store, p.source, err = newIdentities(o); err != nil {
+	if p.store, p.source, err = newIdentities(o, p.log); err != nil {
 		return nil, err
 	}
 	p.xds = client.New(client.Config{

@@ -224,9 +224,10 @@ func (f *follower) renewalDue() time.Time {
 
 func (f *follower) isOverdue() bool { return f.current != nil && !now().Before(f.renewalDue()) }
 
-// overdue fires when there is reason to look whether the renewal is.
+// overdue fires when there is reason to look whether the renewal is, once the
+// stream has said something: before, that is what is waited for.
 func (f *follower) overdue() <-chan time.Time {
-	if f.current == nil {
+	if f.current == nil || f.answer == nil {
 		return nil
 	}
 	return time.After(max(0, min(wallStep, f.renewalDue().Sub(now()))))

@@ -74,7 +74,8 @@ func (s subscriber) update() *identity.Material {
 	case m := <-s.updates:
 		return m
 	case <-time.After(patience):
-		s.t.Fatalf("no certificate; the failures: %v", s.drain())
+		all := s.drain()
+		s.t.Fatalf("no certificate; %d failures, the last: %v", len(all), all[max(0, len(all)-3):])
 		return nil
 	}
 }

@@ -3,7 +3,6 @@ package telemetry
 import (
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -81,29 +80,7 @@ func (m *metrics) registerState(registry prometheus.Registerer, o Options) {
 			func() float64 { return float64(o.PoolConnections()) }))
 	}
 	if o.Certificates != nil {
-		registry.MustRegister(certificateCollector{o, prometheus.NewDesc("tacit_certificate_expiry_seconds",
-			"Seconds until the workloads' current certificate ends; negative after.", []string{"identity"}, nil)})
-	}
-}
-
-// certificateCollector has series for the identities held now, no others.
-type certificateCollector struct {
-	options Options
-	desc    *prometheus.Desc
-}
-
-// Describe implements prometheus.Collector.
-func (c certificateCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
-
-// Collect implements prometheus.Collector.
-func (c certificateCollector) Collect(ch chan<- prometheus.Metric) {
-	now := c.options.Now()
-	for id, notAfter := range c.options.Certificates() {
-		if notAfter.IsZero() {
-			continue // none has been issued yet
-		}
-		left := notAfter.Sub(now).Truncate(time.Second).Seconds()
-		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, left, id.String())
+		registry.MustRegister(newCertificateCollector(o))
 	}
 }
 

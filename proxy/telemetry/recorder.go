@@ -2,7 +2,6 @@ package telemetry
 
 import (
 	"context"
-	"iter"
 	"net/http"
 	"net/netip"
 	"sync/atomic"
@@ -36,9 +35,8 @@ type Options struct {
 	Workloads       func() []*model.Workload
 	Generation      func() uint64
 	PoolConnections func() int
-	// Certificates are the identities held and the end of each one's
-	// certificate, zero if there is none yet.
-	Certificates func() iter.Seq2[model.Identity, time.Time]
+	// Certificates are the identities held, each once.
+	Certificates func() []Certificate
 }
 
 // Recorder counts and logs connections. Its methods may be called from any

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"iter"
-	"maps"
 	"net/netip"
 	"strings"
 	"sync"
@@ -149,19 +147,22 @@ func TestGoldenLines(t *testing.T) {
 }
 
 func TestStateGauges(t *testing.T) {
-	var ends map[mesh.Identity]time.Time
+	var held []Certificate
 	w := newWorld(t, func(o *Options) {
 		o.Generation = func() uint64 { return 7 }
 		o.PoolConnections = func() int { return 3 }
-		o.Certificates = func() iter.Seq2[mesh.Identity, time.Time] { return maps.All(ends) }
+		o.Certificates = func() []Certificate { return held }
 	})
-	ends = map[mesh.Identity]time.Time{web.Identity(): w.now.Add(90 * time.Second), db.Identity(): {}}
+	held = []Certificate{{Identity: web.Identity(), NotAfter: w.now.Add(90 * time.Second)}, {Identity: db.Identity(), Failures: 3}}
 	w.want("tacit_snapshot_generation", 7)
 	w.want("tacit_pool_connections", 3)
 	w.want("tacit_certificate_expiry_seconds", 90, "identity=spiffe://cluster.local/ns/shop/sa/web")
+	w.want("istio_cert_expiry_seconds", 90, "identity=spiffe://cluster.local/ns/shop/sa/web")
+	w.want("tacit_certificate_expiry_timestamp_seconds", float64(held[0].NotAfter.Unix()), "identity=spiffe://cluster.local/ns/shop/sa/web")
+	w.want("tacit_certificate_failures_total", 3, "identity="+db.Identity().String())
 	w.now = w.now.Add(100 * time.Second)
 	w.want("tacit_certificate_expiry_seconds", -10)
-	delete(ends, web.Identity())
+	held = held[1:]
 	if n := w.count("tacit_certificate_expiry_seconds"); n != 0 {
 		t.Errorf("%d series of identities that are not held", n)
 	}

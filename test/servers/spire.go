@@ -81,6 +81,7 @@ server {
 	data_dir = %q
 	log_level = "INFO"
 	ca_ttl = "24h"
+	agent_ttl = "1h"
 	default_x509_svid_ttl = "%v"
 }
 plugins {
