@@ -28,16 +28,16 @@ func (s *state) certificates(ctx context.Context) {
 		s.add(Broken, "Certificates", "CA", "ConfigMap tacit-ca-root: "+err.Error(), "see the log of tacitd, which keeps it current")
 	}
 	for _, pod := range s.proxies {
-		text, err := s.c.Run(ctx, pod.Name, cluster.Proxy, []string{"tacit", "status", "-o", "json"})
-		var status admin.Status
+		text, err := s.c.Run(ctx, pod.Name, cluster.Proxy, []string{"tacit", "certs", "-o", "json"})
+		var answer struct{ Certificates []admin.Certificate }
 		if err == nil {
-			err = json.Unmarshal(text, &status)
+			err = json.Unmarshal(text, &answer)
 		}
 		if err != nil {
 			s.unknown("Certificates", pod.Spec.NodeName, err)
 			continue
 		}
-		s.held(pod.Spec.NodeName, status)
+		s.held(pod.Spec.NodeName, answer.Certificates)
 	}
 	s.fine(before, "Certificates", "the CA's and all that the proxies hold are valid, and renewed in time")
 }
@@ -66,17 +66,7 @@ func (s *state) roots(text []byte) error {
 
 // held looks at the certificates of one node. They are renewed at half of
 // their life, so one with less than a third left was not renewed.
-func (s *state) held(node string, status admin.Status) {
-	var all []struct {
-		Identity  string
-		NotBefore time.Time
-		NotAfter  time.Time
-		Error     string
-	}
-	if err := json.Unmarshal(status.Sections["certificates"], &all); err != nil && status.Sections["certificates"] != nil {
-		s.unknown("Certificates", node, err)
-		return
-	}
+func (s *state) held(node string, all []admin.Certificate) {
 	for _, c := range all {
 		why := c.Error
 		if why != "" {

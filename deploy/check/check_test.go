@@ -34,13 +34,13 @@ type world struct {
 	allowed    bool
 	objects    []runtime.Object
 	custom     []runtime.Object
-	facts      map[string]*facts.Node // by node
-	status     map[string]*admin.Status
+	facts      map[string]*facts.Node         // by node
+	held       map[string][]admin.Certificate // by node
 	roots      string
 }
 
 func newWorld() *world {
-	w := &world{kubernetes: "v1.34.4", allowed: true, facts: map[string]*facts.Node{}, status: map[string]*admin.Status{}}
+	w := &world{kubernetes: "v1.34.4", allowed: true, facts: map[string]*facts.Node{}, held: map[string][]admin.Certificate{}}
 	w.add(&core.Namespace{ObjectMeta: meta.ObjectMeta{Name: "shop", Labels: map[string]string{"tacit.mesh/dataplane": "enabled"}}},
 		&core.Namespace{ObjectMeta: meta.ObjectMeta{Name: "plain"}},
 		pod("shop", "web", "node-a", map[string]string{"app": "web"}, map[string]string{"tacit.mesh/redirection": "enabled"}),
@@ -61,8 +61,7 @@ func newWorld() *world {
 			Kernel: "6.1.0", IPv6: true, OpenFiles: 1 << 20, Conntrack: &facts.Use{Now: 10, Max: 1000}, Files: &facts.Use{Now: 10, Max: 1000},
 			Backends: map[string]int{"nft": 40, "legacy": 0}, CNI: []facts.Conflist{{File: "10-a.conflist", Plugins: []string{"bridge", "tacit-cni"}}},
 		}
-		now := time.Now()
-		w.status[node] = &admin.Status{Node: node, Sections: map[string]json.RawMessage{"certificates": certificates(now.Add(-time.Hour), now.Add(23*time.Hour), "")}}
+		w.certificate(node, -time.Hour, 23*time.Hour, "")
 	}
 	for _, name := range []string{cluster.Agent, cluster.Proxy} {
 		w.add(&apps.DaemonSet{ObjectMeta: meta.ObjectMeta{Namespace: "tacit-system", Name: name},
@@ -104,11 +103,6 @@ func custom(apiVersion, kind, name string, spec map[string]any) *unstructured.Un
 	}}
 }
 
-func certificates(notBefore, notAfter time.Time, problem string) json.RawMessage {
-	text, _ := json.Marshal([]map[string]any{{"identity": "spiffe://td/ns/shop/sa/web", "notBefore": notBefore, "notAfter": notAfter, "error": problem}})
-	return text
-}
-
 // connect makes the cluster.
 func (w *world) connect(t *testing.T) *cluster.Cluster {
 	t.Helper()
@@ -130,7 +124,7 @@ func (w *world) connect(t *testing.T) *cluster.Cluster {
 		Run: func(_ context.Context, pod, container string, command []string) ([]byte, error) {
 			node := strings.TrimPrefix(pod, container+"-")
 			if command[0] == "tacit" {
-				return json.Marshal(w.status[node])
+				return json.Marshal(map[string]any{"node": node, "certificates": w.held[node]})
 			}
 			answer := *w.facts[node]
 			if answer.Time.IsZero() {
@@ -263,7 +257,7 @@ func TestFindings(t *testing.T) {
 
 func (w *world) certificate(node string, notBefore, notAfter time.Duration, problem string) {
 	now := time.Now()
-	w.status[node].Sections["certificates"] = certificates(now.Add(notBefore), now.Add(notAfter), problem)
+	w.held[node] = []admin.Certificate{{Identity: "spiffe://td/ns/shop/sa/web", NotBefore: now.Add(notBefore), NotAfter: now.Add(notAfter), Error: problem}}
 }
 
 func (w *world) cilium(settings map[string]string) {
