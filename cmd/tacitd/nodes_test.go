@@ -78,6 +78,13 @@ func TestStatusNamesNodesThatLackAnExtension(t *testing.T) {
 
 // otherProxy connects one that knows of no extensions.
 func (f *fixture) otherProxy(token string) (hangUp func()) {
+	_, hangUp = f.stream(token, nil)
+	return hangUp
+}
+
+// stream opens a stream as a proxy that has addresses already, by their
+// versions.
+func (f *fixture) stream(token string, known map[string]string) (stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient, hangUp func()) {
 	f.t.Helper()
 	ca, err := os.ReadFile(f.path("ca/ca.crt"))
 	if err != nil {
@@ -95,14 +102,35 @@ func (f *fixture) otherProxy(token string) (hangUp func()) {
 	}
 	f.t.Cleanup(func() { _ = conn.Close() })
 	ctx := metadata.AppendToOutgoingContext(f.t.Context(), "authorization", "Bearer "+string(secret))
-	stream, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+	stream, err = discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	for _, typeURL := range []string{wire.AuthorizationType, wire.AddressType} {
-		if err := stream.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: typeURL}); err != nil {
+	for typeURL, versions := range map[string]map[string]string{wire.AuthorizationType: nil, wire.AddressType: known} {
+		if err := stream.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: typeURL, InitialResourceVersions: versions}); err != nil {
 			f.t.Fatal(err)
 		}
 	}
-	return func() { _ = conn.Close() }
+	return stream, func() { _ = conn.Close() }
+}
+
+// addresses are those that such a proxy is sent first, by their versions.
+func (f *fixture) addresses(token string, known map[string]string) map[string]string {
+	f.t.Helper()
+	stream, hangUp := f.stream(token, known)
+	defer hangUp()
+	for {
+		r, err := stream.Recv()
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		if r.GetTypeUrl() != wire.AddressType {
+			continue
+		}
+		out := map[string]string{}
+		for _, resource := range r.GetResources() {
+			out[resource.GetName()] = resource.GetVersion()
+		}
+		return out
+	}
 }
