@@ -77,15 +77,16 @@ func (l *Locator) OnNode(path string, id netns.ID) (string, error) {
 	return "", fmt.Errorf("network namespace %s of the node is not visible to the agent: neither in %s nor as %s", path, l.pins, filepath.Join(l.proc, "1/root", path))
 }
 
-// nodes are the namespaces that are no pod's.
+// nodes are the namespaces that are no pod's: the agent's own, which is the
+// node's, and that of the first process, where that may be looked at.
 func (l *Locator) nodes() (map[netns.ID]bool, error) {
-	ids := map[netns.ID]bool{}
-	for _, path := range []string{"/proc/thread-self/ns/net", l.ofProcess("1")} {
-		id, err := netns.At(path)
-		if err != nil {
-			return nil, fmt.Errorf("the node's own namespaces: %w", err)
-		}
-		ids[id] = true
+	own, err := netns.At("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("the node's own network namespace: %w", err)
+	}
+	ids := map[netns.ID]bool{own: true}
+	if first, err := netns.At(l.ofProcess("1")); err == nil {
+		ids[first] = true
 	}
 	return ids, nil
 }

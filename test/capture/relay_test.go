@@ -157,6 +157,7 @@ type node struct {
 	dir      string
 	proxyUID int
 	host     string // path of the network namespace that probes come from; "" for none
+	locate   func(pods.Pod) (string, error)
 	pod      pods.Pod
 	set      *pods.Set
 	server   *handoff.Server
@@ -198,7 +199,7 @@ func background(t *testing.T, fns ...func(context.Context) error) (stop func()) 
 
 func (n *node) startAgent(backend pods.Backend) {
 	n.server = handoff.New(handoff.Config{Socket: filepath.Join(n.dir, "agent.sock"), ProxyUID: n.proxyUID, Log: n.log.Named("agent")})
-	n.set = pods.New(pods.Config{Sockets: n.server, Backend: backend, Node: n.host, Check: 100 * time.Millisecond, Log: n.log.Named("agent")})
+	n.set = pods.New(pods.Config{Sockets: n.server, Backend: backend, Node: n.host, Locate: n.locate, Check: 100 * time.Millisecond, Log: n.log.Named("agent")})
 	n.set.Update([]pods.Pod{n.pod})
 	n.stop = background(n.t, n.server.Run, n.set.Run)
 }
