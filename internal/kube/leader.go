@@ -24,8 +24,7 @@ const (
 // of all that name it, until the context ends; it returns the context's error.
 // lead must return when its context ends.
 func Lead(ctx context.Context, client kubernetes.Interface, namespace, name, identity string, log *zap.Logger, lead func(context.Context)) error {
-	var leading sync.WaitGroup
-	defer leading.Wait()
+	var leading turn
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Name: name,
 		Lock: &resourcelock.LeaseLock{
@@ -37,10 +36,10 @@ func Lead(ctx context.Context, client kubernetes.Interface, namespace, name, ide
 		ReleaseOnCancel: true,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(ctx context.Context) {
-				leading.Add(1)
-				defer leading.Done()
-				log.Info("leading", zap.String("lease", namespace+"/"+name))
-				lead(ctx)
+				leading.take(func() {
+					log.Info("leading", zap.String("lease", namespace+"/"+name))
+					lead(ctx)
+				})
 			},
 			OnStoppedLeading: func() { log.Info("not leading any more", zap.String("lease", namespace+"/"+name)) },
 		},
@@ -49,7 +48,43 @@ func Lead(ctx context.Context, client kubernetes.Interface, namespace, name, ide
 		return err
 	}
 	for ctx.Err() == nil {
+		leading.begin()
 		elector.Run(ctx)
+		leading.end()
 	}
 	return ctx.Err()
+}
+
+// turn is one time of leading, which client-go begins in a goroutine of its
+// own, maybe only when it is over.
+type turn struct {
+	mu   sync.Mutex
+	open bool
+	work sync.WaitGroup
+}
+
+func (t *turn) begin() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.open = true
+}
+
+func (t *turn) take(work func()) {
+	t.mu.Lock()
+	if !t.open {
+		t.mu.Unlock()
+		return
+	}
+	t.work.Add(1)
+	t.mu.Unlock()
+	defer t.work.Done()
+	work()
+}
+
+// end waits until the work has ended.
+func (t *turn) end() {
+	t.mu.Lock()
+	t.open = false
+	t.mu.Unlock()
+	t.work.Wait()
 }
