@@ -52,11 +52,9 @@ func TestMain(m *testing.M) {
 }
 
 func runTests(m *testing.M, connect func(context.Context) (*Cluster, error)) int {
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	defer stop()
 	begin := time.Now()
 	var err error
-	if shared, err = connect(ctx); err != nil {
+	if shared, err = connect(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -64,7 +62,9 @@ func runTests(m *testing.M, connect func(context.Context) (*Cluster, error)) int
 	code := m.Run()
 	if *keepFlag {
 		fmt.Fprintf(os.Stderr, "the cluster stays until this is interrupted; to look around:\n  nsenter -a -t %s kubectl --kubeconfig %s\n", outerPID(), shared.Kubeconfig)
-		<-ctx.Done()
+		interrupted := make(chan os.Signal, 1)
+		signal.Notify(interrupted, unix.SIGINT, unix.SIGTERM)
+		<-interrupted
 	}
 	if err := shared.Down(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

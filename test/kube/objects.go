@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
@@ -155,15 +157,46 @@ func (c *Cluster) AwaitDeployment(ctx context.Context, namespace, name string) e
 }
 
 // AwaitDaemonSet waits until every node has a ready pod of the newest
-// revision.
+// revision. The status of a DaemonSet does not tell: as long as the old pod of
+// a node is draining it speaks of that.
 func (c *Cluster) AwaitDaemonSet(ctx context.Context, namespace, name string) error {
-	return Await(ctx, c, namespace, name, func(d *appsv1.DaemonSet) error {
-		s := d.Status
-		if s.ObservedGeneration < d.Generation || s.DesiredNumberScheduled == 0 || s.UpdatedNumberScheduled != s.DesiredNumberScheduled || s.NumberAvailable != s.DesiredNumberScheduled {
-			return fmt.Errorf("of %d pods %d are updated and %d available", s.DesiredNumberScheduled, s.UpdatedNumberScheduled, s.NumberAvailable)
+	var last error
+	err := wait.PollUntilContextCancel(ctx, 250*time.Millisecond, true, func(ctx context.Context) (bool, error) {
+		set, err := c.Client.AppsV1().DaemonSets(namespace).Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return false, err
 		}
-		return nil
+		pods, err := c.Client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(set.Spec.Selector)})
+		if err != nil {
+			return false, err
+		}
+		last = daemonsReady(set, pods.Items)
+		return last == nil, nil
 	})
+	if err != nil {
+		return fmt.Errorf("wait for DaemonSet %s/%s: %w, last: %w", namespace, name, err, last)
+	}
+	return nil
+}
+
+// podGeneration is the label of a DaemonSet's pods with the number of its
+// template that they are made of.
+const podGeneration = "pod-template-generation"
+
+// daemonsReady says what is missing of a ready pod of the newest revision on
+// each node.
+func daemonsReady(set *appsv1.DaemonSet, pods []corev1.Pod) error {
+	newest := set.Annotations[appsv1.DeprecatedTemplateGeneration]
+	ready := int32(0)
+	for i := range pods {
+		if pods[i].Labels[podGeneration] == newest && pods[i].DeletionTimestamp == nil && podReady(&pods[i]) == nil {
+			ready++
+		}
+	}
+	if want := set.Status.DesiredNumberScheduled; set.Status.ObservedGeneration < set.Generation || want == 0 || ready < want {
+		return fmt.Errorf("%d of %d nodes have a ready pod of revision %s", ready, want, newest)
+	}
+	return nil
 }
 
 // AwaitPod waits until a pod is ready.

@@ -27,8 +27,7 @@ func strict(e environment) {
 	e.workload("strict", "probed", []string{"serve"}, `
         startupProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1, failureThreshold: 60}
         livenessProbe: {grpc: {port: 9000}, periodSeconds: 1, failureThreshold: 3}
-        readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1, failureThreshold: 1}
-        lifecycle: {postStart: {httpGet: {path: /started, port: 8080}}}`)
+        readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1, failureThreshold: 1}`)
 	e.must(e.AwaitDeployment(e.ctx, "strict", "probed"))
 	pods := e.podNames("strict", "app=probed")
 	for _, name := range pods {

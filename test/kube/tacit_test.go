@@ -27,6 +27,7 @@ func TestTacit(t *testing.T) {
 		{"ControlPlaneAway", controlPlaneAway},
 		{"ServerAway", serverAway},
 		{"PowerCut", powerCut},
+		{"Memory", residentMemory},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			e := use(t)
