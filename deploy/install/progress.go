@@ -40,6 +40,10 @@ func (p progress) String() string {
 	return text
 }
 
+// settle is how long nothing is said of problems: pods that wait for each
+// other have some at first.
+const settle = 10 * time.Second
+
 // wait shows how far the workloads are until all are ready, or the time is up:
 // then the error says which are not, and why.
 func (o Options) wait(ctx context.Context, c *cluster.Cluster, workloads ...string) error {
@@ -52,7 +56,9 @@ func (o Options) wait(ctx context.Context, c *cluster.Cluster, workloads ...stri
 		cancel()
 		w.factory.Shutdown()
 	}()
-	screen := screen{out: o.Out, width: o.Width}
+	screen := progressScreen{out: o.Out, width: o.Width}
+	settled := time.NewTimer(settle)
+	defer settled.Stop()
 	for {
 		var all []progress
 		done := true
@@ -67,6 +73,8 @@ func (o Options) wait(ctx context.Context, c *cluster.Cluster, workloads ...stri
 		}
 		select {
 		case <-w.changed:
+		case <-settled.C:
+			screen.problems = true
 		case <-ctx.Done():
 			return notReady(context.Cause(ctx), o.Timeout, all)
 		}
@@ -253,17 +261,22 @@ func firstLine(s string) string {
 	return line
 }
 
-// screen shows the workloads, each on a line of its own: drawn over on a
+// progressScreen shows the workloads, each on a line of its own: drawn over on a
 // terminal, elsewhere when it changes.
-type screen struct {
+type progressScreen struct {
 	out   io.Writer
 	width int // of the terminal; 0 if there is none
-	last  []string
+	// problems is whether to say what keeps a workload from being ready.
+	problems bool
+	last     []string
 }
 
-func (s *screen) show(all []progress) {
+func (s *progressScreen) show(all []progress) {
 	lines := make([]string, len(all))
 	for i, p := range all {
+		if !s.problems {
+			p.problem = ""
+		}
 		lines[i] = "  " + p.String()
 	}
 	if s.width > 0 && s.last != nil {

@@ -241,8 +241,19 @@ func TestProgress(t *testing.T) {
 	var out bytes.Buffer
 	err := Options{Timeout: 300 * time.Millisecond, Out: &out}.wait(t.Context(), c, cluster.Agent)
 	const problem = "1 of 2 nodes ready: on node-b: ImagePullBackOff no such image"
-	if err == nil || !strings.Contains(err.Error(), problem) || !strings.Contains(err.Error(), "not ready after 300ms") || !strings.Contains(out.String(), problem) {
+	if err == nil || !strings.Contains(err.Error(), problem) || !strings.Contains(err.Error(), "not ready after 300ms") || strings.Contains(out.String(), problem) {
 		t.Errorf("error %v\noutput %s", err, out.String())
+	}
+
+	// Problems are shown once it has had time to settle.
+	var screen bytes.Buffer
+	drawn := &progressScreen{out: &screen}
+	for _, problems := range []bool{false, true} {
+		drawn.problems = problems
+		drawn.show([]progress{{name: cluster.Agent, ready: 1, total: 2, problem: "on node-b: ImagePullBackOff no such image"}})
+		if strings.Contains(screen.String(), problem) != problems {
+			t.Errorf("problems %v: %s", problems, screen.String())
+		}
 	}
 
 	// Somebody mends it once the display shows that it is not ready.
