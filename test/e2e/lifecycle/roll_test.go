@@ -149,6 +149,28 @@ func TestDrainGrace(t *testing.T) {
 	l.awaitServed(3)
 }
 
+// A proxy that lingers has drained for its successor and yet ends only when it
+// is told to; who starts ended programs again is not asked to.
+func TestLinger(t *testing.T) {
+	m := e2e.StartWith(t, world.Config{ProxyArgs: []string{"--linger"}})
+	old := m.Node("a").Proxy()
+	if err := m.Node("a").StartProxy(m.Context()); err != nil { // and nobody tells the old one
+		t.Fatal(err)
+	}
+	logs(t, m, old, 0, "drained; waiting to be told to end")
+	select {
+	case <-old.Ended():
+		t.Fatal("the old proxy ended by itself")
+	default:
+	}
+	if err := old.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Wait(m.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // A third proxy while one drains: two of them may drain at no time. The one
 // that has had its time resets what it still has, the second one goes on.
 func TestThirdProxy(t *testing.T) {
