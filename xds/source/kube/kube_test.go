@@ -10,8 +10,6 @@ import (
 
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
-	securityv1beta1 "istio.io/api/security/v1beta1"
-	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -273,65 +271,6 @@ func TestNothingBeforeAllLists(t *testing.T) {
 	}
 }
 
-// The kinds of policies may come after everything else, and go.
-func TestDefinitionsComeAndGo(t *testing.T) {
-	f := newFixture(t)
-	f.everything()
-	f.start()
-	f.await("without definitions", func(r build.Result, _ []error) bool { return len(r.Workloads) == 1 && len(r.Policies) == 0 })
-	kind := security.Kinds()[0]
-	ctx, definitions := t.Context(), f.dynamic.Resource(crds)
-	if _, err := definitions.Create(ctx, parse(t, definition(kind, "v1", false)), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	f.createPolicy(0, "v1", allowWeb)
-	if _, err := definitions.Update(ctx, parse(t, definition(kind, "v1", true)), metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	f.await("the kind has come", func(r build.Result, _ []error) bool { return len(r.Policies) == 1 })
-	if err := definitions.Delete(ctx, kind.Resource+".security.istio.io", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	f.await("the kind has gone", func(r build.Result, _ []error) bool { return len(r.Policies) == 0 })
-	if _, err := definitions.Create(ctx, parse(t, definition(kind, "v1", true)), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	f.await("the kind is back", func(r build.Result, _ []error) bool { return len(r.Policies) == 1 })
-}
-
-// A policy that cannot be read stays as it was; one that never could be read
-// denies.
-func TestPolicyThatCannotBeRead(t *testing.T) {
-	f := newFixture(t, definitions("v1")...)
-	f.everything()
-	f.createPolicy(0, "v1", broken)
-	f.start()
-	denies := func(r build.Result, errs []error) bool {
-		return len(r.Policies) == 1 && r.Policies[0].Action == model.ActionDeny && r.Policies[0].Scope == model.ScopeSelector && len(r.Workloads[0].Policies) == 1 && len(errs) == 1
-	}
-	f.await("nothing is known of it", denies)
-	const want = `AuthorizationPolicy shop/p: spec.rules[0].from[0].source.nameSpaces: unknown field "nameSpaces": until that is mended everything is denied that it may be about`
-	if got := f.firstError(); got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
-	allows := func(n int) func(build.Result, []error) bool {
-		return func(r build.Result, errs []error) bool {
-			return len(r.Policies) == 1 && r.Policies[0].Action == model.ActionAllow && len(errs) == n
-		}
-	}
-	f.updatePolicy(allowWeb)
-	f.await("mended", allows(0))
-	f.updatePolicy(broken)
-	f.await("broken again", allows(1))
-	if got := f.firstError(); !strings.HasSuffix(got, "its last good version, of generation 1, stays in force") {
-		t.Errorf("error %s", got)
-	}
-	if err := f.dynamic.Resource(policyResource(0, "v1")).Namespace("shop").Delete(t.Context(), "p", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	f.await("gone", func(r build.Result, errs []error) bool { return len(r.Policies) == 0 && len(errs) == 0 })
-}
-
 func TestForbiddenNamesTheVerb(t *testing.T) {
 	f := newFixture(t, definitions("v1")...)
 	f.client.PrependReactor("list", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) {
@@ -355,48 +294,4 @@ func (f *fixture) awaitWaiting(wanted func([]string) bool) {
 			f.t.Fatalf("waiting for %v", waiting)
 		}
 	}
-}
-
-// What stands in for an unreadable policy denies whatever it covers.
-func TestClosed(t *testing.T) {
-	meta := metav1.ObjectMeta{Namespace: "shop", Name: "p"}
-	for _, kind := range security.Kinds() {
-		if kind.Group() != security.Group {
-			continue // about limits
-		}
-		r := build.Build(build.Settings{}, build.Objects{AuthorizationPolicies: authorization(kind.Closed(meta, nil)), PeerAuthentications: peer(kind.Closed(meta, nil)), RequestAuthentications: request(kind.Closed(meta, nil))})
-		for _, p := range r.Policies {
-			if p.Action != model.ActionDeny {
-				t.Errorf("%s: %+v", kind.Kind.Kind, p)
-			}
-		}
-		if len(r.Policies) == 0 {
-			t.Errorf("%s: no policy", kind.Kind.Kind)
-		}
-	}
-	p := authorization(security.Kinds()[0].Closed(meta, nil))[0]
-	if p.Spec.Action != securityv1beta1.AuthorizationPolicy_DENY || p.Spec.Selector != nil {
-		t.Errorf("stands in: %v", p)
-	}
-}
-
-func request(o metav1.Object) (out []*securityv1.RequestAuthentication) {
-	if p, ok := o.(*securityv1.RequestAuthentication); ok {
-		out = append(out, p)
-	}
-	return out
-}
-
-func authorization(o metav1.Object) (out []*securityv1.AuthorizationPolicy) {
-	if p, ok := o.(*securityv1.AuthorizationPolicy); ok {
-		out = append(out, p)
-	}
-	return out
-}
-
-func peer(o metav1.Object) (out []*securityv1.PeerAuthentication) {
-	if p, ok := o.(*securityv1.PeerAuthentication); ok {
-		out = append(out, p)
-	}
-	return out
 }

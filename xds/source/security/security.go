@@ -166,7 +166,7 @@ func Describe(err error) string {
 	var add func(error)
 	add = func(err error) {
 		var e *manifests.Error
-		if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // undoes errors.Join, one level at a time
+		if joined, ok := err.(interface{ Unwrap() []error }); ok {
 			for _, part := range joined.Unwrap() {
 				add(part)
 			}
