@@ -1,0 +1,160 @@
+package extauthz
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"github.com/google/go-cmp/cmp"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/tacit-mesh/tacit/proxy/policy"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// authorizer decides by the header x-role.
+type authorizer struct {
+	authv3.UnimplementedAuthorizationServer
+	asked chan *authv3.CheckRequest
+}
+
+func option(name, value string, add bool) *corev3.HeaderValueOption {
+	o := &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: name, Value: value}}
+	if add {
+		o.Append = wrapperspb.Bool(true) //nolint:staticcheck // what providers send
+	}
+	return o
+}
+
+func (a *authorizer) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	a.asked <- r
+	switch r.GetAttributes().GetRequest().GetHttp().GetHeaders()["x-role"] {
+	case "admin":
+		return &authv3.CheckResponse{HttpResponse: &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{
+			Headers: []*corev3.HeaderValueOption{option("X-User", "ann", false), option("x-tag", "b", true)}, HeadersToRemove: []string{"x-role"},
+		}}}, nil
+	case "slow":
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return &authv3.CheckResponse{
+		Status: &rpcstatus.Status{Code: int32(codes.PermissionDenied)},
+		HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
+			Status: &typev3.HttpStatus{Code: typev3.StatusCode_Unauthorized}, Body: "who are you?", Headers: []*corev3.HeaderValueOption{option("x-why", "role", false)},
+		}},
+	}, nil
+}
+
+func declared(t *testing.T, protocol model.ProviderProtocol, at net.Addr) *model.Provider {
+	t.Helper()
+	a := netip.MustParseAddrPort(at.String())
+	return &model.Provider{Name: "p", Protocol: protocol, Host: a.Addr().String(), Port: a.Port(), Timeout: 10 * time.Second}
+}
+
+func question(role string) *Question {
+	return &Question{
+		ID: "1", Method: "GET", Target: "/a?b=c", Host: "shop", Protocol: "HTTP/1.1",
+		Headers: []policy.HeaderField{{Name: "X-Role", Value: role}, {Name: "A", Value: "1"}, {Name: "a", Value: "2"}},
+		Source:  netip.MustParseAddrPort("198.18.1.10:1000"), Destination: netip.MustParseAddrPort("198.18.2.10:80"),
+		Principal: "spiffe://td/ns/a/sa/b",
+	}
+}
+
+func TestGRPC(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &authorizer{asked: make(chan *authv3.CheckRequest, 10)}
+	s := grpc.NewServer()
+	authv3.RegisterAuthorizationServer(s, a)
+	go func() { _ = s.Serve(l) }()
+	defer s.Stop()
+	c := New((&net.Dialer{}).DialContext)
+	defer c.Close()
+	to := declared(t, model.ProviderGRPC, l.Addr())
+
+	answer, err := c.Ask(t.Context(), to, question("admin"))
+	want := &Answer{
+		Allowed: true, Remove: []string{"x-role"},
+		Set: []policy.HeaderField{{Name: "x-user", Value: "ann"}}, Append: []policy.HeaderField{{Name: "x-tag", Value: "b"}},
+	}
+	if diff := cmp.Diff(want, answer); err != nil || diff != "" {
+		t.Errorf("allowed: %v\n%s", err, diff)
+	}
+	asked := (<-a.asked).GetAttributes()
+	h := asked.GetRequest().GetHttp()
+	if h.GetPath() != "/a?b=c" || h.GetHost() != "shop" || h.GetMethod() != "GET" || h.GetHeaders()["a"] != "1,2" ||
+		asked.GetSource().GetPrincipal() != "spiffe://td/ns/a/sa/b" || asked.GetSource().GetAddress().GetSocketAddress().GetPortValue() != 1000 {
+		t.Errorf("asked about %v", asked)
+	}
+
+	answer, err = c.Ask(t.Context(), to, question("user"))
+	want = &Answer{Status: 401, Body: "who are you?", Headers: []policy.HeaderField{{Name: "x-why", Value: "role"}}}
+	if diff := cmp.Diff(want, answer); err != nil || diff != "" {
+		t.Errorf("denied: %v\n%s", err, diff)
+	}
+
+	to.Timeout = 50 * time.Millisecond
+	if _, err := c.Ask(t.Context(), to, question("slow")); err == nil {
+		t.Error("no error from a provider that takes too long")
+	}
+	s.Stop()
+	if _, err := c.Ask(t.Context(), to, question("admin")); err == nil {
+		t.Error("no error from a provider that is gone")
+	}
+}
+
+func TestHTTP(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Seen", fmt.Sprint(r.Method, " ", r.Host, " ", r.URL, " ", r.Header.Get("A"), r.Header.Get("X-Extra")))
+		w.Header().Set("X-Secret", "1")
+		switch r.Header.Get("X-Role") {
+		case "admin":
+		case "broken":
+			w.WriteHeader(http.StatusBadGateway)
+		case "moved":
+			w.Header().Set("Location", "/login")
+			w.WriteHeader(http.StatusFound)
+		default:
+			w.WriteHeader(http.StatusForbidden)
+			fmt.Fprint(w, "no")
+		}
+	}))
+	defer s.Close()
+	c := New((&net.Dialer{}).DialContext)
+	defer c.Close()
+	to := declared(t, model.ProviderHTTP, s.Listener.Addr())
+	to.PathPrefix = "/check"
+	to.IncludeRequestHeaders = []model.StringMatch{{Value: "x-role"}}
+	to.IncludeAdditionalHeaders = map[string]string{"X-Extra": "e"}
+	to.HeadersToUpstreamOnAllow = []model.StringMatch{{Value: "x-seen"}}
+
+	answer, err := c.Ask(t.Context(), to, question("admin"))
+	want := &Answer{Allowed: true, Set: []policy.HeaderField{{Name: "x-seen", Value: "GET shop /check/a?b=c e"}}}
+	if diff := cmp.Diff(want, answer); err != nil || diff != "" {
+		t.Errorf("allowed: %v\n%s", err, diff)
+	}
+	answer, err = c.Ask(t.Context(), to, question("user"))
+	if err != nil || answer.Allowed || answer.Status != 403 || answer.Body != "no" || len(answer.Headers) != 0 {
+		t.Errorf("denied: %+v, %v", answer, err)
+	}
+	answer, err = c.Ask(t.Context(), to, question("moved"))
+	if err != nil || answer.Status != 302 || len(answer.Headers) != 1 || answer.Headers[0].Value != "/login" {
+		t.Errorf("redirected: %+v, %v", answer, err)
+	}
+	if _, err = c.Ask(t.Context(), to, question("broken")); err == nil {
+		t.Error("a provider that fails has decided")
+	}
+}
