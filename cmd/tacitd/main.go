@@ -76,7 +76,7 @@ func command() *cobra.Command {
 		if o.kubernetes {
 			required = nil
 		}
-		if err := cli.Check(cmd, required, err, o.check()); err != nil {
+		if err := cli.Check(cmd, required, err, o.check(), readMeshConfig(o.meshConfig, &o.settings)); err != nil {
 			return err
 		}
 		if !cmd.Flag("root-namespace").Changed {
@@ -93,6 +93,7 @@ func command() *cobra.Command {
 	f := cmd.Flags()
 	o.clusterFlags(f)
 	f.StringVar(&o.from, "from", "", "`directory` of Kubernetes manifests")
+	f.StringVar(&o.meshConfig, "mesh-config", "", "`file` with what holds for the whole mesh: extensionProviders and pathNormalization as in Istio's MeshConfig, rateLimitStore")
 	f.StringVar(&o.listen, "listen", ":15012", "`address` for the proxies, xDS and certificates alike")
 	f.StringVar(&o.caDir, "ca-dir", "", "`directory` of the CA's key and certificate; with --kubernetes, instead of the Secret")
 	f.StringVar(&o.tokens, "tokens", "", "`file` of lines \"TOKEN NODE\", mode 0600")
@@ -109,6 +110,7 @@ func command() *cobra.Command {
 type options struct {
 	from, listen, caDir, tokens, serverName string
 	settings                                build.Settings
+	meshConfig                              string
 	maxTTL                                  time.Duration
 	statusFile, metrics                     string
 	clusterOptions

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/tacit-mesh/tacit/xds/build"
+	"github.com/tacit-mesh/tacit/xds/jwks"
 	"github.com/tacit-mesh/tacit/xds/model"
 	"github.com/tacit-mesh/tacit/xds/server"
 )
@@ -32,6 +33,7 @@ type mesh struct {
 
 	mu      sync.Mutex
 	build   *build.Mesh
+	keys    *jwks.Fetcher  // nil in tests of other parts
 	objects *build.Objects // as last read, where all of them are read at once
 	known   bool           // the first objects are in
 	unsent  model.Update   // what could not be sent
@@ -75,21 +77,8 @@ func (m *mesh) note(errs []error) {
 }
 
 func (m *mesh) apply(c build.Changes) {
-	u := merge(m.unsent, m.build.Apply(c))
-	changed := len(u.Workloads) + len(u.Services) + len(u.Policies)
-	removed := len(u.RemovedAddresses) + len(u.RemovedPolicies)
-	if m.known && changed+removed == 0 {
-		return
-	}
-	if err := m.ads.Apply(u); err != nil {
-		m.unsent = u
-		m.log.Error("nothing of the last change is in force", zap.Error(err))
-		return
-	}
-	m.known, m.unsent = true, model.Update{}
-	counts := m.build.Counts()
-	m.log.Info("mesh updated", zap.Int("workloads", counts.Workloads), zap.Int("services", counts.Services),
-		zap.Int("policies", counts.Policies), zap.Int("changed", changed), zap.Int("removed", removed))
+	m.send(m.build.Apply(c))
+	m.wantKeys()
 }
 
 // merge is one update that does what two do, one after the other.

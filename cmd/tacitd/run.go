@@ -78,6 +78,7 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	ads := server.New(log, nodeauth.Node)
 	mesh := newMesh(o.settings, ads, log)
 	mesh.statusFile, mesh.tell, mesh.interval = o.statusFile, p.tell, p.interval
+	mesh.keys = newFetcher(mesh, log)
 	certificates := &ca.Service{
 		Authority: p.authority, TrustDomain: o.settings.TrustDomain, MaxTTL: o.maxTTL,
 		Node: nodeauth.Node, Authorize: mesh.authorize, Log: log,
@@ -105,6 +106,7 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	group.Go(func() error { return g.Serve(netutil.LimitListener(listener, maxConnections)) })
 	group.Go(func() error { return p.objects(ctx, mesh) })
 	group.Go(func() error { return mesh.followStatus(ctx) })
+	group.Go(func() error { return mesh.keys.Run(ctx) })
 	for _, task := range p.tasks {
 		group.Go(func() error { return task(ctx) })
 	}

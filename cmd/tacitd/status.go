@@ -32,6 +32,7 @@ type policyStatus struct {
 	Generation int64    `json:"observedGeneration"`
 	Enforced   bool     `json:"enforced"`
 	Layer      string   `json:"layer,omitempty"`
+	Ports      []string `json:"ports,omitempty"` // PORT/LAYER
 	Messages   []string `json:"messages,omitempty"`
 }
 
@@ -83,7 +84,7 @@ func newStatus(m *build.Mesh, errs []error, lacking func(*model.Policy) []string
 			p.Messages = append([]string{message}, p.Messages...)
 		}
 		s.statuses = append(s.statuses, p)
-		s.Policies = append(s.Policies, policyStatus{p.Kind, p.Namespace, p.Name, p.Generation, p.Enforced, p.Layer, p.Messages})
+		s.Policies = append(s.Policies, policyStatus{p.Kind, p.Namespace, p.Name, p.Generation, p.Enforced, p.Layer, p.Ports, p.Messages})
 	}
 	for _, p := range m.Problems() {
 		s.Problems = append(s.Problems, problem{p.Kind, p.Namespace, p.Name, p.Err.Error()})
