@@ -21,10 +21,10 @@ const ownNamespace = "/proc/thread-self/ns/net"
 func (o *options) run(ctx context.Context, log *zap.Logger) error {
 	defer func() { _ = log.Sync() }()
 	g, gctx := errgroup.WithContext(ctx)
-	server := handoff.New(handoff.Config{
+	handing := handoff.Config{
 		Socket: filepath.Join(o.runDir, "agent.sock"), ProxyUID: o.proxyUID, ProxyCgroup: o.proxyCgroup, Log: log,
-	})
-	config := pods.Config{Sockets: server, Backend: pods.Backend(o.iptables), Node: ownNamespace, Log: log}
+	}
+	config := pods.Config{Backend: pods.Backend(o.iptables), Node: ownNamespace, Log: log}
 	var source pods.Source = &pods.Manifests{
 		Dir: o.from, NetNSDir: o.netnsDir, Node: o.node, TrustDomain: o.trustDomain, Skips: o.skips, Log: log,
 	}
@@ -36,7 +36,10 @@ func (o *options) run(ctx context.Context, log *zap.Logger) error {
 		}
 		source = node.source
 		config.Locate, config.Announce, config.Report = node.locator.Locate, node.source.Announce, node.source.Report
+		handing.CheckGroups = node.source.CheckProxy(o.namespace)
 	}
+	server := handoff.New(handing)
+	config.Sockets = server
 	set := pods.New(config)
 	ready := set.Synced
 	if node != nil {
@@ -53,7 +56,14 @@ func (o *options) run(ctx context.Context, log *zap.Logger) error {
 		log.Info("serving metrics", zap.Stringer("address", listener.Addr()))
 		g.Go(func() error { return httpserve.Run(gctx, listener, handler(set, server, ready)) })
 	}
-	g.Go(func() error { return server.Run(gctx) })
+	g.Go(func() error {
+		if node != nil { // before, it cannot tell who is the proxy
+			if err := node.source.Await(gctx); err != nil {
+				return err
+			}
+		}
+		return server.Run(gctx)
+	})
 	g.Go(func() error { return set.Run(gctx) })
 	g.Go(func() error { return source.Run(gctx, set.Update) })
 	log.Info("tacit-agent started", zap.String("node", o.node))

@@ -36,7 +36,7 @@ func (s *Server) checkPeerOf(fd int) (int, error) {
 	if int(cred.Uid) != s.cfg.ProxyUID {
 		return 0, fmt.Errorf("process %d runs as user %d, not as the proxy's user %d", pid, cred.Uid, s.cfg.ProxyUID)
 	}
-	if s.cfg.ProxyCgroup == "" {
+	if s.cfg.ProxyCgroup == "" && s.cfg.CheckGroups == nil {
 		return pid, nil
 	}
 	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
@@ -46,8 +46,13 @@ func (s *Server) checkPeerOf(fd int) (int, error) {
 	if err := stillAlive(fd); err != nil {
 		return 0, fmt.Errorf("process %d: %w", pid, err)
 	}
-	if !inCgroup(string(content), s.cfg.ProxyCgroup) {
+	if s.cfg.ProxyCgroup != "" && !inCgroup(string(content), s.cfg.ProxyCgroup) {
 		return 0, fmt.Errorf("process %d is not in the proxy's control group %s", pid, s.cfg.ProxyCgroup)
+	}
+	if s.cfg.CheckGroups != nil {
+		if err := s.cfg.CheckGroups(string(content)); err != nil {
+			return 0, fmt.Errorf("process %d: %w", pid, err)
+		}
 	}
 	return pid, nil
 }

@@ -35,6 +35,9 @@ type Config struct {
 	// ProxyCgroup is the control group, such as "/kubepods.slice/...", in or
 	// below which the proxy must run; empty leaves that unchecked.
 	ProxyCgroup string
+	// CheckGroups says, by the lines of its /proc/PID/cgroup, why a process is
+	// not the proxy; nil leaves that unchecked.
+	CheckGroups func(groups string) error
 	Log         *zap.Logger
 }
 

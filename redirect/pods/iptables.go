@@ -196,7 +196,10 @@ func run(ctx context.Context, input, program string, args ...string) (string, er
 	cmd.Stdin = strings.NewReader(input)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
+	switch err := cmd.Run(); {
+	case errors.Is(err, exec.ErrNotFound):
+		return "", fmt.Errorf("%s is not installed; the agent needs the programs of the package iptables: %w", program, err)
+	case err != nil:
 		return "", fmt.Errorf("%s: %w: %s", program, errors.Join(err, ctx.Err()), strings.TrimSpace(stderr.String()))
 	}
 	return stdout.String(), nil

@@ -158,6 +158,7 @@ type node struct {
 	proxyUID int
 	host     string // path of the network namespace that probes come from; "" for none
 	locate   func(pods.Pod) (string, error)
+	report   func(pods.Pod, pods.Problem)
 	pod      pods.Pod
 	set      *pods.Set
 	server   *handoff.Server
@@ -199,7 +200,7 @@ func background(t *testing.T, fns ...func(context.Context) error) (stop func()) 
 
 func (n *node) startAgent(backend pods.Backend) {
 	n.server = handoff.New(handoff.Config{Socket: filepath.Join(n.dir, "agent.sock"), ProxyUID: n.proxyUID, Log: n.log.Named("agent")})
-	n.set = pods.New(pods.Config{Sockets: n.server, Backend: backend, Node: n.host, Locate: n.locate, Check: 100 * time.Millisecond, Log: n.log.Named("agent")})
+	n.set = pods.New(pods.Config{Sockets: n.server, Backend: backend, Node: n.host, Locate: n.locate, Report: n.report, Check: 100 * time.Millisecond, Log: n.log.Named("agent")})
 	n.set.Update([]pods.Pod{n.pod})
 	n.stop = background(n.t, n.server.Run, n.set.Run)
 }

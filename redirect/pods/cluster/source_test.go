@@ -275,6 +275,33 @@ func TestEnrol(t *testing.T) {
 	r.await(t, "without its sandbox", func(p map[string]pods.Pod) bool { return len(p) == 1 })
 }
 
+// The proxy is known by its pod, whatever another process says of itself.
+func TestCheckProxy(t *testing.T) {
+	const uid, other = "3f1d7c9a-0b1e-4c55-9d64-0a3f5f0e8b11", "8a6d2c1b-1111-4222-8333-444455556666"
+	account := func(uid, name string) func(*corev1.Pod) {
+		return func(p *corev1.Pod) { p.UID, p.Spec.ServiceAccountName = types.UID(uid), name }
+	}
+	r := start(t, pod("tacit-system", "proxy", account(uid, "tacit-proxy")), pod("tacit-system", "agent", account(other, "tacit-agent")),
+		pod("shop", "proxy", account("11111111-1111-4222-8333-444455556666", "tacit-proxy")))
+	r.drain(t)
+	if err := r.Await(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	check := r.CheckProxy("tacit-system")
+	for group, want := range map[string]string{
+		"/kubepods/pod" + uid + "/c":                          "",
+		"/kubepods/pod" + other + "/c":                        "none of the service account tacit-system/tacit-proxy",
+		"/kubepods/pod11111111-1111-4222-8333-444455556666/c": "none of the service account",
+		"/kubepods/pod" + other + "/c/pod" + uid:              "none of the service account",
+		"/user.slice/session-1.scope":                         "in no pod",
+	} {
+		err := check("0::" + group + "\n")
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", group, err, want)
+		}
+	}
+}
+
 func TestStrip(t *testing.T) {
 	p := pod("in", "web", func(p *corev1.Pod) {
 		p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "m"}}

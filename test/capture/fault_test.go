@@ -1,0 +1,92 @@
+package capture
+
+import (
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tacit-mesh/tacit/redirect/pods"
+)
+
+// problem waits until the pod's owner is told of one.
+func problem(t *testing.T, told <-chan pods.Problem, reason pods.Reason, text string) {
+	t.Helper()
+	timeout := time.After(20 * time.Second)
+	for {
+		select {
+		case p := <-told:
+			if p.Reason == reason && strings.Contains(p.Text, text) {
+				return
+			}
+			t.Errorf("told of %+v", p)
+		case <-timeout:
+			t.Fatalf("never told of %s: %s", reason, text)
+		}
+	}
+}
+
+// A node without iptables is said to be one, on each pod, and captures its
+// pods as soon as it has them.
+func TestWithoutIptables(t *testing.T) {
+	pod, _ := newPair(t)
+	n := newNode(t, pod)
+	told := make(chan pods.Problem, 10)
+	n.report = func(_ pods.Pod, p pods.Problem) { told <- p }
+	path := os.Getenv("PATH")
+	t.Setenv("PATH", t.TempDir())
+	n.startAgent(pods.BackendAuto)
+	problem(t, told, pods.ReasonFailed, "the agent needs the programs of the package iptables")
+	if s := n.set.Status()[0]; s.State != pods.StatePending || s.Settled || s.Err == nil {
+		t.Errorf("got %+v", s)
+	}
+	t.Setenv("PATH", path)
+	n.await(pods.StateCaptured)
+}
+
+// What of a pod cannot be captured, or is not in force, its owner is told once.
+func TestReports(t *testing.T) {
+	pod, _ := newPair(t)
+	pod.run(t, "ip", "link", "add", "net1", "type", "dummy")
+	pod.run(t, "ip", "address", "add", "198.18.99.1/24", "dev", "net1")
+	n := newNode(t, pod)
+	n.pod.Faults = []string{"annotation of no use"}
+	told := make(chan pods.Problem, 10)
+	n.report = func(_ pods.Pod, p pods.Problem) { told <- p }
+	n.start(pods.BackendAuto)
+	problem(t, told, pods.ReasonIgnored, "annotation of no use")
+	problem(t, told, pods.ReasonGap, "further addresses: 198.18.99.1")
+	n.update(func(p *pods.Pod) { p.Capture, p.Refused = false, "its runtime class" })
+	problem(t, told, pods.ReasonRefused, "its runtime class")
+	n.await(pods.StateLeft)
+	select {
+	case p := <-told:
+		t.Errorf("told again of %+v", p)
+	default:
+	}
+}
+
+// A label that goes on and off many times a second ends as the last one says,
+// and cuts nothing on the way.
+func TestFlapping(t *testing.T) {
+	pod, peer := newPair(t)
+	echo(t, peer.listen(t, ":80"))
+	n := newNode(t, pod)
+	n.start(pods.BackendAuto)
+	captured := pod.dial(t, netip.AddrPortFrom(peer4, 80))
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for i := range 31 {
+		n.update(func(p *pods.Pod) { p.Capture = i%2 == 0 })
+		if _, err := say(captured, "still here"); err != nil {
+			t.Fatalf("change %d: %v", i, err)
+		}
+		<-tick.C
+	}
+	n.await(pods.StateCaptured)
+	seen := n.relay.out.Load()
+	if _, err := say(pod.dial(t, netip.AddrPortFrom(peer4, 80)), "hello"); err != nil || n.relay.out.Load() != seen+1 {
+		t.Errorf("not captured in the end: %v", err)
+	}
+}
