@@ -107,7 +107,7 @@ func refusal(last *release.Release) error {
 	case status == "failed" || status == "uninstalled":
 		return nil
 	}
-	return fmt.Errorf("Tacit %s is installed in namespace %s already. To change it: tacit upgrade", last.Chart.Metadata.AppVersion, last.Namespace)
+	return fmt.Errorf("there is Tacit %s in namespace %s already. To change it: tacit upgrade", last.Chart.Metadata.AppVersion, last.Namespace)
 }
 
 // helm is what Helm's library needs for each action. Its own log would only
