@@ -108,10 +108,16 @@ func (e environment) must(errs ...error) {
 func (e environment) newNamespace(name string, labels map[string]string) {
 	e.t.Helper()
 	e.must(e.CreateNamespace(e.ctx, name, labels))
+	e.atEnd(func(e environment) error { return e.Delete(e.ctx, "v1", "Namespace", "", name) })
+}
+
+// atEnd does something at the end of the test, whose own context is over by
+// then.
+func (e environment) atEnd(do func(environment) error) {
 	e.t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), patience)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), 2*patience)
 		defer cancel()
-		if err := e.Delete(ctx, "v1", "Namespace", "", name); err != nil {
+		if err := do(environment{e.Cluster, e.t, ctx}); err != nil {
 			e.t.Error(err)
 		}
 	})

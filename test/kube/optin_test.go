@@ -18,6 +18,11 @@ func optIn(e environment) {
 	web.progress()
 	e.awaitEncrypted("web")
 	web.wantNoFailure("opting in")
+	e.must(e.Apply(e.ctx, fmt.Sprintf(requireTLS, "shop")))
+	web.progress()
+	e.must(e.Delete(e.ctx, "security.istio.io/v1", "PeerAuthentication", "shop", "strict"))
+	web.progress()
+	web.wantNoFailure("STRICT for a while")
 
 	e.label("web", dataplaneLabel, "null")
 	e.awaitCapture("web", false)

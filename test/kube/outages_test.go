@@ -29,7 +29,10 @@ func controlPlaneAway(e environment) {
 	e.awaitEncrypted("web")
 
 	e.scale("tacitd", 0)
-	e.t.Cleanup(func() { e.scale("tacitd", 1) })
+	e.atEnd(func(e environment) error {
+		e.scale("tacitd", 1)
+		return nil
+	})
 	e.wait(away)
 	web.progress()
 	e.roll("DaemonSet", "tacit-proxy")

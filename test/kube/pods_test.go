@@ -56,7 +56,7 @@ func firstMoments(e environment) {
 // soon are another's: each has its own identity throughout.
 func storm(e environment) {
 	e = e.within(8 * time.Minute)
-	e.identities("storm", 60, 12)
+	e.identities("storm", 100, 16)
 }
 
 // identities runs pods of two identities, of which a server lets in one.

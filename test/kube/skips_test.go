@@ -18,7 +18,7 @@ func skips(e environment) {
 		`spec: {template: {metadata: {annotations: {config.linkerd.io/skip-inbound-ports: "7000"}}}}`))
 	e.must(e.AwaitDeployment(e.ctx, "skips", "database"))
 	e.workload("default", "plain", nil, "")
-	e.t.Cleanup(func() { e.must(e.Delete(e.ctx, "apps/v1", "Deployment", "default", "plain")) })
+	e.atEnd(func(e environment) error { return e.Delete(e.ctx, "apps/v1", "Deployment", "default", "plain") })
 	e.must(e.AwaitDeployment(e.ctx, "default", "plain"))
 	e.workload("skips", "client", nil, "")
 	e.must(e.AwaitDeployment(e.ctx, "skips", "client"))
@@ -37,7 +37,7 @@ func skips(e environment) {
 	e.eventually("a port that is not skipped", func() error { return e.get("skips", client, web) })
 
 	e.must(e.InstallTacit(e.ctx, "upgrade", tag, "skips.mode=none"))
-	e.t.Cleanup(func() { e.must(e.InstallTacit(e.ctx, "upgrade", tag, "skips.mode=any")) })
+	e.atEnd(func(e environment) error { return e.InstallTacit(e.ctx, "upgrade", tag, "skips.mode=any") })
 	e.eventually("skipping is forbidden", func() error {
 		if e.exchange("default", plain, host) == nil {
 			return errors.New("but the port is still skipped")

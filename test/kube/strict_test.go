@@ -41,7 +41,7 @@ func strict(e environment) {
 	}
 
 	e.workload("default", "outside", nil, "")
-	e.t.Cleanup(func() { e.must(e.Delete(e.ctx, "apps/v1", "Deployment", "default", "outside")) })
+	e.atEnd(func(e environment) error { return e.Delete(e.ctx, "apps/v1", "Deployment", "default", "outside") })
 	e.must(e.AwaitDeployment(e.ctx, "default", "outside"))
 	e.workload("strict", "inside", nil, "")
 	e.must(e.AwaitDeployment(e.ctx, "strict", "inside"))
