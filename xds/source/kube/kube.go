@@ -12,6 +12,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -46,6 +47,7 @@ type Source struct {
 
 	mu      sync.Mutex
 	readers map[string]*reader // by resource
+	kinds   []*policies
 	stored  map[string]*stored // kinds of policies
 }
 
@@ -63,7 +65,7 @@ type stored struct {
 // for it that denies.
 func (s *Source) Run(ctx context.Context, changed func(build.Changes, []error)) error {
 	s.mu.Lock()
-	s.readers, s.stored = map[string]*reader{}, map[string]*stored{}
+	s.readers, s.kinds, s.stored = map[string]*reader{}, nil, map[string]*stored{}
 	s.mu.Unlock()
 	group, ctx := errgroup.WithContext(ctx)
 	b := newBatch()
@@ -78,6 +80,9 @@ func (s *Source) Run(ctx context.Context, changed func(build.Changes, []error)) 
 	}
 	for _, kind := range security.Kinds() {
 		p := newPolicies(s, kind, b)
+		s.mu.Lock()
+		s.kinds = append(s.kinds, p)
+		s.mu.Unlock()
 		synced, err := p.start(ctx, group)
 		if err != nil {
 			return err
@@ -109,14 +114,21 @@ func (s *Source) Waiting() []string {
 			out = append(out, resource)
 		}
 	}
+	for _, p := range s.kinds {
+		if s.readers[p.resource()] == nil && len(out) == 0 && !p.listed.Load() {
+			out = append(out, fmt.Sprintf("%s: none of its versions is served that are read here (%s)", p.resource(), strings.Join(p.kind.Versions(), ", ")))
+		}
+	}
 	return out
 }
 
-func (s *Source) keep(kind string, objects *stored) {
+// keep remembers where the objects of a kind are; nil that it is no more.
+func (s *Source) keep(p *policies, objects *stored) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stored[kind] = objects; objects == nil {
-		delete(s.stored, kind)
+	if s.stored[p.kind.Kind.Kind] = objects; objects == nil {
+		delete(s.stored, p.kind.Kind.Kind)
+		delete(s.readers, p.resource())
 	}
 }
 

@@ -34,8 +34,8 @@ type policies struct {
 	kind   security.Kind
 	batch  *batch
 
-	versions chan string // the one to read, "" for none; the latest only
-	listed   atomic.Bool
+	offers chan offer // the latest only
+	listed atomic.Bool
 
 	mu    sync.Mutex
 	known map[objectKey]metav1.Object // what was said to be there
@@ -44,7 +44,7 @@ type policies struct {
 
 func newPolicies(s *Source, kind security.Kind, b *batch) *policies {
 	return &policies{
-		source: s, kind: kind, batch: b, versions: make(chan string, 1),
+		source: s, kind: kind, batch: b, offers: make(chan offer, 1),
 		known: map[objectKey]metav1.Object{}, good: map[objectKey]metav1.Object{},
 	}
 }
@@ -71,25 +71,30 @@ func (p *policies) start(ctx context.Context, group *errgroup.Group) (cache.Info
 	return p.listed.Load, nil
 }
 
+// offer is what the cluster has of the kind.
+type offer struct {
+	there   bool
+	version string // to read; "" while there is none
+}
+
 func (p *policies) defined(o metav1.Object) {
 	if o.GetName() == p.resource() {
-		p.read(served(p.kind, o.(*unstructured.Unstructured)))
+		p.tell(offer{true, served(p.kind, o.(*unstructured.Unstructured))})
 	}
 }
 
 func (p *policies) undefined(o metav1.Object) {
 	if o.GetName() == p.resource() {
-		p.read("")
+		p.tell(offer{})
 	}
 }
 
-// read has a version read from now on.
-func (p *policies) read(version string) {
+func (p *policies) tell(o offer) {
 	select {
-	case <-p.versions: // only the events of one informer come here
+	case <-p.offers: // only the events of one informer come here
 	default:
 	}
-	p.versions <- version
+	p.offers <- o
 }
 
 // served is the version of an established definition to read; "" if there is
@@ -133,61 +138,70 @@ func conditionsOf(u *unstructured.Unstructured) (out []map[string]any) {
 	return out
 }
 
-// follow reads whichever version there is.
+// follow reads whichever version there is. A definition that is there without
+// one may hide policies: what is known of them stays, and what is not is waited
+// for, but not if they are other people's limits.
 func (p *policies) follow(ctx context.Context) error {
 	version, stop := "", func() {}
 	defer func() { stop() }()
-	next := ""
+	var now offer
 	select { // the definition's own first list is in
-	case next = <-p.versions:
+	case now = <-p.offers:
 	default:
 	}
 	for {
-		if next != version {
-			stop()
-			version, stop = next, func() {}
-			if version != "" {
-				var err error
-				if stop, err = p.run(ctx, version); err != nil {
-					return err
-				}
-			} else {
+		switch {
+		case !now.there:
+			if stop(); version != "" {
 				p.source.Log.Warn("the cluster no longer has this kind of policy", zap.String("resource", p.resource()))
-				p.source.keep(p.kind.Kind.Kind, nil)
-				p.prune(nil)
+			}
+			version, stop = "", func() {}
+			p.source.keep(p, nil)
+			p.prune(nil)
+			p.listed.Store(true)
+		case now.version == "":
+			p.source.Log.Warn("no version of this kind of policy is served that is read here", zap.String("resource", p.resource()), zap.Strings("read", p.kind.Versions()))
+			p.listed.Store(p.listed.Load() || p.kind.Group() != security.Group)
+		case now.version != version:
+			stop()
+			var err error
+			if version, stop, err = p.run(ctx, now.version); err != nil {
+				return err
 			}
 		}
-		p.listed.Store(true)
 		select {
-		case next = <-p.versions:
+		case now = <-p.offers:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 }
 
-// run lets an informer run until stop is called, and returns once its first
-// list is in.
-func (p *policies) run(ctx context.Context, version string) (stop func(), err error) {
+// run lets an informer run until stop is called.
+func (p *policies) run(ctx context.Context, version string) (running string, stop func(), err error) {
 	gvr := schema.GroupVersionResource{Group: p.kind.Group(), Version: version, Resource: p.kind.Resource}
 	informer := dynamicinformer.NewFilteredDynamicInformer(p.source.Dynamic, gvr, metav1.NamespaceAll, 0, nil, nil).Informer()
 	ctx, cancel := context.WithCancel(ctx)
 	group := &errgroup.Group{}
+	stop = func() {
+		cancel()
+		_ = group.Wait()
+	}
 	r := &reader{source: p.source, resource: p.resource(), set: p.set, gone: p.gone}
 	synced, err := r.start(ctx, group, informer)
 	if err != nil {
-		cancel()
-		return nil, err
+		return "", stop, err
 	}
+	group.Go(func() error {
+		if cache.WaitForCacheSync(ctx.Done(), synced) {
+			p.prune(informer.GetStore())
+			p.listed.Store(true)
+		}
+		return nil
+	})
 	p.source.Log.Info("reading policies", zap.String("resource", p.resource()), zap.String("version", version))
-	p.source.keep(p.kind.Kind.Kind, &stored{gvr, informer.GetStore()})
-	if cache.WaitForCacheSync(ctx.Done(), synced) {
-		p.prune(informer.GetStore())
-	}
-	return func() {
-		cancel()
-		_ = group.Wait()
-	}, nil
+	p.source.keep(p, &stored{gvr, informer.GetStore()})
+	return version, stop, nil
 }
 
 // prune lets go of objects that went while nobody looked; without a store, of

@@ -6,7 +6,11 @@ import (
 
 	securityv1beta1 "istio.io/api/security/v1beta1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/tacit-mesh/tacit/xds/build"
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -37,6 +41,47 @@ func TestDefinitionsComeAndGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.await("the kind is back", func(r build.Result, _ []error) bool { return len(r.Policies) == 1 })
+}
+
+// A kind without a version that is read here may hide policies: nothing is
+// told before it has one or is gone, and what was known stays.
+func TestDefinitionWithoutVersion(t *testing.T) {
+	kind := security.Kinds()[0]
+	f := newFixture(t, definition(kind, "v9", true))
+	f.createPolicy(0, "v1", allowWeb)
+	f.start()
+	f.awaitWaiting(func(waiting []string) bool {
+		return len(waiting) == 1 && waiting[0] == "authorizationpolicies.security.istio.io: none of its versions is served that are read here (v1, v1beta1)"
+	})
+	definitions := f.dynamic.Resource(crds)
+	define := func(version string) {
+		t.Helper()
+		if _, err := definitions.Update(t.Context(), parse(t, definition(kind, version, true)), metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	define("v1")
+	f.await("the version has come", func(r build.Result, _ []error) bool { return len(r.Policies) == 1 })
+	define("v9")
+	f.pod("late")
+	f.await("a pod that came without the version", func(r build.Result, _ []error) bool { return len(r.Workloads) == 1 && len(r.Policies) == 1 })
+}
+
+// A kind that goes before its objects could be listed holds nothing up.
+func TestDefinitionGoesBeforeItsList(t *testing.T) {
+	kind := security.Kinds()[0]
+	f := newFixture(t, definition(kind, "v1", true))
+	f.dynamic.PrependReactor("list", kind.Resource, func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewNotFound(schema.GroupResource{Resource: kind.Resource}, "")
+	})
+	f.start()
+	f.awaitWaiting(func(waiting []string) bool {
+		return len(waiting) == 1 && strings.HasPrefix(waiting[0], "authorizationpolicies.security.istio.io: failed to list")
+	})
+	if err := f.dynamic.Resource(crds).Delete(t.Context(), kind.Resource+".security.istio.io", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	f.await("without the kind", func(build.Result, []error) bool { return true })
 }
 
 // A policy that cannot be read stays as it was; one that never could be read
