@@ -61,7 +61,7 @@ in Tacit's namespace.`,
   tacit explain 4bf92f3577b34da6a3ce929d0e0e4736
   tacit connections --denied`,
 	}
-	root.AddCommand(statusCommand(), connectionsCommand(), certsCommand(), explainCommand(), dumpCommand(), askCommand())
+	root.AddCommand(statusCommand(), connectionsCommand(), certsCommand(), explainCommand(), dumpCommand(), askCommand(), lintCommand())
 	root.AddCommand(clusterCommands()...)
 	return cli.Prepare(root)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/internal/manifests"
 	"github.com/tacit-mesh/tacit/xds/build"
+	"github.com/tacit-mesh/tacit/xds/lint"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -34,6 +35,8 @@ type policyStatus struct {
 	Layer      string   `json:"layer,omitempty"`
 	Ports      []string `json:"ports,omitempty"` // PORT/LAYER
 	Messages   []string `json:"messages,omitempty"`
+	// Findings are parts that do something else than was probably meant.
+	Findings []string `json:"findings,omitempty"`
 }
 
 type manifestError struct {
@@ -76,15 +79,20 @@ func newStatus(m *build.Mesh, errs []error, lacking func(*model.Policy) []string
 			nodes[p.Key()] = names
 		}
 	}
+	findings := map[string][]string{}
+	for _, f := range lint.Check(m.Objects(), m.RootNamespace()) {
+		key := f.Kind + " " + f.Namespace + "/" + f.Name
+		findings[key] = append(findings[key], f.Field+": "+f.Now+"; probably meant: "+f.Meant)
+	}
 	for _, p := range m.Statuses() {
-		if names := nodes[p.Namespace+"/"+p.Name]; p.Kind == "AuthorizationPolicy" && len(names) > 0 {
+		if names := nodes[p.Policy()]; len(names) > 0 {
 			p.Messages = append(slices.Clip(p.Messages), partOf(names))
 		}
 		if message, ok := unread[p.Kind+" "+p.Namespace+"/"+p.Name]; ok {
 			p.Messages = append([]string{message}, p.Messages...)
 		}
 		s.statuses = append(s.statuses, p)
-		s.Policies = append(s.Policies, policyStatus{p.Kind, p.Namespace, p.Name, p.Generation, p.Enforced, p.Layer, p.Ports, p.Messages})
+		s.Policies = append(s.Policies, policyStatus{p.Kind, p.Namespace, p.Name, p.Generation, p.Enforced, p.Layer, p.Ports, p.Messages, findings[p.Kind+" "+p.Namespace+"/"+p.Name]})
 	}
 	for _, p := range m.Problems() {
 		s.Problems = append(s.Problems, problem{p.Kind, p.Namespace, p.Name, p.Err.Error()})

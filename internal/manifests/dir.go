@@ -3,6 +3,7 @@ package manifests
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -36,6 +37,24 @@ func (d *Dir) Read() ([]Object, []error) {
 	w := watch{dir: d}
 	w.rescan(func(string) {})
 	return sorted(w.objects), w.errs
+}
+
+// ReadAll reads files, whatever their names, and directories as Read does, as
+// if all of it were one tree. Path has no meaning for it.
+func (d *Dir) ReadAll(paths ...string) ([]Object, []error) {
+	s := scan{dir: d, watch: func(string) {}, visited: map[string]bool{}}
+	for _, path := range paths {
+		switch info, err := os.Stat(path); {
+		case err != nil:
+			s.lose(path, err)
+		case info.IsDir():
+			s.walk(path)
+		default:
+			s.read(path, info.Size())
+		}
+	}
+	objects, errs := s.merge(nil)
+	return sorted(objects), errs
 }
 
 // Run reads the tree, calls changed, and calls it again whenever the objects

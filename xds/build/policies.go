@@ -93,6 +93,22 @@ type PolicyStatus struct {
 	Messages []string
 }
 
+// Policy is the key under which the object travels, if it does under one of its
+// own.
+func (s *PolicyStatus) Policy() string {
+	switch s.Kind {
+	case "AuthorizationPolicy":
+		return s.Namespace + "/" + s.Name
+	case "RequestAuthentication":
+		return s.Namespace + "/" + authenticationPrefix + s.Name
+	case "RateLimit":
+		return s.Namespace + "/" + limitPrefix + s.Name
+	case "HTTPLocalRateLimitPolicy":
+		return s.Namespace + "/" + linkerdLimitPrefix + s.Name
+	}
+	return ""
+}
+
 func newStatus(kind string, meta *metav1.ObjectMeta) PolicyStatus {
 	return PolicyStatus{Kind: kind, Namespace: meta.Namespace, Name: meta.Name, Generation: meta.Generation, Layer: layer4}
 }

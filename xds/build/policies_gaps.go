@@ -24,11 +24,14 @@ func (b *policyBuilder) cover(p *model.Policy, st *PolicyStatus, selects func(*P
 		}
 	}
 	if p.Scope == model.ScopeSelector && len(covered) == 0 {
-		st.say("no workload is selected")
+		st.say(NobodySelected)
 	}
 	st.Ports = layersOfPorts(covered, p)
 	st.sayGaps(covered, p)
 }
+
+// NobodySelected is the message of a policy that covers no workload there is.
+const NobodySelected = "no workload is selected"
 
 // The layers at which a policy is enforced.
 const (

@@ -233,7 +233,7 @@ func (b *policyBuilder) finish(p *peerAuth) {
 		}
 		p.status.say("not enforced %s PeerAuthentication %s/%s, which is older, selects as well", where, p.older.obj.Namespace, p.older.obj.Name)
 	} else if p.status.Enforced && len(p.covered) == 0 && len(p.obj.Spec.GetSelector().GetMatchLabels()) > 0 {
-		p.status.say("spec.selector: no workload has these labels")
+		p.status.say(NobodySelected)
 	}
 	if strictOr(false, p.mode()) || p.converted != nil {
 		p.status.sayGaps(p.covered, p.converted)

@@ -315,7 +315,7 @@ func TestPeerAuthenticationStatuses(t *testing.T) {
 		"data/ns":       {true, []string{"spec.portLevelMtls: not enforced: it takes a selector"}},
 		"data/young":    {false, []string{"not enforced: PeerAuthentication data/ns of the same scope is older"}},
 		"root/selector": {false, []string{"spec.selector: not enforced: a PeerAuthentication with a selector has no effect in the root namespace"}},
-		"shop/nobody":   {true, []string{"spec.selector: no workload has these labels"}},
+		"shop/nobody":   {true, []string{"no workload is selected"}},
 		"root/mesh":     {true, []string{"not enforced on workloads that are not captured: web"}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

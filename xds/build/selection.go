@@ -243,6 +243,44 @@ func (p *policySet) project(labels map[string]string) string {
 	return string(out)
 }
 
+// Objects are those that policies are about, and the policies.
+func (m *Mesh) Objects() *Objects {
+	o := &Objects{}
+	for _, e := range m.pods {
+		if e.pod != nil {
+			o.Pods = append(o.Pods, e.pod)
+		}
+	}
+	for _, s := range m.services {
+		if s.object != nil {
+			o.Services = append(o.Services, s.object)
+		}
+	}
+	for _, object := range m.policies.objects {
+		switch p := object.(type) {
+		case *securityv1.AuthorizationPolicy:
+			o.AuthorizationPolicies = append(o.AuthorizationPolicies, p)
+		case *securityv1.PeerAuthentication:
+			o.PeerAuthentications = append(o.PeerAuthentications, p)
+		case *securityv1.RequestAuthentication:
+			o.RequestAuthentications = append(o.RequestAuthentications, p)
+		}
+	}
+	byName(o.Pods)
+	byName(o.Services)
+	byName(o.AuthorizationPolicies)
+	byName(o.PeerAuthentications)
+	byName(o.RequestAuthentications)
+	return o
+}
+
+func byName[T metav1.Object](list []T) {
+	slices.SortFunc(list, func(x, y T) int { return nameOf(x).compare(nameOf(y)) })
+}
+
+// RootNamespace is the one whose policies cover the whole mesh.
+func (m *Mesh) RootNamespace() string { return m.settings.RootNamespace }
+
 func policyTarget(pod *corev1.Pod, w *model.Workload) PolicyTarget {
 	t := PolicyTarget{
 		UID: w.UID, Namespace: w.Namespace, Name: pod.Name, Labels: pod.Labels,

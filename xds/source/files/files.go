@@ -48,6 +48,13 @@ func (s *Source) Run(ctx context.Context, changed func(objects *build.Objects, e
 	})
 }
 
+// Read reads files and directories once.
+func Read(paths ...string) (*build.Objects, []error) {
+	dir := manifests.Dir{Kinds: kinds(), Ignore: ignored}
+	list, errs := dir.ReadAll(paths...)
+	return collect(list), errs
+}
+
 // mayHidePolicy reports whether an error is about a policy, or about
 // something that may be one.
 func mayHidePolicy(errs []error) bool {

@@ -1,0 +1,51 @@
+package lint_test
+
+import (
+	"flag"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/tacit-mesh/tacit/xds/lint"
+	"github.com/tacit-mesh/tacit/xds/source/files"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+func check(t *testing.T, file string) string {
+	t.Helper()
+	objects, errs := files.Read(file)
+	if len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	var b strings.Builder
+	for _, f := range lint.Check(objects, "") {
+		b.WriteString(f.String() + "\n")
+	}
+	return b.String()
+}
+
+func TestFindings(t *testing.T) {
+	got := check(t, "testdata/doubtful.yaml")
+	const golden = "testdata/doubtful.golden"
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("-want +got (write it with -update):\n%s", diff)
+	}
+}
+
+func TestNothingToSay(t *testing.T) {
+	if got := check(t, "testdata/clean.yaml"); got != "" {
+		t.Errorf("found:\n%s", got)
+	}
+}
