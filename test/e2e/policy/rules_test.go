@@ -166,21 +166,21 @@ func TestDryRun(t *testing.T) {
 	}
 }
 
-// What only HTTP has is left out of a policy as Istio does for TCP, and the
-// policy's status says so: ALLOW rules never match, DENY rules match more.
+// Of connections that carry no HTTP, nothing is known that only HTTP has: as in
+// Istio, ALLOW rules about it never match, and DENY rules match by the rest.
 func TestAttributesOfHTTP(t *testing.T) {
 	m := e2e.Start(t)
 	m.Serve("mesh/server", ":8080", e2e.Echo)
-	for _, test := range []struct{ name, spec, allowed, message string }{
+	for _, test := range []struct{ name, spec, allowed string }{
 		{"ALLOW", "{action: ALLOW, rules: [{to: [{operation: {methods: [GET]}}]}, {from: [{source: {serviceAccounts: [near]}}]}]}",
-			"near", "spec.rules[0].to[0].operation.methods: an attribute of HTTP: at layer 4 this ALLOW rule never matches"},
+			"near"},
 		{"DENY", "{action: DENY, rules: [{from: [{source: {serviceAccounts: [near]}}], to: [{operation: {paths: [/admin]}}]}]}",
-			"client twin plain", "spec.rules[0].to[0].operation.paths: an attribute of HTTP: at layer 4 this DENY rule matches without it"},
+			"client twin plain"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			remove := apply(t, m, authorization("http", test.spec))
 			statusOf(t, m, "AuthorizationPolicy", "mesh/http", func(s policyStatus) bool {
-				return s.Enforced && strings.Contains(strings.Join(s.Messages, "\n"), test.message)
+				return s.Enforced && len(s.Messages) == 0
 			})
 			for pod := range callers {
 				_, name, _ := strings.Cut(pod, "/")
