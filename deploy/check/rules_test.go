@@ -107,3 +107,14 @@ func TestBeforeInstallation(t *testing.T) {
 		t.Errorf("what is fine is shown unasked:\n%s", out.String())
 	}
 }
+
+// A clock is not said to be off by less than the time that asking took.
+func TestClocksWithinDoubt(t *testing.T) {
+	for doubt, found := range map[time.Duration]int{0: 1, 2 * time.Second: 0} {
+		s := &state{}
+		s.clocks([]seen{{node: "a", doubt: doubt}, {node: "b", offset: 3 * time.Second, doubt: doubt}})
+		if len(s.findings) != found {
+			t.Errorf("in doubt by %v: %+v", doubt, s.findings)
+		}
+	}
+}

@@ -245,6 +245,14 @@ func TestProgress(t *testing.T) {
 		t.Errorf("error %v\noutput %s", err, out.String())
 	}
 
+	// A status of before the last change says nothing.
+	stale := agent.DeepCopy()
+	stale.Status.NumberAvailable, stale.Status.UpdatedNumberScheduled = 2, 2
+	var p progress
+	if p.fromDaemonSet(stale); p.done {
+		t.Error("done by a status that is older than the DaemonSet")
+	}
+
 	// Problems are shown once it has had time to settle.
 	var screen bytes.Buffer
 	drawn := &progressScreen{out: &screen}
