@@ -112,6 +112,8 @@ func TestManifests(t *testing.T) {
 	}
 	want[2].Faults = []string{`pod annotation tacit.mesh/skip-inbound-ports: port list "9000-9100,bad": "bad" is not a port (1-65535) or a range FIRST-LAST`}
 	want[2].Probes = model.PortSet{{First: 8080, Last: 8080}, {First: 8081, Last: 8081}, {First: 9090, Last: 9090}}
+	want[0].Labels = map[string]string{"tacit.mesh/dataplane": "enabled"}
+	want[1].Labels = map[string]string{"tacit.mesh/dataplane": "disabled"}
 	next := func() []Pod {
 		select {
 		case p := <-updates:

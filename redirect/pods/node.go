@@ -145,3 +145,24 @@ func (n *node) close() {
 		n.place.ns.Close()
 	}
 }
+
+// probe lets the node reach these ports of the pod past the proxy.
+func (w *worker) probe(ctx context.Context, uid string, targets []netip.AddrPort) error {
+	if w.set.node == nil {
+		return nil
+	}
+	return w.set.node.probe(ctx, uid, targets)
+}
+
+// targets are where probes of the pod go.
+func targets(p Pod) []netip.AddrPort {
+	var all []netip.AddrPort
+	for _, a := range p.Addresses {
+		for _, r := range p.Probes {
+			for port := int(r.First); port <= int(r.Last); port++ {
+				all = append(all, netip.AddrPortFrom(a, uint16(port)))
+			}
+		}
+	}
+	return all
+}

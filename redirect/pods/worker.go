@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"reflect"
 	"sync"
 	"time"
@@ -190,14 +189,6 @@ func (w *worker) forget(ctx context.Context, uid string, gone bool) {
 	}
 }
 
-// probe lets the node reach these ports of the pod past the proxy.
-func (w *worker) probe(ctx context.Context, uid string, targets []netip.AddrPort) error {
-	if w.set.node == nil {
-		return nil
-	}
-	return w.set.node.probe(ctx, uid, targets)
-}
-
 func (w *worker) announce(ctx context.Context, p Pod, captured bool) error {
 	if w.set.cfg.Announce == nil {
 		return nil
@@ -262,19 +253,6 @@ func (w *worker) ensure(ctx context.Context, want wish, same bool) error {
 	w.mu.Unlock()
 	w.setState(StateCaptured)
 	return nil
-}
-
-// targets are where probes of the pod go.
-func targets(p Pod) []netip.AddrPort {
-	var all []netip.AddrPort
-	for _, a := range p.Addresses {
-		for _, r := range p.Probes {
-			for port := int(r.First); port <= int(r.Last); port++ {
-				all = append(all, netip.AddrPortFrom(a, uint16(port)))
-			}
-		}
-	}
-	return all
 }
 
 // verify makes sure that this namespace is that pod's: who holds the pod's

@@ -39,6 +39,15 @@ func (r *running) patches() (n int) {
 	return n
 }
 
+func (r *running) lastPatch() (body string) {
+	for _, a := range r.client.Actions() {
+		if p, ok := a.(clienttesting.PatchAction); ok {
+			body = string(p.GetPatch())
+		}
+	}
+	return body
+}
+
 func TestAnnounce(t *testing.T) {
 	r := start(t, namespace("in", "enabled"), pod("in", "web", func(p *corev1.Pod) { p.Annotations["other"] = "stays" }))
 	r.await(t, "the first list", func(map[string]pods.Pod) bool { return true })
@@ -51,19 +60,22 @@ func TestAnnounce(t *testing.T) {
 			t.Errorf("the annotation is %q after %d patches, want %q after %d", got, r.patches(), want, patches)
 		}
 	}
+	another := web
+	another.UID = "uid-of-the-one-before"
+	if err := r.Announce(t.Context(), another, true); err != nil || r.patches() != 0 {
+		t.Errorf("another pod of this name was annotated: %v", err)
+	}
 	announce(false, "", 0)
 	announce(true, "enabled", 1)
+	if last := r.lastPatch(); !strings.Contains(last, `"uid":"uid-web"`) {
+		t.Errorf("%s would change another pod of this name", last)
+	}
 	announce(true, "enabled", 1)
 	// The watch has not brought the annotation yet: nobody reads the updates.
 	announce(false, "", 2)
 	p, err := r.client.CoreV1().Pods("in").Get(t.Context(), "web", metav1.GetOptions{})
 	if err != nil || p.Annotations["other"] != "stays" {
 		t.Errorf("annotations of others: %v, %v", p.Annotations, err)
-	}
-	another := web
-	another.UID = "uid-of-the-one-before"
-	if err := r.Announce(t.Context(), another, true); err != nil || r.patches() != 2 {
-		t.Errorf("another pod of this name was annotated: %v", err)
 	}
 }
 
@@ -136,7 +148,7 @@ func TestReport(t *testing.T) {
 func TestRemoveTaint(t *testing.T) {
 	const taint = "tacit.mesh/agent-not-ready"
 	other := corev1.Taint{Key: "other", Effect: corev1.TaintEffectNoSchedule}
-	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "here"}, Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: taint, Effect: corev1.TaintEffectNoExecute}, other}}}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "here", ResourceVersion: "7"}, Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: taint, Effect: corev1.TaintEffectNoExecute}, other}}}
 	client := fake.NewClientset(node)
 	failures := 1
 	client.PrependReactor("patch", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) {
@@ -151,6 +163,10 @@ func TestRemoveTaint(t *testing.T) {
 	got, err := client.CoreV1().Nodes().Get(t.Context(), "here", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
+	}
+	r := &running{client: client}
+	if last := r.lastPatch(); !strings.Contains(last, `"resourceVersion":"7"`) {
+		t.Errorf("%s would undo what others have changed meanwhile", last)
 	}
 	if diff := cmp.Diff([]corev1.Taint{other}, got.Spec.Taints); diff != "" || asked != 3 {
 		t.Errorf("asked %d times; taints (-want +got):\n%s", asked, diff)
