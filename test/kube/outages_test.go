@@ -19,8 +19,8 @@ func (e environment) wait(d time.Duration) {
 	}
 }
 
-// While the control plane is away pods go on talking, a proxy is replaced, and
-// a new pod of a known identity takes part.
+// While the control plane is away pods go on talking, proxies are replaced, and
+// new pods take part whose identity their node has already.
 func controlPlaneAway(e environment) {
 	e.newNamespace("shop", inMesh())
 	e.newNamespace("web", inMesh())
@@ -38,7 +38,9 @@ func controlPlaneAway(e environment) {
 	e.roll("DaemonSet", "tacit-proxy")
 	web.progress()
 	web.wantNoFailure("the control plane is away")
-	web.restart() // new pods
+	e.must(e.Patch(e.ctx, "apps/v1", "Deployment", "web", "web", fmt.Sprintf("spec: {replicas: %d}", 2*replicas)))
+	e.must(e.AwaitDeployment(e.ctx, "web", "web"))
+	web.progress()
 	e.awaitEncrypted("web")
 	web.wantNoFailure("new pods while the control plane is away")
 	e.scale("tacitd", 1)
