@@ -13,9 +13,10 @@ const alpn = "h2"
 type Option func(*options)
 
 type options struct {
-	now       func() time.Time
-	selectors func(Pod) string
-	failed    func(Status)
+	now         func() time.Time
+	selectors   func(Pod) string
+	failed      func(Status)
+	revocations Revocations
 }
 
 // WithClock replaces the wall clock by which certificates are judged.
@@ -56,7 +57,7 @@ func ClientConfig(m *Material, accept []string, opts ...Option) *tls.Config {
 	// so VerifyConnection does all of it, on every handshake.
 	config.InsecureSkipVerify = true
 	config.VerifyConnection = func(state tls.ConnectionState) error {
-		id, err := verifyPeer(state, m, x509.ExtKeyUsageServerAuth, o.now())
+		id, err := verifyPeer(state, m, x509.ExtKeyUsageServerAuth, o)
 		if err != nil {
 			return err
 		}
@@ -88,7 +89,7 @@ func ServerConfig(get func() (*Material, error), opts ...Option) *tls.Config {
 		if err != nil {
 			return &PeerError{Reason: reasonOwnCertificate, Err: err}
 		}
-		if _, err := verifyPeer(state, m, x509.ExtKeyUsageClientAuth, o.now()); err != nil {
+		if _, err := verifyPeer(state, m, x509.ExtKeyUsageClientAuth, o); err != nil {
 			return err
 		}
 		id, err := identityOf(state.PeerCertificates[0])

@@ -25,6 +25,7 @@ const (
 	reasonExpired          = "expired" // or not valid yet
 	reasonBadUsage         = "bad_usage"
 	reasonBadCertificate   = "bad_certificate" // any other fault in the chain
+	reasonRevoked          = "revoked"
 	reasonNoSPIFFEID       = "no_spiffe_id"
 	reasonSeveralURISANs   = "several_uri_sans"
 	reasonWrongTrustDomain = "wrong_trust_domain"
@@ -55,7 +56,7 @@ func refuse(reason, format string, args ...any) error {
 }
 
 // FailureReason is a stable label for why a handshake failed: no_certificate,
-// unknown_authority, expired, bad_usage, bad_certificate, no_spiffe_id,
+// unknown_authority, expired, bad_usage, bad_certificate, revoked, no_spiffe_id,
 // several_uri_sans, wrong_trust_domain, wrong_identity and no_alpn for what
 // the peer showed; own_certificate for a lack on this side; refused_by_peer,
 // not_tls, timeout, closed or protocol for the rest. It is "" for nil.
@@ -102,7 +103,7 @@ func PeerIdentity(state tls.ConnectionState) (model.Identity, *x509.Certificate,
 
 // verifyPeer checks what both directions have in common and returns the
 // peer's SPIFFE id.
-func verifyPeer(state tls.ConnectionState, m *Material, usage x509.ExtKeyUsage, now time.Time) (string, error) {
+func verifyPeer(state tls.ConnectionState, m *Material, usage x509.ExtKeyUsage, o options) (string, error) {
 	if state.NegotiatedProtocol != alpn {
 		return "", refuse(reasonNoALPN, "the peer does not speak %s", alpn)
 	}
@@ -119,7 +120,10 @@ func verifyPeer(state tls.ConnectionState, m *Material, usage x509.ExtKeyUsage, 
 	if claim == nil {
 		roots = m.rootsOf(leaf.URIs[0].Host)
 	}
-	if err := verifyChain(state.PeerCertificates, roots, usage, now); err != nil {
+	if err := verifyChain(state.PeerCertificates, roots, usage, o.now()); err != nil {
+		return "", err
+	}
+	if err := m.Revoked(state.PeerCertificates, o.revocations); err != nil {
 		return "", err
 	}
 	return id, claim

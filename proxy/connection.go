@@ -22,13 +22,16 @@ import (
 // tells its story and as the table of live connections and the admin socket
 // read it.
 type Connection struct {
-	pod      *pod
-	conn     *net.TCPConn // the captured one; nil for a stream of HBONE
-	source   netip.AddrPort
-	peer     model.Identity // the caller's, on HBONE
-	original netip.AddrPort // where the application meant to go
-	ctx      context.Context
-	cancel   context.CancelCauseFunc
+	pod    *pod
+	conn   *net.TCPConn // the captured one; nil for a stream of HBONE
+	source netip.AddrPort
+	peer   model.Identity // the caller's, on HBONE
+	// takenBack asks whether the caller's certificate has been revoked since
+	// the handshake; nil if that cannot be.
+	takenBack func() bool
+	original  netip.AddrPort // where the application meant to go
+	ctx       context.Context
+	cancel    context.CancelCauseFunc
 
 	mu       sync.Mutex // guards what follows
 	settled  bool       // whether requests are decided on
@@ -110,6 +113,7 @@ func (c *Connection) facts(s *model.Snapshot, now time.Time) (policy.Request, bo
 		Destination: c.original,
 		Workload:    workloadOf(s, c.pod),
 		Time:        now,
+		Revoked:     c.takenBack != nil && c.takenBack(),
 	}
 	if w := s.WorkloadAt("", c.source.Addr()); w != nil && (c.peer.IsZero() || w.Identity() == c.peer) {
 		r.SourceWorkload = w

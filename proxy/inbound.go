@@ -35,7 +35,7 @@ func (p *Proxy) inbound(pod *pod, conn *net.TCPConn) {
 	}
 
 	began := time.Now()
-	tlsConn, notAfter, err := p.handshake(pod, conn)
+	tlsConn, own, err := p.handshake(pod, conn)
 	pod.share.handshakes.end(from.addr.Addr())
 	if err != nil {
 		p.Recorder.HandshakeFailed(telemetry.Inbound, from.addr, from.arrived, identity.FailureReason(err), err)
@@ -46,12 +46,13 @@ func (p *Proxy) inbound(pod *pod, conn *net.TCPConn) {
 		p.Recorder.HandshakeFailed(telemetry.Inbound, from.addr, from.arrived, identity.FailureReason(err), err)
 		return
 	}
+	from.takenBack = p.revocation(own, tlsConn.ConnectionState().PeerCertificates)
 	var once sync.Once
 	from.handshake = func() (d time.Duration) { // belongs to the first stream
 		once.Do(func() { d = time.Since(began) })
 		return d
 	}
-	config := hbone.ServerConfig{NotAfter: notAfter, Budget: pod.budget, Drain: p.drained}
+	config := hbone.ServerConfig{NotAfter: own.NotAfter(), Budget: pod.budget, Drain: p.drained}
 	err = hbone.Serve(pod.ctx, tlsConn, config, func(ctx context.Context, s *hbone.ServerStream) {
 		p.serve(pod, from, s)
 	})
@@ -64,35 +65,38 @@ var errHandshakes = errors.New("too many handshakes under way from this address,
 type caller struct {
 	addr, arrived netip.AddrPort
 	peer          model.Identity
+	takenBack     func() bool // see Connection
 	handshake     func() time.Duration
 }
 
-// handshake authenticates both ends, under a deadline.
-func (p *Proxy) handshake(pod *pod, conn *net.TCPConn) (*tls.Conn, time.Time, error) {
+// handshake authenticates both ends, under a deadline. It also returns what the
+// pod has proven itself with.
+func (p *Proxy) handshake(pod *pod, conn *net.TCPConn) (*tls.Conn, *identity.Material, error) {
 	ctx, cancel := context.WithTimeout(pod.ctx, handshakeTimeout)
 	defer cancel()
 	wire, err := hbone.NewWire(conn)
 	if err != nil {
-		return nil, time.Time{}, err
+		return nil, nil, err
 	}
-	var notAfter time.Time
+	var own *identity.Material
 	config := identity.ServerConfig(func() (*identity.Material, error) {
 		m, err := p.Identities.Get(ctx, pod.subject)
 		if err == nil {
-			notAfter = m.NotAfter()
+			own = m
 		}
 		return m, err
-	})
+	}, identity.WithRevocations(p.Revocations))
 	config.DynamicRecordSizingDisabled = true // full records; see hbone.Serve
 	tlsConn := tls.Server(wire, config)
-	return tlsConn, notAfter, tlsConn.HandshakeContext(ctx)
+	err = tlsConn.HandshakeContext(ctx)
+	return tlsConn, own, err
 }
 
 // serve carries one stream to the application.
 func (p *Proxy) serve(pod *pod, from caller, s *hbone.ServerStream) {
 	c := p.newConnection(pod, from.addr, telemetry.Inbound)
 	defer p.end(c)
-	c.peer = from.peer
+	c.peer, c.takenBack = from.peer, from.takenBack
 	c.record.ID = traceID(s.Header(traceparentHeader))
 	c.record.Security = telemetry.MTLS
 	c.record.Source.Identity = from.peer

@@ -48,6 +48,8 @@ type Config struct {
 	State      *state.State
 	Identities *identity.Store
 	Recorder   *telemetry.Recorder
+	// Revocations are the certificates that are taken back; nil is none.
+	Revocations identity.Revocations
 	// Drain is how long live connections may go on once Run is told to end.
 	Drain time.Duration
 	// MaxConnsPerPod bounds the connections from one pod at a time, and as
@@ -110,6 +112,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	group.Go(func() error { return p.conns.Run(inner, p.State) })
 	group.Go(func() error { return p.pool.Run(inner) })
 	group.Go(func() error { return p.evictMoved(inner) })
+	group.Go(func() error { return p.followRevocations(inner) })
 	group.Go(func() error { return p.Recorder.Run(inner) })
 	group.Go(func() error { return p.reportProgress(inner) })
 	select {

@@ -45,6 +45,7 @@ type options struct {
 	agentSocket string
 	xds, ca     string
 	spire       string
+	crls        []string
 	serverName  string
 	root, token string
 	adminSocket string
@@ -81,6 +82,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.xds, "xds", "", "`HOST:PORT` of the control plane")
 	f.StringVar(&o.ca, "ca", "", "`HOST:PORT` of the certificate authority")
 	f.StringVar(&o.spire, "spire", "", "admin `socket` of SPIRE's agent, which gives the certificates in place of --ca")
+	f.StringSliceVar(&o.crls, "crl", nil, "`file` of revoked certificates, PEM or DER, read again when it changes; may be given several times")
 	f.StringVar(&o.serverName, "server-name", "tacitd.tacit-system.svc", "DNS `name` in the control plane's certificate")
 	f.StringVar(&o.root, "root", "", "`file` of the PEM roots by which the control plane is known")
 	f.StringVar(&o.token, "token", "", "`file` of the token by which the control plane knows this node")

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tacit-mesh/tacit/identity"
+	"github.com/tacit-mesh/tacit/identity/crl"
 	"github.com/tacit-mesh/tacit/proxy"
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/sockets"
@@ -27,7 +28,8 @@ type process struct {
 	log      *zap.Logger
 	agent    *sockets.Agent
 	state    *state.State
-	source   io.Closer // of certificates
+	source   io.Closer  // of certificates
+	crls     *crl.Lists // nil without --crl
 	store    *identity.Store
 	xds      *client.Client
 	recorder *telemetry.Recorder
@@ -52,6 +54,9 @@ func run(ctx context.Context, o options) error {
 	defer end()
 	group, draining := errgroup.WithContext(draining)
 	group.Go(func() error { return p.store.Run(draining) })
+	if p.crls != nil {
+		group.Go(func() error { return p.crls.Run(draining) })
+	}
 	group.Go(func() error { return p.followControlPlane(draining) })
 	group.Go(func() error {
 		defer end()
@@ -99,6 +104,13 @@ func newProcess(o options) (*process, error) {
 	if p.store, p.source, err = newIdentities(o, p.log); err != nil {
 		return nil, err
 	}
+	var revocations identity.Revocations // none, without a lock to take, by default
+	if len(o.crls) > 0 {
+		if p.crls, err = crl.Open(o.crls, p.log); err != nil {
+			return nil, errors.Join(err, p.source.Close())
+		}
+		revocations = p.crls
+	}
 	p.xds = client.New(client.Config{
 		Server: o.xds, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token,
 		Node: client.Node{Name: o.node}, Sink: p.state, Saved: p.keepExport, Log: p.log,
@@ -111,7 +123,7 @@ func newProcess(o options) (*process, error) {
 		Certificates:    p.certificates,
 	})
 	p.proxy = proxy.New(proxy.Config{
-		Node: o.node, Sockets: p.agent, State: p.state, Identities: p.store, Recorder: p.recorder,
+		Node: o.node, Sockets: p.agent, State: p.state, Identities: p.store, Recorder: p.recorder, Revocations: revocations,
 		Drain: o.drain, MaxConnsPerPod: connectionsPerPod(o.podShare), DirectLocal: o.directLocal,
 	})
 	return p, nil

@@ -3,7 +3,7 @@
 // their selectors, and is pushed what changes.
 //
 // Keys are made by SPIRE's agent and come over its admin socket. What does not
-// belong here: a single identity of one's own (identity/workloadapi), and who
+// belong here: a single identity of one's own (the Workload API), and who
 // holds which identity (identity.Store).
 package spire
 

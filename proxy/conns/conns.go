@@ -110,7 +110,7 @@ func (t *Table[C]) Run(ctx context.Context, s *state.State) error {
 	for {
 		snapshot, changed := s.Watch()
 		now := time.Now()
-		t.evaluate(snapshot, now)
+		t.Evaluate(snapshot, now)
 		edge, stop := alarm(policy.NextEdge(snapshot, now))
 		select {
 		case <-changed:
@@ -123,7 +123,9 @@ func (t *Table[C]) Run(ctx context.Context, s *state.State) error {
 	}
 }
 
-func (t *Table[C]) evaluate(snapshot *model.Snapshot, now time.Time) {
+// Evaluate evaluates the live connections again, for a reason that is not in
+// the snapshot.
+func (t *Table[C]) Evaluate(snapshot *model.Snapshot, now time.Time) {
 	for _, c := range t.Live() {
 		if d, checked := c.Review(snapshot, now); checked && !d.Allowed {
 			c.Deny(d)

@@ -3,6 +3,7 @@ package hbone
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -303,6 +304,36 @@ func (p *Pool) Evict(match func(Key) bool, now bool) {
 }
 
 var errEvicted = errors.New("evicted")
+
+// Recheck ends at once the connections whose peer is not accepted any more by
+// the certificates that it showed. Those being made take no second stream.
+func (p *Pool) Recheck(accepted func(Key, []*x509.Certificate) error) {
+	type found struct {
+		key Key
+		*conn
+	}
+	var all []found
+	for i := range p.shards {
+		sh := &p.shards[i]
+		sh.mu.Lock()
+		for key, e := range sh.entries {
+			e.mu.Lock()
+			e.evictions++
+			for _, c := range e.conns {
+				all = append(all, found{key, c})
+			}
+			e.mu.Unlock()
+		}
+		sh.mu.Unlock()
+	}
+	for _, f := range all {
+		if t, ok := f.nc.(*tls.Conn); ok {
+			if err := accepted(f.key, t.ConnectionState().PeerCertificates); err != nil {
+				f.close(&ConnError{CauseCanceled, err})
+			}
+		}
+	}
+}
 
 func (p *Pool) matching(match func(Key) bool) []*conn {
 	var found []*conn

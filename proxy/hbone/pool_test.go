@@ -3,6 +3,7 @@ package hbone
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"net"
 	"sync"
@@ -264,5 +265,26 @@ func TestPoolClose(t *testing.T) {
 	}
 	if _, err := w.pool.Open(t.Context(), w.key, Request{}); !errors.Is(err, errPoolClosed) {
 		t.Errorf("a closed pool opened a stream: %v", err)
+	}
+}
+
+// A peer that is no longer accepted loses its streams and its connection; the
+// next stream has another.
+func TestPoolRecheck(t *testing.T) {
+	w := newWorld(t, hold)
+	kept := w.accepted()
+	w.pool.Recheck(func(k Key, peer []*x509.Certificate) error {
+		if k != w.key || len(peer) == 0 {
+			t.Errorf("asked about %v with %d certificates", k, len(peer))
+		}
+		return nil
+	})
+	if kept.Err() != nil {
+		t.Fatalf("an accepted peer's stream has ended: %v", kept.Err())
+	}
+	w.pool.Recheck(func(Key, []*x509.Certificate) error { return errors.New("taken back") })
+	within(t, kept.Done())
+	if next := w.accepted(); next.c == kept.c || w.dialed() != 2 {
+		t.Errorf("%d connections were dialed", w.dialed())
 	}
 }

@@ -135,6 +135,9 @@ func newEvaluation(s *model.Snapshot, r *Request) evaluation {
 }
 
 func (e *evaluation) evaluate(s *model.Snapshot) Decision {
+	if e.request.Revoked {
+		return Decision{Reason: ReasonRevoked}
+	}
 	if !s.PoliciesReady() {
 		return Decision{Reason: ReasonNotReady}
 	}

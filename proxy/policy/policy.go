@@ -26,6 +26,8 @@ type Request struct {
 	// Workload is the destination, as it is in the snapshot.
 	Workload *model.Workload
 	Time     time.Time
+	// Revoked says that the certificate of Identity has been taken back.
+	Revoked bool
 	// HTTP is the request of HTTP to decide about; nil for a connection that
 	// carries something else, or of which that is not known.
 	HTTP *HTTPRequest
@@ -49,6 +51,7 @@ const (
 	ReasonNoPolicy               // no ALLOW policy covers the workload
 	ReasonAsk                    // allowed if the provider of a CUSTOM policy agrees
 	ReasonRequestsNow            // a policy about requests came over the live connection
+	ReasonRevoked                // the client's certificate has been revoked
 )
 
 // String is the reason as a label of metrics: lower case, words joined by "_".
@@ -74,6 +77,8 @@ func (r Reason) String() string {
 		return "ask"
 	case ReasonRequestsNow:
 		return "requests_now"
+	case ReasonRevoked:
+		return "revoked"
 	}
 	return "unknown"
 }
@@ -138,6 +143,8 @@ func (d Decision) text() string {
 		return "denied unless the provider of policy " + d.Policy + " allows it"
 	case ReasonRequestsNow:
 		return "denied: a policy about the requests of HTTP covers the port now, and the connection is from before it"
+	case ReasonRevoked:
+		return "denied: the client's certificate has been revoked"
 	case ReasonUndecided:
 	}
 	return "denied: undecided"

@@ -1,0 +1,174 @@
+// Package identity tests where the certificates of a mesh may come from, and
+// what happens while that is away. What does not belong here: what identities
+// may do (test/e2e/policy).
+package identity
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/tacit-mesh/tacit/proxy/admin"
+	"github.com/tacit-mesh/tacit/test/e2e"
+	"github.com/tacit-mesh/tacit/test/servers"
+	"github.com/tacit-mesh/tacit/test/world"
+)
+
+func TestMain(m *testing.M) { e2e.Main(m) }
+
+const (
+	server        = "198.18.2.10:8080"
+	serverTunnels = "198.18.2.10:15008"
+)
+
+// startSPIRE runs the mesh with certificates from a SPIRE agent, the same one
+// for both nodes.
+func startSPIRE(t *testing.T, life time.Duration) (*e2e.Mesh, *servers.SPIRE) {
+	t.Helper()
+	// SPIRE runs beside the nodes, in the world's own network namespace.
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := servers.StartSPIRE(t, servers.SPIREConfig{TrustDomain: "cluster.local", Life: life, UID: world.ProxyUID})
+	s.Delegate()
+	s.Entry("/ns/mesh/sa/server", []string{"k8s:ns:mesh", "k8s:sa:server"})
+	s.Entry("/ns/mesh/sa/client", []string{"k8s:ns:mesh", "k8s:sa:client", "k8s:pod-name:client", "k8s:pod-label:app:client"})
+	m := e2e.StartWith(t, world.Config{ProxyArgs: []string{"--ca=", "--spire=" + s.AdminSocket()}})
+	m.Serve("mesh/server", ":8080", e2e.Echo)
+	return m, s
+}
+
+// presented is the certificate that a pod's proxy shows to whoever connects.
+func presented(t *testing.T, m *e2e.Mesh) *x509.Certificate {
+	t.Helper()
+	tcp, err := m.Pod("outside/plain").Dial(m.Context(), serverTunnels)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tcp.Close() }()
+	c := tls.Client(tcp, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS13})
+	if err := c.HandshakeContext(m.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return c.ConnectionState().PeerCertificates[0]
+}
+
+// certificates are what "tacit certs" shows of a node, by identity.
+func certificates(t *testing.T, m *e2e.Mesh, node string) map[string][]admin.Certificate {
+	t.Helper()
+	var answer struct{ Certificates []admin.Certificate }
+	if err := m.Admin(node, "/certificates", &answer); err != nil {
+		t.Fatal(err)
+	}
+	all := map[string][]admin.Certificate{}
+	for _, c := range answer.Certificates {
+		_, account, _ := strings.Cut(c.Identity, "/sa/")
+		all[account] = append(all[account], c)
+	}
+	return all
+}
+
+func TestSPIRE(t *testing.T) {
+	m, s := startSPIRE(t, time.Hour)
+	if _, err := m.Call("mesh/client", server); err != nil {
+		t.Fatal(err)
+	}
+	shown := presented(t, m)
+	if id := fmt.Sprint(shown.URIs); id != "[spiffe://cluster.local/ns/mesh/sa/server]" || !strings.Contains(shown.Subject.String(), "SPIRE") {
+		t.Errorf("the server shows %s of %s", id, shown.Subject)
+	}
+
+	// The twin has the same identity as the client, but no entry.
+	if seen, err := m.Call("mesh/twin", server); err == nil {
+		t.Fatalf("a pod without an entry has called as %s", seen)
+	}
+	var reason string
+	for _, c := range m.Connections("a", "ended", "mesh/twin", "") {
+		reason = c.Reason
+	}
+	for _, want := range []string{"no entry is registered that fits", "k8s:pod-name:twin", "spiffe://cluster.local/ns/mesh/sa/client"} {
+		if !strings.Contains(reason, want) {
+			t.Errorf("the reason is %q, want a word of %s", reason, want)
+		}
+	}
+	for _, c := range certificates(t, m, "a")["client"] {
+		twin := strings.Contains(c.Selectors, "pod-name:twin")
+		if twin == c.NotAfter.IsZero() == (c.Error == "") {
+			t.Errorf("tacit certs says of %s: %+v", c.Selectors, c)
+		}
+	}
+
+	// A connection that is waiting when the entry comes is served.
+	done := make(chan error, 1)
+	go func() {
+		_, err := m.Call("mesh/twin", server)
+		done <- err
+	}()
+	m.Eventually("the twin's connection waits", func() error {
+		if len(m.Connections("a", "live", "mesh/twin", "")) == 0 {
+			return errors.New("it is not there")
+		}
+		return nil
+	})
+	s.Entry("/ns/mesh/sa/client", []string{"k8s:pod-name:twin"})
+	if err := <-done; err != nil {
+		t.Errorf("the entry came, and the connection that waited for it fails: %v", err)
+	}
+}
+
+// While SPIRE's agent is away everything goes on, as long as certificates are
+// valid; once it is back they are renewed, and nobody has noticed.
+func TestSPIREAway(t *testing.T) {
+	m, s := startSPIRE(t, 20*time.Second)
+	if _, err := m.Call("mesh/client", server); err != nil {
+		t.Fatal(err)
+	}
+	first := presented(t, m)
+	mark := m.Node("b").Proxy().Mark()
+	s.KillAgent()
+	if _, err := m.Node("b").Proxy().WaitLog(m.Context(), mark, func(line string) bool {
+		return strings.Contains(line, "the one there is serves until it ends") && strings.Contains(line, "is it running")
+	}); err != nil {
+		t.Error(err)
+	}
+	if m.Metric("b", "tacit_certificate_failures_total", "identity=spiffe://cluster.local/ns/mesh/sa/server") == 0 {
+		t.Error("the metrics know of no failure")
+	}
+	m.Eventually("two thirds of the life have passed", func() error {
+		if _, err := m.Call("mesh/client", server); err != nil {
+			t.Fatalf("a connection while SPIRE is away: %v", err)
+		}
+		if left := time.Until(first.NotAfter); left > 7*time.Second {
+			return fmt.Errorf("%v left", left)
+		}
+		return nil
+	})
+	s.StartAgent()
+	m.Eventually("a new certificate", func() error {
+		if now := presented(t, m); now.SerialNumber.Cmp(first.SerialNumber) == 0 {
+			return fmt.Errorf("still the first one, which ends in %v", time.Until(first.NotAfter))
+		}
+		return nil
+	})
+	m.Eventually("no error any more", func() error {
+		for _, c := range certificates(t, m, "b")["server"] {
+			if c.Error != "" {
+				return errors.New(c.Error)
+			}
+		}
+		return nil
+	})
+	if _, err := m.Call("mesh/client", server); err != nil {
+		t.Error(err)
+	}
+}
