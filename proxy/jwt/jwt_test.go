@@ -238,25 +238,25 @@ func TestPlaces(t *testing.T) {
 		left    fields
 		rest    string
 	}{
-		{"nothing", rule, fields{{"A", "b"}}, "x=1", NoToken, fields{{"A", "b"}}, "x=1"},
-		{"bearer", rule, fields{{"AUTHORIZATION", "bearer " + token}, {"A", "b"}}, "x=1", Verified, fields{{"A", "b"}}, "x=1"},
-		{"basic is no token", rule, fields{{"Authorization", "Basic " + token}}, "", NoToken, fields{{"Authorization", "Basic " + token}}, ""},
+		{"nothing", rule, fields{{Name: "A", Value: "b"}}, "x=1", NoToken, fields{{Name: "A", Value: "b"}}, "x=1"},
+		{"bearer", rule, fields{{Name: "AUTHORIZATION", Value: "bearer " + token}, {Name: "A", Value: "b"}}, "x=1", Verified, fields{{Name: "A", Value: "b"}}, "x=1"},
+		{"basic is no token", rule, fields{{Name: "Authorization", Value: "Basic " + token}}, "", NoToken, fields{{Name: "Authorization", Value: "Basic " + token}}, ""},
 		{"parameter", rule, nil, "x=1&access%5Ftoken=" + token + "&y", Verified, fields{}, "x=1&y"},
 		{"forwarded", with(func(r *model.JWTRule) { r.Forward = true }), bearerOf(token), "", Verified, bearerOf(token), ""},
 		{"header of its own", with(func(r *model.JWTRule) { r.FromHeaders = []model.JWTHeader{{Name: "X-Jwt", Prefix: "jwt:"}} }),
-			fields{{"x-jwt", "jwt:" + token}, {"x-jwt", "other"}}, "", Verified, fields{}, ""},
+			fields{{Name: "x-jwt", Value: "jwt:" + token}, {Name: "x-jwt", Value: "other"}}, "", Verified, fields{}, ""},
 		{"not where the rule looks", with(func(r *model.JWTRule) { r.FromHeaders = []model.JWTHeader{{Name: "X-Jwt"}} }), bearerOf("junk"), "access_token=junk", NoToken, bearerOf("junk"), "access_token=junk"},
 		{"parameter of its own", with(func(r *model.JWTRule) { r.FromParams = []string{"t"} }), nil, "t=" + token, Verified, fields{}, ""},
 		{"cookie", with(func(r *model.JWTRule) { r.FromCookies = []string{"t"} }),
-			fields{{"Cookie", "a=b; t=" + token + "; c=d"}}, "", Verified, fields{{"Cookie", "a=b; c=d"}}, ""},
-		{"junk in the cookie", with(func(r *model.JWTRule) { r.FromCookies = []string{"t"} }), fields{{"Cookie", "t=junk"}}, "", Refused, nil, ""},
+			fields{{Name: "Cookie", Value: "a=b; t=" + token + "; c=d"}}, "", Verified, fields{{Name: "Cookie", Value: "a=b; c=d"}}, ""},
+		{"junk in the cookie", with(func(r *model.JWTRule) { r.FromCookies = []string{"t"} }), fields{{Name: "Cookie", Value: "t=junk"}}, "", Refused, nil, ""},
 		{"one good, one bad", rule, bearerOf(token), "access_token=junk", Refused, nil, ""},
 		{"too many", with(func(r *model.JWTRule) { r.FromParams = []string{"t"} }), nil, "t=1&t=2&t=3&t=4&t=5&t=6&t=7&t=8&t=9", Refused, nil, ""},
 		{"claims as headers", with(func(r *model.JWTRule) {
 			r.PayloadHeader = "X-Payload"
 			r.ClaimHeaders = []model.ClaimHeader{{Header: "X-G", Claim: "n.g"}, {Header: "X-I", Claim: "n.i"}, {Header: "X-O", Claim: "n.o"}, {Header: "X-L", Claim: "n.l"}, {Header: "X-E", Claim: "n.evil"}, {Header: "X-N", Claim: "no"}}
-		}), append(bearerOf(token), policy.HeaderField{Name: "x-g", Value: "forged"}), "", Verified, fields{{"X-Payload", payload}, {"X-G", "x"}, {"X-I", "7"}, {"X-O", "true"}}, ""},
-		{"forged claims without a token", with(func(r *model.JWTRule) { r.PayloadHeader = "X-Payload" }), fields{{"x-payload", "forged"}}, "", NoToken, fields{}, ""},
+		}), append(bearerOf(token), policy.HeaderField{Name: "x-g", Value: "forged"}), "", Verified, fields{{Name: "X-Payload", Value: payload}, {Name: "X-G", Value: "x"}, {Name: "X-I", Value: "7"}, {Name: "X-O", Value: "true"}}, ""},
+		{"forged claims without a token", with(func(r *model.JWTRule) { r.PayloadHeader = "X-Payload" }), fields{{Name: "x-payload", Value: "forged"}}, "", NoToken, fields{}, ""},
 	} {
 		r := ask(snapshot(test.rule), test.headers, test.query)
 		if r.Outcome != test.outcome {

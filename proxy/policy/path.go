@@ -37,7 +37,7 @@ func NormalizePath(mode model.PathNormalization, path string) (string, error) {
 }
 
 func checkPath(path string) error {
-	for i := 0; i < len(path); i++ {
+	for i := range len(path) {
 		switch c := path[i]; {
 		case c <= ' ' || c == 0x7f:
 			return errors.New("the path has a blank or a control character")
@@ -56,7 +56,7 @@ func checkPath(path string) error {
 // isNormal finds most paths that are in the wanted form already. Behind a slash
 // it takes any dot for the beginning of a segment to remove.
 func isNormal(mode model.PathNormalization, path string) bool {
-	for i := 0; i < len(path); i++ {
+	for i := range len(path) {
 		c := path[i]
 		if c == '%' || c == '\\' || mustEscape(c) {
 			return false

@@ -2,7 +2,6 @@ package build
 
 import (
 	"slices"
-	"strings"
 
 	typev1beta1 "istio.io/api/type/v1beta1"
 	corev1 "k8s.io/api/core/v1"
@@ -165,12 +164,4 @@ func selectorKeys(s labels.Selector) (out []string) {
 		out = append(out, r.Key())
 	}
 	return out
-}
-
-// aboutObjects are targetRefs that are about single pods, or about whose they
-// are.
-func aboutObjects(refs []*typev1beta1.PolicyTargetReference) bool {
-	return slices.ContainsFunc(refs, func(r *typev1beta1.PolicyTargetReference) bool {
-		return r.GetKind() == "Pod" || strings.HasPrefix(r.GetGroup(), "apps") || strings.HasPrefix(r.GetGroup(), "batch")
-	})
 }

@@ -163,7 +163,7 @@ func TestStuckIssuer(t *testing.T) {
 	defer close(release)
 	i := newIssuer(t, text("keys"))
 	transport := i.Client().Transport.(*http.Transport).Clone()
-	transport.TLSClientConfig.InsecureSkipVerify = true //nolint:gosec // two test servers, one client
+	transport.TLSClientConfig.InsecureSkipVerify = true
 	r := start(t, transport)
 	r.Want([]Source{{Name: "stuck", URI: stuck.URL}, {Name: "fine", URI: i.URL}})
 	<-stuck.asked
@@ -182,7 +182,7 @@ func TestRefused(t *testing.T) {
 		{"a redirect", away.URL, "status 302"},
 	} {
 		transport := i.Client().Transport.(*http.Transport).Clone()
-		transport.TLSClientConfig.InsecureSkipVerify = true //nolint:gosec // several test servers, one client
+		transport.TLSClientConfig.InsecureSkipVerify = true
 		f := New(Config{Log: zap.NewNop(), Transport: transport, Parse: func(b []byte) (string, error) { return string(b), nil }})
 		if _, err := f.once(t.Context(), Source{Name: "x", URI: test.uri}); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want %q", test.name, err, test.want)
