@@ -41,6 +41,7 @@ type fixture struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed on a change
 	rounds  int
+	last    int // objects of the last round
 	mesh    *build.Mesh
 	errs    []error
 }
@@ -81,6 +82,7 @@ func (f *fixture) change(c build.Changes, errs []error) {
 	f.mesh.Apply(c)
 	f.errs = errs
 	f.rounds++
+	f.last = len(c.Set) + len(c.Gone)
 	close(f.changed)
 	f.changed = make(chan struct{})
 }
@@ -222,7 +224,9 @@ func TestEveryKind(t *testing.T) {
 			if err := f.client.CoreV1().ServiceAccounts("shop").Delete(t.Context(), "web", metav1.DeleteOptions{}); err != nil {
 				t.Fatal(err)
 			}
-			f.await("the account has gone", func(r build.Result, _ []error) bool { return len(r.Identities) == 0 && len(r.Workloads) == 1 })
+			f.await("the account has gone", func(r build.Result, _ []error) bool {
+				return len(r.Identities) == 0 && len(r.Workloads) == 1 && f.last == 1 // what was told is not told again
+			})
 			pod.Status.Phase = corev1.PodSucceeded
 			if _, err := f.client.CoreV1().Pods("shop").UpdateStatus(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
 				t.Fatal(err)

@@ -3,6 +3,7 @@ package kube
 import (
 	"strings"
 	"testing"
+	"time"
 
 	securityv1beta1 "istio.io/api/security/v1beta1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
@@ -53,6 +54,14 @@ func TestDefinitionWithoutVersion(t *testing.T) {
 	f.awaitWaiting(func(waiting []string) bool {
 		return len(waiting) == 1 && waiting[0] == "authorizationpolicies.security.istio.io: none of its versions is served that are read here (v1, v1beta1)"
 	})
+	f.mu.Lock()
+	changed := f.changed
+	f.mu.Unlock()
+	select {
+	case <-changed:
+		t.Error("something was told")
+	case <-time.After(500 * time.Millisecond): // several times as long as it would take
+	}
 	definitions := f.dynamic.Resource(crds)
 	define := func(version string) {
 		t.Helper()
