@@ -102,6 +102,8 @@ func everything() values {
 		"image":       values{"registry": "registry.example.com/mesh", "tag": "v9", "pullPolicy": "Always", "pullSecrets": []any{"pull"}},
 		"trustDomain": "example.org",
 		"skips":       values{"mode": "listed", "ports": "5432,9000-9100"},
+		"mesh":        values{"config": values{"pathNormalization": values{"normalization": "BASE"}}},
+		"spire":       values{"adminSocket": "/run/spire/admin/api.sock"},
 		"tacitd": values{"replicas": 3, "minAvailable": "50%", "writeStatus": false, "priorityClassName": "", "extraArgs": []any{"--more"},
 			"tolerations": []any{}},
 		"proxy": values{"drainSeconds": 60, "maxSurge": "10%", "directLocal": false, "connectionsPerPod": 7, "priorityClassName": "",

@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -108,6 +109,56 @@ func TestProxyPrivileges(t *testing.T) {
 	user := pod.SecurityContext.RunAsUser
 	if user == nil || *user != images.ProxyUID {
 		t.Errorf("it runs as user %v, want %d, by which the agent knows it", user, images.ProxyUID)
+	}
+}
+
+// What is chosen beside the defaults reaches the programs.
+func TestSettingsReachPrograms(t *testing.T) {
+	objects := decode(t, render(t, everything()))
+	config := find[*core.ConfigMap](t, objects, "tacit-mesh")
+	if config.Data["mesh.yaml"] != "pathNormalization:\n  normalization: BASE\n" {
+		t.Errorf("the mesh's configuration is %q", config.Data)
+	}
+	pods := podsOf(objects)
+	for workload, want := range map[string][]string{
+		"tacitd":      {"--mesh-config=/etc/tacit/mesh.yaml", "--no-status", "--skips=listed", "--skip-ports=5432,9000-9100", "--trust-domain=example.org", "--more"},
+		"tacit-proxy": {"--spire=/run/spire/api.sock", "--drain=60s", "--direct-local=false", "--connections-per-pod=7", "--more"},
+		"tacit-agent": {"--iptables=nft", "--remove-taint", "--skips=listed", "--skip-ports=5432,9000-9100", "--trust-domain=example.org", "--more"},
+	} {
+		args := pods[workload].Spec.Containers[0].Args
+		for _, arg := range want {
+			if !slices.Contains(args, arg) {
+				t.Errorf("%s has no %s: %v", workload, arg, args)
+			}
+		}
+	}
+	if mounts := hostPaths(pods["tacit-proxy"].Spec); mounts["/run/spire"] != "ro /run/spire/admin" {
+		t.Errorf("SPIRE's socket is not there: %v", mounts)
+	}
+	if slices.ContainsFunc(pods["tacit-proxy"].Spec.Containers[0].Args, func(a string) bool { return strings.HasPrefix(a, "--ca=") }) {
+		t.Error("the proxy has two sources of certificates")
+	}
+	plain := podsOf(decode(t, render(t, nil)))["tacitd"].Spec
+	if len(plain.Volumes) != 0 {
+		t.Errorf("without a configuration there is a volume: %v", plain.Volumes)
+	}
+}
+
+// Every argument that the chart can give is a flag of the program.
+func TestArgumentsAreFlags(t *testing.T) {
+	for workload, pod := range podsOf(decode(t, render(t, everything()))) {
+		cmd := exec.Command("go", "run", "../cmd/"+workload, "--help")
+		help, err := cmd.Output()
+		if err != nil {
+			t.Errorf("%s --help: %v", workload, err)
+			continue
+		}
+		for _, arg := range pod.Spec.Containers[0].Args {
+			flag, _, _ := strings.Cut(arg, "=")
+			if flag != "--more" && !strings.Contains(string(help), " "+flag+" ") {
+				t.Errorf("%s has no flag %s", workload, flag)
+			}
+		}
 	}
 }
 
