@@ -157,26 +157,24 @@ func (e *evaluation) hasPrincipal(values []model.StringMatch) bool {
 		return false
 	}
 	for _, v := range values {
-		if principalMatches(&e.request.Identity, v) {
+		if matchesJoined(e.principal[:], v) {
 			return true
 		}
 	}
 	return false
 }
 
-// principalMatches compares with [model.Identity.Principal] without building it.
-func principalMatches(id *model.Identity, m model.StringMatch) bool {
-	parts := [...]string{id.TrustDomain, "/ns/", id.Namespace, "/sa/", id.ServiceAccount}
-	return matchesJoined(parts[:], m)
-}
-
 // matchesJoined compares what the parts amount to one after the other, which
-// is not empty.
+// is not empty, without joining them.
 func matchesJoined(parts []string, m model.StringMatch) bool {
 	want := m.Value
 	var ok bool
 	switch m.Kind {
 	case model.MatchExact:
+		// The ends differ more often than the beginnings.
+		if !strings.HasSuffix(want, parts[len(parts)-1]) {
+			return false
+		}
 		for _, part := range parts {
 			if want, ok = strings.CutPrefix(want, part); !ok {
 				return false

@@ -7,25 +7,25 @@ import (
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-// thousand are 1,000 policies of 10 rules about requests, for a hundred
-// namespaces; those of the destination's are ten for all its workloads and ten
-// that select it.
+// thousand are 1,000 policies of 10 rules about requests, ten for each of a
+// hundred namespaces; of those of the destination's, half are for all its
+// workloads, and half select it.
 func thousand() (*model.Snapshot, *model.Workload) {
 	var u model.Update
 	w := destination()
 	for i := range 1000 {
-		p := &model.Policy{Name: fmt.Sprintf("p%d", i), Namespace: fmt.Sprintf("ns%d", i%100), Scope: model.ScopeNamespace, Action: model.Action(i % 2)}
-		switch i % 50 {
-		case 0:
-			p.Namespace, p.Scope = "data", model.ScopeSelector
-			w.Policies = append(w.Policies, p.Key())
-		case 1, 51:
-			p.Namespace = "data"
+		p := &model.Policy{Name: fmt.Sprintf("p%d", i), Namespace: fmt.Sprintf("ns%d", i%100), Scope: model.ScopeNamespace, Action: model.Action(i / 100 % 2)}
+		if i%100 == 0 {
+			if p.Namespace = "data"; i%200 == 0 {
+				p.Scope = model.ScopeSelector
+				w.Policies = append(w.Policies, p.Key())
+			}
 		}
+		paths := map[model.Action]string{model.ActionAllow: "/api", model.ActionDeny: "/private"}[p.Action]
 		for j := range 10 {
 			p.Rules = append(p.Rules, when(
 				either(model.Match{Principals: texts(fmt.Sprintf("cluster.local/ns/other/sa/a%d", j), "td/*")}),
-				either(model.Match{HTTP: &model.HTTPMatch{Methods: texts("GET", "HEAD"), Paths: texts(fmt.Sprintf("/api/v%d/*", j))}}),
+				either(model.Match{HTTP: &model.HTTPMatch{Methods: texts("GET", "HEAD"), Paths: texts(fmt.Sprintf("%s/v%d/*", paths, j))}}),
 			))
 		}
 		u.Policies = append(u.Policies, p)
@@ -36,9 +36,9 @@ func thousand() (*model.Snapshot, *model.Workload) {
 
 func benchmarkRequest(w *model.Workload) Request {
 	r := request()
-	r.Workload = w
+	r.Workload, r.Identity = w, model.Identity{TrustDomain: "cluster.local", Namespace: "other", ServiceAccount: "a9"}
 	r.HTTP = &HTTPRequest{
-		Method: "GET", Path: "/api/v10/items", Host: "db.data",
+		Method: "GET", Path: "/api/v9/items", Host: "db.data",
 		Headers: []HeaderField{{Name: "User-Agent", Value: "curl"}, {Name: "Accept", Value: "*/*"}},
 	}
 	return r
@@ -47,10 +47,21 @@ func benchmarkRequest(w *model.Workload) Request {
 func BenchmarkRequests(b *testing.B) {
 	s, w := thousand()
 	r := benchmarkRequest(w)
+	if d := Evaluate(s, &r); d.Reason != ReasonAllowed {
+		b.Fatal(d)
+	}
 	b.Run("1000 policies of 10 rules", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
 			Evaluate(s, &r)
+		}
+	})
+	denied := benchmarkRequest(w)
+	denied.Identity = client
+	b.Run("allowed by none of them", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			Evaluate(s, &denied)
 		}
 	})
 	all := thousandOnOne()

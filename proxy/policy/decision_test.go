@@ -157,6 +157,34 @@ func TestTheSnapshotsDestinationCounts(t *testing.T) {
 	}
 }
 
+// Federation says who somebody is. Who may come, policies say.
+func TestOtherTrustDomains(t *testing.T) {
+	friend := model.Identity{TrustDomain: "friend.test", Namespace: "shop", ServiceAccount: "web"}
+	named := named("a", model.ActionAllow, when(either(model.Match{Principals: texts("friend.test/ns/shop/sa/web")})))
+	for _, tt := range []struct {
+		name string
+		s    *model.Snapshot
+		want Decision
+	}{
+		{"without a policy", world(destination()), denied(ReasonForeign, "", "")},
+		{"named by one", world(destination(), named), allowed(ReasonAllowed, "data/a")},
+	} {
+		r := request()
+		r.Identity = friend
+		if diff := cmp.Diff(tt.want, Evaluate(tt.s, &r)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+	}
+}
+
+func TestRevokedIsDenied(t *testing.T) {
+	r := request()
+	r.Revoked = true
+	if d := Evaluate(world(destination(), named("a", model.ActionAllow, anyRule...)), &r); d.Allowed || d.Reason != ReasonRevoked {
+		t.Errorf("%v", d)
+	}
+}
+
 func TestNextEdge(t *testing.T) {
 	in := func(m model.Match) *model.Policy { return named("p", model.ActionAllow, when(either(m))) }
 	tests := []struct {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -56,7 +57,11 @@ func (t *tally) decision(s *model.Snapshot) Decision {
 type votes struct {
 	denied, allowed, closest, asked, audited *model.Policy
 	deniedAt, closestAt                      outcome
+	foreign                                  bool // the client, who is allowed by a policy or not at all
+	unmatched                                bool // some ALLOW policy does not match
 }
+
+func (v *votes) wantsClosest() bool { return v.denied == nil && v.allowed == nil && v.unmatched }
 
 func (v *votes) add(p *model.Policy, o outcome) {
 	switch {
@@ -105,6 +110,9 @@ func (v *votes) verdict(s *model.Snapshot, missing string) Decision {
 	case v.closest != nil:
 		return Decision{Reason: ReasonNotAllowed, Policy: s.PolicyKey(v.closest), Attribute: v.closestAt.name()}
 	}
+	if v.foreign {
+		return Decision{Reason: ReasonForeign}
+	}
 	return Decision{Allowed: true, Reason: ReasonNoPolicy}
 }
 
@@ -115,16 +123,20 @@ func denies(p *model.Policy) bool { return p.Action != model.ActionAllow }
 // evaluation holds the facts of one decision.
 type evaluation struct {
 	request      *Request
+	memo         *sync.Map
 	anyRequest   bool // about all the requests that there may be
 	workload     *model.Workload
 	source       netip.Addr
 	destination  netip.Addr
 	labels       map[string]string
 	labelsProven bool
+	principal    [5]string // parts of the identity's principal
 }
 
 func newEvaluation(s *model.Snapshot, r *Request) evaluation {
-	e := evaluation{request: r, source: plain(r.Source), destination: plain(r.Destination.Addr())}
+	e := evaluation{request: r, memo: s.Memo(), source: plain(r.Source), destination: plain(r.Destination.Addr())}
+	id := &r.Identity
+	e.principal = [...]string{id.TrustDomain, "/ns/", id.Namespace, "/sa/", id.ServiceAccount}
 	if r.Workload != nil {
 		e.workload = s.Workload(r.Workload.UID)
 	}
@@ -145,6 +157,7 @@ func (e *evaluation) evaluate(s *model.Snapshot) Decision {
 		return Decision{Reason: ReasonUnknownWorkload}
 	}
 	var t tally
+	t.enforced.foreign, t.all.foreign = e.foreign(), e.foreign()
 	for _, p := range s.GlobalPolicies() {
 		e.add(&t, p)
 	}
@@ -159,13 +172,42 @@ func (e *evaluation) evaluate(s *model.Snapshot) Decision {
 			t.missing = cmp.Or(t.missing, key)
 		}
 	}
+	e.closest(s, &t)
 	return t.decision(s)
+}
+
+// foreign reports whether the client is of another trust domain: that the mesh
+// federates with that one says who it is, not that it may come.
+func (e *evaluation) foreign() bool {
+	id := e.request.Identity
+	return !id.IsZero() && id.TrustDomain != e.workload.TrustDomain
 }
 
 // add lets a policy vote that covers the destination's port.
 func (e *evaluation) add(t *tally, p *model.Policy) {
-	if coversPort(p, e.request.Destination.Port()) {
+	if !coversPort(p, e.request.Destination.Port()) {
+		return
+	}
+	switch matched, allow := e.matches(p), p.Action == model.ActionAllow; {
+	case matched && allow:
+		t.add(p, outcome{matched: true})
+	case matched:
 		t.add(p, e.policy(p))
+	case allow:
+		t.all.unmatched = true
+		t.enforced.unmatched = t.enforced.unmatched || !p.DryRun
+	}
+}
+
+// closest finds the ALLOW policies that came closest, where that is asked for.
+func (e *evaluation) closest(s *model.Snapshot, t *tally) {
+	if !t.enforced.wantsClosest() && !t.all.wantsClosest() {
+		return
+	}
+	for p := range covering(s, e.workload) {
+		if p.Action == model.ActionAllow && coversPort(p, e.request.Destination.Port()) {
+			t.add(p, e.policy(p))
+		}
 	}
 }
 

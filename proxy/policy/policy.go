@@ -52,6 +52,7 @@ const (
 	ReasonAsk                    // allowed if the provider of a CUSTOM policy agrees
 	ReasonRequestsNow            // a policy about requests came over the live connection
 	ReasonRevoked                // the client's certificate has been revoked
+	ReasonForeign                // the client is of another trust domain, and no policy names it
 )
 
 // String is the reason as a label of metrics: lower case, words joined by "_".
@@ -79,6 +80,8 @@ func (r Reason) String() string {
 		return "requests_now"
 	case ReasonRevoked:
 		return "revoked"
+	case ReasonForeign:
+		return "foreign_trust_domain"
 	}
 	return "unknown"
 }
@@ -145,6 +148,8 @@ func (d Decision) text() string {
 		return "denied: a policy about the requests of HTTP covers the port now, and the connection is from before it"
 	case ReasonRevoked:
 		return "denied: the client's certificate has been revoked"
+	case ReasonForeign:
+		return "denied: the client is of another trust domain, and no ALLOW policy names it"
 	case ReasonUndecided:
 	}
 	return "denied: undecided"

@@ -168,9 +168,13 @@ func refDecide(policies []*model.Policy, missing bool, r *Request) bool {
 	case anyOf(denying, value) != isNo, anyOf(asking, value) != isNo, missing:
 		return false
 	case len(allowing) == 0:
-		return true
+		return !refForeign(r)
 	}
 	return anyOf(allowing, value) == isYes
+}
+
+func refForeign(r *Request) bool {
+	return r.Identity != model.Identity{} && r.Identity.TrustDomain != destination().TrustDomain
 }
 
 func drawStrings(t *rapid.T, name string, values ...string) []model.StringMatch {
@@ -281,6 +285,7 @@ func drawRequest(t *rapid.T) Request {
 		Destination: netip.AddrPortFrom(rapid.SampledFrom(drawnAddresses).Draw(t, "destination"), rapid.SampledFrom([]uint16{80, 81, 82}).Draw(t, "port")),
 		Identity: rapid.SampledFrom([]model.Identity{
 			{}, {TrustDomain: "td", Namespace: "a", ServiceAccount: "x"}, {TrustDomain: "td2", Namespace: "b", ServiceAccount: "y"},
+			{TrustDomain: "cluster.local", Namespace: "a", ServiceAccount: "x"},
 		}).Draw(t, "identity"),
 		Workload: destination(),
 		Time:     noon.Add(time.Duration(rapid.IntRange(0, 24*3600-1).Draw(t, "second")) * time.Second),
@@ -329,12 +334,12 @@ func TestEvaluateAgreesWithTheReference(t *testing.T) {
 		if (d.DryRun != "") != (want != wantAll) {
 			t.Fatalf("%v; with dry run the reference says %v", d, wantAll)
 		}
-		checkSteps(t, d, Explain(s, &r))
+		checkSteps(t, d, Explain(s, &r), refForeign(&r))
 	})
 }
 
 // checkSteps: the explanation must account for the decision.
-func checkSteps(t *rapid.T, d Decision, steps []Step) {
+func checkSteps(t *rapid.T, d Decision, steps []Step, foreign bool) {
 	matched := func(action string) bool {
 		return slices.ContainsFunc(steps, func(s Step) bool { return s.Action == action && s.Matched && !s.DryRun })
 	}
@@ -353,6 +358,8 @@ func checkSteps(t *rapid.T, d Decision, steps []Step) {
 		want = ReasonAllowed
 	case allows:
 		want = ReasonNotAllowed
+	case foreign:
+		want = ReasonForeign
 	}
 	if matched("CUSTOM") && (want == ReasonAllowed || want == ReasonNoPolicy) {
 		want = ReasonAsk

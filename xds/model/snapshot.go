@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/benbjohnson/immutable"
 )
@@ -30,6 +31,7 @@ type Snapshot struct {
 	global      []*Policy
 	byNamespace map[string][]*Policy
 	removed     map[string]struct{} // keys of policies that existed and were removed
+	memo        *sync.Map           // of this very set of policies
 }
 
 type addressKey struct {
@@ -55,6 +57,7 @@ func NewSnapshot() *Snapshot {
 		hostnames: newMap[string, []string](),
 		vips:      newMap[addressKey, []string](),
 		endpoints: newMap[string, *immutable.Map[string, Endpoint]](),
+		memo:      &sync.Map{},
 	}
 }
 
@@ -211,7 +214,7 @@ func (s *Snapshot) applyPolicies(u Update) {
 	if len(removed) > maxRemoved {
 		s.forget(removed)
 	}
-	s.policies, s.removed = policies, removed
+	s.policies, s.removed, s.memo = policies, removed, &sync.Map{}
 	s.policyKeys = make(map[*Policy]string, len(policies))
 	s.global, s.byNamespace = nil, map[string][]*Policy{}
 	for _, key := range slices.Sorted(maps.Keys(policies)) {
