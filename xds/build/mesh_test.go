@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"pgregory.net/rapid"
 
+	"github.com/tacit-mesh/tacit/xds/kinds"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -43,7 +44,7 @@ func (d *draws) meta(names ...string) metav1.ObjectMeta {
 }
 
 func (d *draws) object() metav1.Object {
-	switch rapid.IntRange(0, 9).Draw(d.t, "kind") {
+	switch rapid.IntRange(0, 11).Draw(d.t, "kind") {
 	case 0:
 		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
 			Name: d.namespace(), Labels: map[string]string{dataplaneLabel: d.one(enabled, disabled, "what")},
@@ -61,6 +62,20 @@ func (d *draws) object() metav1.Object {
 		return d.slice()
 	case 8:
 		return d.authorization()
+	case 9:
+		p := &securityv1.RequestAuthentication{ObjectMeta: d.meta("r1", "r2")}
+		p.Spec.Selector, p.Spec.TargetRefs = d.selector(), d.targets()
+		p.Spec.JwtRules = []*securityv1beta1.JWTRule{{Issuer: d.one("i", "j"), JwksUri: "https://keys.test/" + d.one("i", "j")}}
+		return p
+	case 10:
+		p := &kinds.RateLimit{ObjectMeta: d.meta("l1", "l2")}
+		p.Spec.Limits = []kinds.Limit{{Connections: 1, Interval: metav1.Duration{Duration: time.Second}}}
+		if s := d.selector(); s != nil {
+			p.Spec.Selector = &metav1.LabelSelector{MatchLabels: s.MatchLabels}
+		} else if refs := d.targets(); len(refs) > 0 {
+			p.Spec.TargetRef = &kinds.TargetRef{Group: refs[0].Group, Kind: refs[0].Kind, Name: refs[0].Name}
+		}
+		return p
 	}
 	p := &securityv1.PeerAuthentication{ObjectMeta: d.meta("q1", "q2")}
 	p.CreationTimestamp = metav1.Unix(int64(rapid.IntRange(0, 2).Draw(d.t, "age")), 0)
@@ -78,10 +93,20 @@ func (d *draws) selector() *typev1beta1.WorkloadSelector {
 	return &typev1beta1.WorkloadSelector{MatchLabels: map[string]string{d.one("app", "version", "tier"): d.one("x", "1")}}
 }
 
+// targets are mostly none.
+func (d *draws) targets() []*typev1beta1.PolicyTargetReference {
+	if !d.rarely() {
+		return nil
+	}
+	return []*typev1beta1.PolicyTargetReference{rapid.SampledFrom([]*typev1beta1.PolicyTargetReference{
+		{Kind: "Service", Name: "s1"}, {Kind: "Service", Name: "s2"}, {Kind: "Pod", Name: "p1"}, {Group: "apps", Kind: "ReplicaSet", Name: "set"},
+	}).Draw(d.t, "target")}
+}
+
 func (d *draws) authorization() metav1.Object {
 	p := &securityv1.AuthorizationPolicy{ObjectMeta: d.meta("p1", "p2", "p3")}
 	p.Spec.Action = securityv1beta1.AuthorizationPolicy_Action(d.uid % 2)
-	p.Spec.Selector = d.selector()
+	p.Spec.Selector, p.Spec.TargetRefs = d.selector(), d.targets()
 	rule := &securityv1beta1.Rule{From: []*securityv1beta1.Rule_From{{Source: &securityv1beta1.Source{Namespaces: []string{d.namespace()}}}}}
 	if d.rarely() {
 		rule.When = []*securityv1beta1.Condition{{Key: d.one("source.labels[app]", "source.labels[tier]", "what"), Values: []string{"x"}}}
@@ -96,6 +121,9 @@ func (d *draws) pod() metav1.Object {
 	p.UID = types.UID(fmt.Sprint(d.uid))
 	p.CreationTimestamp = metav1.Unix(int64(rapid.IntRange(0, 2).Draw(d.t, "age")), 0)
 	p.Labels = d.labels()
+	if d.rarely() {
+		p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "set", Controller: new(true)}}
+	}
 	if d.flip() {
 		p.Annotations = map[string]string{redirectionAnnotation: enabled}
 	}
@@ -202,11 +230,13 @@ func TestChangesLeadToWhatABuildFromNothingDoes(t *testing.T) {
 func checkAttached(t *rapid.T, m *Mesh, there map[objectKey]metav1.Object) {
 	in := PolicyInput{RootNamespace: "root"}
 	for _, o := range there {
-		in.add(o)
+		if in.add(o); kindOf(o) == "Service" {
+			in.Services = append(in.Services, o.(*corev1.Service))
+		}
 	}
 	for _, e := range m.pods {
 		if w := e.workload; w != nil {
-			in.Workloads = append(in.Workloads, PolicyTarget{UID: w.UID, Namespace: w.Namespace, Labels: e.pod.Labels, SkipInbound: w.SkipInbound})
+			in.Workloads = append(in.Workloads, policyTarget(e.pod, w))
 		}
 	}
 	want := Policies(in)
