@@ -229,14 +229,26 @@ func (s *Store) valid(subject Subject) (m *Material, held bool) {
 	return m, true
 }
 
+// Lack is why the subject has no valid certificate at this moment, nil if it
+// has one.
+func (s *Store) Lack(subject Subject) error {
+	if m, _ := s.valid(subject); m != nil {
+		return nil
+	}
+	return fmt.Errorf("certificate for %s: none is valid: %w", subject.Identity, s.cause(subject))
+}
+
 func (s *Store) unavailable(subject Subject, waiting error) error {
+	return fmt.Errorf("certificate for %s: none is valid (%w): %w", subject.Identity, waiting, s.cause(subject))
+}
+
+func (s *Store) cause(subject Subject) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	cause := errors.New("the source has not answered yet")
 	if e := (*s.entries.Load())[subject]; e != nil && e.err != nil {
-		cause = e.err
+		return e.err
 	}
-	return fmt.Errorf("certificate for %s: none is valid (%w): %w", subject.Identity, waiting, cause)
+	return errors.New("the source has not answered yet")
 }
 
 // Changed returns a channel that is closed when next any identity's material

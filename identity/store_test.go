@@ -143,6 +143,9 @@ func TestGetNamesTheFailure(t *testing.T) {
 	if all := store.All(); len(all) != 1 || !errors.Is(all[0].Err, failure) {
 		t.Errorf("status %+v", all)
 	}
+	if err := store.Lack(identity.Subject{Identity: alice}); !errors.Is(err, failure) {
+		t.Errorf("Lack = %v", err)
+	}
 	if len(reported) != 1 || reported[0].Failures != 1 || !errors.Is(reported[0].Err, failure) {
 		t.Errorf("reported %+v", reported)
 	}

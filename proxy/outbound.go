@@ -181,6 +181,9 @@ func (p *Proxy) tunnel(a *attempt, to route.Candidate) error {
 	stream, err := p.pool.Open(a.ctx, p.key(a.Connection, to), request)
 	connected()
 	if err != nil {
+		if lack := p.Identities.Lack(a.pod.subject); lack != nil && a.ctx.Err() != nil {
+			return fmt.Errorf("%w; %w", err, lack) // that is what it has waited for
+		}
 		return err
 	}
 	defer stream.Reset()

@@ -1,0 +1,93 @@
+package identity_test
+
+import (
+	"crypto/x509"
+	"testing"
+
+	"github.com/tacit-mesh/tacit/identity"
+	"github.com/tacit-mesh/tacit/identity/identitytest"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// Peers of another trust domain are judged by its bundle, and by nothing else.
+func TestFederation(t *testing.T) {
+	home, abroad := identitytest.NewCA(t), identitytest.NewCA(t)
+	friend := model.Identity{TrustDomain: "friend.test", Namespace: "shop", ServiceAccount: "friend"}
+	b := home.Issue(t, bob)
+	federated := home.Issue(t, bob)
+	federated.Federate(map[string][]*x509.Certificate{
+		"friend.test": {abroad.Root}, "cluster.local": {abroad.Root}, "empty.test": nil,
+	})
+	for _, test := range []struct {
+		name           string
+		client, server *identity.Material
+		reason         string // of the server
+	}{
+		{"a friend", abroad.Issue(t, friend), federated, ""},
+		{"a friend, without a bundle", abroad.Issue(t, friend), b, "unknown_authority"},
+		{"one of ours who poses as a friend", home.Issue(t, friend), federated, "unknown_authority"},
+		{"a friend who poses as one of ours", abroad.Issue(t, alice), federated, "unknown_authority"},
+		{"one of ours", home.Issue(t, alice), federated, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			client := identity.ClientConfig(test.client, []string{bob.String()})
+			client.VerifyConnection = nil // the client's side is below
+			_, _, err := handshake(t, client, identity.ServerConfig(getter(test.server)))
+			if got := identity.FailureReason(err); got != test.reason {
+				t.Errorf("the server's reason %q (%v), want %q", got, err, test.reason)
+			}
+		})
+	}
+}
+
+// The client's side of it.
+func TestFederatedServer(t *testing.T) {
+	home, abroad := identitytest.NewCA(t), identitytest.NewCA(t)
+	friend := model.Identity{TrustDomain: "friend.test", Namespace: "shop", ServiceAccount: "friend"}
+	a := home.Issue(t, alice)
+	a.Federate(map[string][]*x509.Certificate{"friend.test": {abroad.Root}})
+	for name, test := range map[string]struct {
+		server *identity.Material
+		reason string
+	}{
+		"a friend":                          {abroad.Issue(t, friend), ""},
+		"one of ours who poses as a friend": {home.Issue(t, friend), "unknown_authority"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := identity.ServerConfig(getter(test.server))
+			server.VerifyConnection = nil
+			_, err, _ := handshake(t, identity.ClientConfig(a, []string{friend.String()}), server)
+			if got := identity.FailureReason(err); got != test.reason {
+				t.Errorf("reason %q (%v), want %q", got, err, test.reason)
+			}
+		})
+	}
+}
+
+// Another process has the bundles too.
+func TestFederationIsKept(t *testing.T) {
+	home, abroad := identitytest.NewCA(t), identitytest.NewCA(t)
+	m := home.Issue(t, alice)
+	m.Federate(map[string][]*x509.Certificate{"friend.test": {abroad.Root}})
+	subject := identity.Subject{Identity: alice, Selectors: "pod-uid:1"}
+	store, src := startStore(t)
+	defer store.Acquire(subject)()
+	next(t, src).update(m)
+	data, err := store.Export()
+	if err != nil {
+		t.Fatal(err)
+	}
+	successor := identity.NewStore(src)
+	if err := successor.Import(data); err != nil {
+		t.Fatal(err)
+	}
+	defer successor.Acquire(subject)()
+	defer successor.Acquire(identity.Subject{Identity: alice, Selectors: "pod-uid:2"})()
+	got, err := successor.Get(t.Context(), subject)
+	if err != nil || got.Federated["friend.test"] == nil || !got.Federated["friend.test"].Authorities[0].Equal(abroad.Root) {
+		t.Errorf("Get = %+v, %v", got, err)
+	}
+	if err := successor.Lack(identity.Subject{Identity: alice, Selectors: "pod-uid:2"}); err == nil {
+		t.Error("another pod of the same identity has the first one's certificate")
+	}
+}
