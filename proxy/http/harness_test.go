@@ -134,7 +134,8 @@ func carry(ctx context.Context, c *net.TCPConn, target net.Addr, declared Protoc
 	defer func() { _ = app.Close() }()
 	clientSide, _ := NewSocket(c, nil)
 	appSide, _ := NewSocket(app, nil)
-	if r := Serve(ctx, clientSide, appSide, declared, "0123456789abcdef0123456789abcdef", gate); r.End != relay.Finished {
+	r := Serve(ctx, clientSide, appSide, declared, "0123456789abcdef0123456789abcdef", gate) //nolint:gosec // this package's own, no server of net/http
+	if r.End != relay.Finished {
 		_ = c.SetLinger(0)
 		_ = app.SetLinger(0)
 	}
@@ -151,7 +152,7 @@ func listen(t testing.TB) net.Listener {
 func server(t testing.TB, handler http.HandlerFunc) net.Addr {
 	t.Helper()
 	l := listen(t)
-	s := &http.Server{Handler: handler, Protocols: new(http.Protocols)}
+	s := &http.Server{Handler: handler, Protocols: new(http.Protocols), ReadHeaderTimeout: patience}
 	s.Protocols.SetHTTP1(true)
 	s.Protocols.SetUnencryptedHTTP2(true)
 	done := make(chan struct{})

@@ -31,6 +31,7 @@ func ask(t *testing.T, c net.Conn, b *bufio.Reader, request string) (int, string
 	method, _, _ := strings.Cut(request, " ")
 	r, err := http.ReadResponse(b, &http.Request{Method: method})
 	must(t, err)
+	defer func() { _ = r.Body.Close() }()
 	body, err := io.ReadAll(r.Body)
 	must(t, err)
 	return r.StatusCode, string(body)
@@ -81,6 +82,7 @@ func TestPipelining(t *testing.T) {
 		r, err := http.ReadResponse(b, nil)
 		must(t, err)
 		body, _ := io.ReadAll(r.Body)
+		_ = r.Body.Close()
 		if denied := i%3 == 0; denied != (r.StatusCode == 403) || !denied && !strings.Contains(string(body), fmt.Sprintf("/a%d ", i)) {
 			t.Errorf("answer %d: %d %q", i, r.StatusCode, body)
 		}
@@ -205,6 +207,7 @@ func TestUpgrade(t *testing.T) {
 	say(t, c, "GET /chat HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n\x81\x00early")
 	r, err := http.ReadResponse(b, nil)
 	must(t, err)
+	_ = r.Body.Close() // of an interim answer: there is none
 	if r.StatusCode != 101 {
 		t.Fatalf("%v", r.Status)
 	}

@@ -22,6 +22,7 @@ func TestRequestsOfHTTP2(t *testing.T) {
 		must(t, err)
 		body, err := io.ReadAll(response.Body)
 		must(t, err)
+		_ = response.Body.Close()
 		if want := fmt.Sprintf(`POST %v /a%d "abc" map[]`, to, i); string(body) != want || response.ProtoMajor != 2 || response.Trailer.Get("Checksum") != "42" {
 			t.Errorf("%v %q %v, want %q", response.Proto, body, response.Trailer, want)
 		}

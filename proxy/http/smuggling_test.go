@@ -100,6 +100,7 @@ func TestSmuggling(t *testing.T) {
 			say(t, c, test.request)
 			r, err := http.ReadResponse(b, nil)
 			must(t, err)
+			_ = r.Body.Close()
 			if r.StatusCode != test.status || !r.Close {
 				t.Errorf("%d, close %v; want %d and the end", r.StatusCode, r.Close, test.status)
 			}
@@ -154,6 +155,7 @@ func TestSmugglingInChunks(t *testing.T) {
 			say(t, c, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"+test.body)
 			r, err := http.ReadResponse(b, nil)
 			must(t, err)
+			_ = r.Body.Close()
 			if r.StatusCode != 400 && r.StatusCode != 431 {
 				t.Errorf("%d", r.StatusCode)
 			}
