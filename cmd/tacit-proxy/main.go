@@ -56,6 +56,7 @@ type options struct {
 	lifetime    time.Duration
 	podShare    int
 	directLocal bool
+	tell        bool
 }
 
 func command() *cobra.Command {
@@ -94,6 +95,7 @@ func command() *cobra.Command {
 	f.DurationVar(&o.lifetime, "certificate-ttl", 24*time.Hour, "life to ask for in certificates; they are renewed at half of it")
 	f.IntVar(&o.podShare, "connections-per-pod", 0, "`number` of connections from one pod at a time, and as many to it; 0: by the limit of open files")
 	f.BoolVar(&o.directLocal, "direct-local", true, "join connections between two pods of this node, once authorized, without encrypting their bytes in between")
+	f.BoolVar(&o.tell, "tell-policies", false, "name the policy in the answer to a request of HTTP that it denies")
 	return cmd
 }
 
