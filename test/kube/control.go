@@ -9,8 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/tacit-mesh/tacit/test/world"
 )
 
@@ -134,11 +132,4 @@ func (c *Cluster) StartServer(ctx context.Context) error {
 		return err
 	}
 	return c.awaitServer(ctx)
-}
-
-// FreezeServer makes the API server silent without closing its connections, as
-// behind a broken network; with thaw it goes on.
-func (c *Cluster) FreezeServer() (thaw func() error, err error) {
-	server := c.control[apiServer]
-	return func() error { return server.Signal(unix.SIGCONT) }, server.Signal(unix.SIGSTOP)
 }
