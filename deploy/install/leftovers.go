@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -12,6 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/tacit-mesh/tacit/deploy/cluster"
+	"github.com/tacit-mesh/tacit/xds/source/kube"
+	"github.com/tacit-mesh/tacit/xds/source/security"
 )
 
 // What the programs make themselves, beside what the chart makes.
@@ -39,8 +42,49 @@ func (r Removal) removeLeftovers(ctx context.Context, c *cluster.Cluster) error 
 			gone("Secret "+caSecret, core.Secrets(c.Namespace).Delete(ctx, caSecret, meta.DeleteOptions{})),
 			r.removeNamespace(ctx, c))
 	}
-	problems = append(problems, r.removeKinds(ctx, c), r.nameOptIns(ctx, c))
+	problems = append(problems, removeConditions(ctx, c), r.removeKinds(ctx, c), r.nameOptIns(ctx, c))
 	return errors.Join(problems...)
+}
+
+// removeConditions takes off the policies what would go on to say that they
+// are enforced.
+func removeConditions(ctx context.Context, c *cluster.Cluster) error {
+	var problems []error
+	for _, kind := range security.Kinds() {
+		for _, version := range kind.Versions() {
+			policies := c.Dynamic.Resource(schema.GroupVersionResource{Group: kind.Group(), Version: version, Resource: kind.Resource})
+			list, err := policies.List(ctx, meta.ListOptions{})
+			if apierrors.IsNotFound(err) {
+				continue // no such kind, or not in this version
+			}
+			if err != nil {
+				problems = append(problems, fmt.Errorf("look for conditions to remove from %s: %w", kind.Resource, err))
+				break
+			}
+			for i := range list.Items {
+				policy := &list.Items[i]
+				if withoutCondition(policy) {
+					_, err := policies.Namespace(policy.GetNamespace()).UpdateStatus(ctx, policy, meta.UpdateOptions{})
+					problems = append(problems, gone("the condition of "+policy.GetNamespace()+"/"+policy.GetName(), err))
+				}
+			}
+			break
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// withoutCondition takes ours off an object, and reports whether there was one.
+func withoutCondition(policy *unstructured.Unstructured) bool {
+	all, _, err := unstructured.NestedSlice(policy.Object, "status", "conditions")
+	if err != nil {
+		return false
+	}
+	others := slices.DeleteFunc(slices.Clone(all), func(condition any) bool {
+		fields, ok := condition.(map[string]any)
+		return ok && fields["type"] == kube.EnforcedCondition
+	})
+	return len(others) < len(all) && unstructured.SetNestedSlice(policy.Object, others, "status", "conditions") == nil
 }
 
 // gone forgives that something is not there.

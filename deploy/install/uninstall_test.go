@@ -22,6 +22,8 @@ import (
 
 	"github.com/tacit-mesh/tacit/deploy"
 	"github.com/tacit-mesh/tacit/deploy/cluster"
+	"github.com/tacit-mesh/tacit/xds/source/kube"
+	"github.com/tacit-mesh/tacit/xds/source/security"
 )
 
 // chartAgent is the DaemonSet as the chart has it.
@@ -182,13 +184,14 @@ func kind(group, plural string, labels map[string]any) *unstructured.Unstructure
 func TestLeftovers(t *testing.T) {
 	const group = "security.istio.io"
 	ours := map[string]any{"app.kubernetes.io/part-of": "tacit"}
-	objects := dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
-		kinds: "CustomResourceDefinitionList",
-		{Group: group, Version: "v1", Resource: "authorizationpolicies"}: "AuthorizationPolicyList",
-		{Group: group, Version: "v1", Resource: "peerauthentications"}:   "PeerAuthenticationList",
-	}, kind(group, "authorizationpolicies", ours), kind(group, "peerauthentications", ours), kind(group, "requestauthentications", nil),
+	lists := map[schema.GroupVersionResource]string{kinds: "CustomResourceDefinitionList"}
+	for _, k := range security.Kinds() {
+		lists[schema.GroupVersionResource{Group: k.Group(), Version: k.Versions()[0], Resource: k.Resource}] = k.Kind.Kind + "List"
+	}
+	objects := dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), lists, kind(group, "authorizationpolicies", ours), kind(group, "peerauthentications", ours), kind(group, "requestauthentications", nil),
 		&unstructured.Unstructured{Object: map[string]any{
 			"apiVersion": group + "/v1", "kind": "AuthorizationPolicy", "metadata": map[string]any{"name": "p", "namespace": "shop"},
+			"status": map[string]any{"conditions": []any{map[string]any{"type": kube.EnforcedCondition, "status": "True"}, map[string]any{"type": "istio.io/Else"}}},
 		}})
 	c := connect(
 		&core.Namespace{ObjectMeta: meta.ObjectMeta{Name: deploy.Namespace, Labels: map[string]string{ownerLabel: owner}}},
@@ -208,6 +211,14 @@ func TestLeftovers(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, out.String())
 		}
 	}
+	policies := objects.Resource(schema.GroupVersionResource{Group: group, Version: "v1", Resource: "authorizationpolicies"})
+	policy, err := policies.Namespace("shop").Get(t.Context(), "p", meta.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left, _, _ := unstructured.NestedSlice(policy.Object, "status", "conditions"); len(left) != 1 || left[0].(map[string]any)["type"] != "istio.io/Else" {
+		t.Errorf("conditions are %v, want the others' alone", left)
+	}
 	for name, stays := range map[string]bool{"authorizationpolicies": true, "peerauthentications": false, "requestauthentications": true} {
 		_, err := objects.Resource(kinds).Get(t.Context(), name+"."+group, meta.GetOptions{})
 		if (err == nil) != stays {
@@ -217,7 +228,7 @@ func TestLeftovers(t *testing.T) {
 	if err := (Removal{Out: &out}).removeLeftovers(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
-	_, err := c.Client.CoreV1().Secrets(deploy.Namespace).Get(t.Context(), caSecret, meta.GetOptions{})
+	_, err = c.Client.CoreV1().Secrets(deploy.Namespace).Get(t.Context(), caSecret, meta.GetOptions{})
 	isGone(t, "the CA", err)
 	_, err = c.Client.CoreV1().Namespaces().Get(t.Context(), deploy.Namespace, meta.GetOptions{})
 	isGone(t, "the namespace", err)
