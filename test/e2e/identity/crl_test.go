@@ -71,7 +71,7 @@ func isReset(t *testing.T, c *net.TCPConn) {
 // live ones, and new streams on a live one, on both sides.
 func TestRevocation(t *testing.T) {
 	directory := t.TempDir()
-	for dir := directory; dir != os.TempDir(); dir = filepath.Dir(dir) {
+	for dir := directory; dir != filepath.Clean(os.TempDir()); dir = filepath.Dir(dir) {
 		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
