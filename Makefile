@@ -92,7 +92,7 @@ e2etest: $(if $(KUBECONFIG),,$(KUBERNETES))
 	echo "building images"
 	CGO_ENABLED=0 go build -v -trimpath -ldflags '-s -w' -o bin/e2e/ ./cmd/... ./test/kube/app 2>&1 | $(PROGRESS)
 	CGO_ENABLED=0 go build -v -trimpath -ldflags '-s -w' -tags inpod -o bin/e2e/inpod/ ./cmd/tacit 2>&1 | $(PROGRESS)
-	go test -v -count 1 -timeout $(if $(KEEP),0,25m) $(if $(RUN),-run '$(RUN)') ./test/kube $(if $(KEEP),-keep) -programs '$(CURDIR)/bin/e2e' \
+	go test -v -count 1 -timeout $(if $(KEEP),0,25m) $(if $(RUN),-run '$(RUN)') ./test/kube -args $(if $(KEEP),-keep) -programs '$(CURDIR)/bin/e2e' \
 		$(if $(KUBECONFIG),-kubeconfig '$(abspath $(KUBECONFIG))' -registry '$(REGISTRY)',-kubernetes '$(KUBERNETES)')
 
 $(KUBERNETES):
