@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-var server = &model.Workload{UID: "server", Namespace: "ns", Addresses: []netip.Addr{netip.MustParseAddr("198.18.1.1")}}
+var server = &model.Workload{UID: "server", Namespace: "ns", TrustDomain: "td", Addresses: []netip.Addr{netip.MustParseAddr("198.18.1.1")}}
 
 // conn is a connection from one namespace to the server.
 type conn struct {
