@@ -153,17 +153,18 @@ func (n *Node) PowerCut() error {
 
 // Command is a program to run on the node, as its root.
 func (n *Node) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	enter := []string{"--target", strconv.Itoa(n.init.PID()), "--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup", "--wd=/", "--", name}
+	enter := []string{"--target", strconv.Itoa(n.init.PID()), "--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup", "--", name}
 	return exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
 }
 
-// Run runs a program on the node and returns what it prints.
+// Run runs a program on the node and returns its standard output.
 func (n *Node) Run(ctx context.Context, name string, args ...string) (string, error) {
-	out, err := n.Command(ctx, name, args...).CombinedOutput()
-	if err != nil {
-		return string(out), fmt.Errorf("%s on %s: %w: %s", name, n.Name, err, out)
+	out, err := n.Command(ctx, name, args...).Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return string(out), fmt.Errorf("%s on %s: %w: %s", name, n.Name, err, exit.Stderr)
 	}
-	return string(out), nil
+	return string(out), err
 }
 
 func (n *Node) awaitContainerd(ctx context.Context) error {

@@ -3,6 +3,7 @@ package load
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -111,7 +112,7 @@ func TestStreams(t *testing.T) {
 		}
 	}
 	cancel()
-	if err := <-ended; err != context.Canceled {
+	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("ended with %v", err)
 	}
 	if errs := strings.Join(r.count().Errors, "\n"); !strings.Contains(errs, "stream cut") {
