@@ -25,6 +25,7 @@ conntrack conntrack"
   case $1 in
     test) echo "gcc gcc
 curl curl
+/usr/lib/cni/bridge containernetworking-plugins
 redis-server redis-server
 redis-cli redis-tools
 initdb postgresql

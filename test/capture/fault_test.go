@@ -48,8 +48,7 @@ func TestWithoutIptables(t *testing.T) {
 // What of a pod cannot be captured, or is not in force, its owner is told once.
 func TestReports(t *testing.T) {
 	pod, _ := newPair(t)
-	pod.run(t, "ip", "link", "add", "net1", "type", "dummy")
-	pod.run(t, "ip", "address", "add", "198.18.99.1/24", "dev", "net1")
+	pod.run(t, "ip", "address", "add", "198.18.99.1/24", "dev", "eth0")
 	n := newNode(t, pod)
 	n.pod.Faults = []string{"annotation of no use"}
 	told := make(chan pods.Problem, 10)
