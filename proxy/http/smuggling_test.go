@@ -203,18 +203,18 @@ func FuzzDecided(f *testing.F) {
 	} {
 		f.Add(seed)
 	}
-	o := &origin{}
-	s := httptest.NewServer(o)
-	f.Cleanup(s.Close)
-	target := s.Listener.Addr()
 	f.Fuzz(func(t *testing.T, input string) {
+		o := &origin{}
+		s := httptest.NewServer(o)
+		defer s.Close()
 		gate := newGate(denyPaths)
-		to := proxied(t, target, HTTP1, gate)
+		to := proxied(t, s.Listener.Addr(), HTTP1, gate)
 		c, b := dial(t, to)
 		say(t, c, input)
 		_ = c.CloseWrite()
 		_, _ = io.Copy(io.Discard, b)
 		_ = c.Close()
+		s.Close() // which waits until the origin has understood what it got
 		o.compare(t, gate)
 	})
 }
