@@ -203,7 +203,9 @@ const (
 	tcpClose    = 8
 )
 
-// connections counts those that came by way of the capture and live.
+// connections counts those that live and need what is left of the capture:
+// they came by way of it, or have their client's port translated, as another
+// connection had it that came by way of it.
 func (p *place) connections(addresses []netip.Addr) (n int, err error) {
 	err = p.ns.Do(func() error {
 		for _, f := range families() {
@@ -214,7 +216,7 @@ func (p *place) connections(addresses []netip.Addr) (n int, err error) {
 				return fmt.Errorf("list connections: %w", err)
 			}
 			for _, flow := range flows {
-				if isCaptured(flow, addresses) {
+				if !isOver(flow) && (isCaptured(flow, addresses) || flow.Reverse.DstPort != flow.Forward.SrcPort) {
 					n++
 				}
 			}
@@ -224,13 +226,36 @@ func (p *place) connections(addresses []netip.Addr) (n int, err error) {
 	return n, err
 }
 
+// isOver reports whether a flow is no connection, or none anymore.
+func isOver(f *netlink.ConntrackFlow) bool {
+	tcp, ok := f.ProtoInfo.(*netlink.ProtoInfoTCP)
+	return f.Forward.Protocol != unix.IPPROTO_TCP || ok && (tcp.State == tcpTimeWait || tcp.State == tcpClose)
+}
+
+// ended are captured connections that connection tracking only remembers.
+type ended []netip.Addr
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (addresses ended) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	return f.Forward.Protocol == unix.IPPROTO_TCP && isOver(f) && isCaptured(f, addresses)
+}
+
+// forgetEnded makes connection tracking forget them: a new connection from the
+// same address and port would be translated for their sake, and break when the
+// kernel stops translating.
+func (p *place) forgetEnded(addresses []netip.Addr) error {
+	return p.ns.Do(func() error {
+		for _, f := range families() {
+			_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(netlinkFamily(f)), ended(addresses))
+			if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+				return fmt.Errorf("forget ended connections: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
 func isCaptured(f *netlink.ConntrackFlow, addresses []netip.Addr) bool {
-	if f.Forward.Protocol != unix.IPPROTO_TCP {
-		return false
-	}
-	if tcp, ok := f.ProtoInfo.(*netlink.ProtoInfoTCP); ok && (tcp.State == tcpTimeWait || tcp.State == tcpClose) {
-		return false
-	}
 	dst, _ := netip.AddrFromSlice(f.Forward.DstIP)
 	answeredBy := f.Reverse.SrcPort
 	switch {

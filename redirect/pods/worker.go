@@ -309,7 +309,7 @@ func (w *worker) release(ctx context.Context, want wish) (left bool, err error) 
 	}
 	// A connection may be between the listener and conntrack's table: look twice.
 	if w.idle++; w.idle < 2 {
-		return false, nil
+		return false, w.place.forgetEnded(want.pod.Addresses)
 	}
 	w.set.cfg.Sockets.Remove(want.pod.UID, false)
 	if err := w.place.clean(ctx); err != nil {

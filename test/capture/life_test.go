@@ -144,6 +144,40 @@ func TestEnrolmentUnderLiveConnections(t *testing.T) {
 	}
 }
 
+// A client that comes back during the release, from the port that the proxy had
+// used in its name, is not cut by the end of it.
+func TestReleaseWithTheSamePort(t *testing.T) {
+	for _, to := range []netip.Addr{pod4, pod6} {
+		t.Run(to.String(), func(t *testing.T) {
+			pod, peer := newPair(t)
+			echo(t, pod.listen(t, ":80"))
+			n := newNode(t, pod)
+			n.start(pods.BackendNFT)
+			for _, ns := range []testNS{pod, peer} {
+				ns.run(t, "sh", "-c", "echo 40000 40000 > /proc/sys/net/ipv4/ip_local_port_range")
+			}
+			captured := peer.dial(t, netip.AddrPortFrom(to, 80))
+			if _, err := say(captured, "hello"); err != nil || n.relay.in.Load() != 1 {
+				t.Fatalf("not captured: %v", err)
+			}
+			captured.SetLinger(0) // so that the client may use its port again at once
+			captured.Close()
+			n.update(func(p *pods.Pod) { p.Capture = false })
+			n.await(pods.StateReleasing)
+			back := peer.dial(t, netip.AddrPortFrom(to, 80))
+			if _, err := say(back, "hello"); err != nil || n.relay.in.Load() != 1 {
+				t.Fatalf("captured again: %v", err)
+			}
+			stays(t, 5*time.Second, "connected", func() bool {
+				_, err := say(back, "still here")
+				return err == nil
+			})
+			back.Close()
+			n.await(pods.StateLeft)
+		})
+	}
+}
+
 // notCaptured makes a new connection that the proxy must not see.
 func notCaptured(t *testing.T, n *node, pod, peer testNS) {
 	t.Helper()
