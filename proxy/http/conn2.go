@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -28,6 +29,8 @@ const (
 type conn2 struct {
 	*conn
 	toClient, toApp sender2
+	// Frames without content that each side may send for the other's DATA.
+	clientPaid, appPaid atomic.Int64
 
 	mu       sync.Mutex // guards what follows; taken before a sender's
 	byClient map[uint32]*stream2
@@ -62,7 +65,7 @@ func (c *conn2) serveClient() error {
 			http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: maxHeaderList})
 	})
 	var f frames2
-	f.init(&c.client)
+	f.init(&c.client, &c.clientPaid, &c.appPaid)
 	err := f.run(fromClient{c})
 	if flushed := c.toApp.flush(); flushed != nil && err == io.EOF { //nolint:errorlint // returned as it is
 		err = flushed
@@ -94,7 +97,7 @@ func (c *conn2) farewell(bad *h2Error) error {
 // serveApp passes on the application's frames until its end.
 func (c *conn2) serveApp() error {
 	var f frames2
-	f.init(&c.app)
+	f.init(&c.app, &c.appPaid, &c.clientPaid)
 	err := f.run(fromApp{c})
 	if flushed := c.toClient.flush(); flushed != nil && err == io.EOF { //nolint:errorlint // returned as it is
 		err = flushed

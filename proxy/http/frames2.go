@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"golang.org/x/net/http2"
 
@@ -26,6 +27,9 @@ type frames2 struct {
 	settled  bool // the first SETTINGS have come
 	data     dataFrame
 	nuisance h2.Allowance
+	// paid is how many further frames the other side's DATA has called for,
+	// and pays counts them for the other side: windows and PING.
+	paid, pays *atomic.Int64
 }
 
 // dataFrame is a DATA frame that is being passed on.
@@ -47,8 +51,8 @@ func protocolError(format string, args ...any) error {
 	return &h2Error{http2.ErrCodeProtocol, fmt.Sprintf(format, args...)}
 }
 
-func (f *frames2) init(from *reader) {
-	f.from = from
+func (f *frames2) init(from *reader, paid, pays *atomic.Int64) {
+	f.from, f.paid, f.pays = from, paid, pays
 	f.parser = http2.NewFramer(nil, &f.source)
 	f.parser.SetMaxReadFrameSize(maxFrame)
 	f.parser.SetReuseFrames()
@@ -132,6 +136,7 @@ func (f *frames2) startData(h handler2, id uint32, length int, end bool) (bool, 
 	f.data = dataFrame{id: id, left: length, end: end}
 	if length > 0 {
 		f.nuisance.Earn()
+		f.pays.Add(2 + int64(length)/512)
 		return f.moreData(h)
 	}
 	if !end && !f.nuisance.Spend() {
@@ -161,6 +166,7 @@ func (f *frames2) paddedData(h handler2, id uint32, end bool, length int) error 
 		return protocolError("malformed padding of DATA")
 	}
 	f.nuisance.Earn()
+	f.pays.Add(2 + int64(length)/512)
 	return h.onData(id, b[:at+length], at, end, true)
 }
 
@@ -189,10 +195,19 @@ func (f *frames2) control(h handler2, whole []byte) error {
 	case *http2.PushPromiseFrame:
 		return protocolError("PUSH_PROMISE")
 	}
-	if !f.nuisance.Spend() {
+	if !f.spend() {
 		return &h2Error{http2.ErrCodeEnhanceYourCalm, "flood of " + frame.Header().Type.String()}
 	}
 	return h.onFrame(frame)
+}
+
+// spend reports whether one more frame that carries nothing is welcome.
+func (f *frames2) spend() bool {
+	if f.paid.Add(-1) >= 0 {
+		return true
+	}
+	f.paid.Add(1)
+	return f.nuisance.Spend()
 }
 
 func (f *frames2) fragment(h handler2, fragment []byte, last bool) error {

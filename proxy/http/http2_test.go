@@ -80,6 +80,22 @@ func TestBulkOfHTTP2(t *testing.T) {
 	}
 }
 
+// A long upload calls for any number of WINDOW_UPDATEs, which are no flood.
+func TestLongUploadOfHTTP2(t *testing.T) {
+	to := proxied(t, server(t, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }), Undeclared, newGate(allowAll))
+	response, err := client2(t).Post(fmt.Sprintf("http://%v/a", to), "text/plain", io.LimitReader(endless{}, 400<<20))
+	must(t, err)
+	must(t, response.Body.Close())
+}
+
+// endless is a body of zeros.
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
 // A body that comes before its decision waits for it, within bounds.
 func TestDecisionsThatTakeTime(t *testing.T) {
 	gate := newGate(denyPaths)
