@@ -7,9 +7,12 @@ import (
 	"time"
 )
 
-// mostMemory is what proxy and agent of a node may take together, with as many
-// pods in the mesh as this test makes.
-const mostMemory = 64 << 20
+// Bounds of what proxy and agent of a node take together. The aim is half of
+// mostMemory: the greater part is the agent's, with its client of the API.
+const (
+	mostMemory = 128 << 20
+	mostPerPod = 100 << 10 // from the first pod to the last
+)
 
 // residentMemory shows what the mesh takes of a node as its pods become more, which is
 // what sidecars take for each of them.
@@ -23,6 +26,7 @@ func residentMemory(e environment) {
 	e.must(err)
 	nodes, err := e.NodeNames(e.ctx)
 	e.must(err)
+	first := 0
 	for _, pods := range []int{1, 10, 50} {
 		e.must(e.Apply(e.ctx, fmt.Sprintf(`
 apiVersion: apps/v1
@@ -42,6 +46,12 @@ spec:
 		e.awaitCapture("memory", true)
 		proxy, agent := e.resident(nodes[0], "tacit-proxy"), e.resident(nodes[0], "tacit-agent")
 		e.t.Logf("%3d pods: proxy %.1f MB and agent %.1f MB resident", pods, float64(proxy)/1e6, float64(agent)/1e6)
+		if first == 0 {
+			first = proxy + agent
+		}
+		if grown := proxy + agent - first; grown > (pods-1)*mostPerPod && pods >= 50 {
+			e.t.Errorf("from 1 to %d pods they grew by %d KB, want %d KB a pod at most", pods, grown>>10, mostPerPod>>10)
+		}
 		if proxy+agent > mostMemory {
 			e.t.Errorf("with %d pods proxy and agent take %d MB together, want %d MB at most", pods, (proxy+agent)>>20, mostMemory>>20)
 		}
