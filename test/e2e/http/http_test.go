@@ -255,9 +255,9 @@ func TestPolicyComes(t *testing.T) {
 			_, _ = io.WriteString(w, "ended\n")
 		}
 	})
-	open := func(path string, version int) (*bufio.Reader, func()) {
+	open := func(path string, version int) (body *bufio.Reader, done func()) {
 		t.Helper()
-		r, err := client(t, m, "mesh/client", version).Get("http://" + server + path)
+		r, err := client(t, m, "mesh/client", version).Get("http://" + server + path) //nolint:bodyclose // done closes it
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,226 @@
+package http
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"github.com/go-jose/go-jose/v4"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	"github.com/tacit-mesh/tacit/test/e2e"
+	"github.com/tacit-mesh/tacit/test/world"
+)
+
+// issuer signs tokens.
+type issuer struct{ key *ecdsa.PrivateKey }
+
+func newIssuer(t *testing.T) issuer {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return issuer{key}
+}
+
+func (i issuer) keys(t *testing.T) string {
+	t.Helper()
+	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: i.key.Public(), KeyID: "1", Algorithm: "ES256", Use: "sig"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(set)
+}
+
+func (i issuer) token(t *testing.T, claims string) string {
+	t.Helper()
+	options := (&jose.SignerOptions{}).WithHeader("kid", "1")
+	s, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: i.key}, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, err := s.Sign([]byte(claims))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := signed.CompactSerialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// Tokens are verified, demanded by policies alone, kept from the application,
+// and their claims passed on as their rules say.
+func TestTokens(t *testing.T) {
+	good, other := newIssuer(t), newIssuer(t)
+	m := e2e.Start(t,
+		object("RequestAuthentication", "jwt", fmt.Sprintf(`{jwtRules: [{issuer: good.example, jwks: '%s', fromHeaders: [{name: authorization, prefix: "Bearer "}], fromParams: [t], outputClaimToHeaders: [{header: x-group, claim: group}]}]}`, good.keys(t))),
+		object("AuthorizationPolicy", "admin", "{action: DENY, rules: [{from: [{source: {notRequestPrincipals: ['good.example/ann']}}], to: [{operation: {paths: [/admin]}}]}]}"))
+	serve(t, m, "mesh/server", ":8080", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, r.RequestURI, " ", r.Header.Get("Authorization"), " ", strings.Join(r.Header.Values("X-Group"), ","))
+	})
+	claims := fmt.Sprintf(`{"iss": "good.example", "sub": "ann", "group": "ops", "exp": %d}`, time.Now().Add(time.Hour).Unix())
+	token, forged := good.token(t, claims), other.token(t, claims)
+	for version := 1; version <= 2; version++ {
+		c := client(t, m, "mesh/client", version)
+		for _, test := range []struct{ name, path, header, want string }{
+			{"no token", "/a", "X-Group: forged", "200 /a"},
+			{"no token where one is demanded", "/admin", "X-Group: forged", "403"},
+			{"token", "/admin", "Authorization: Bearer " + token, "200 /admin  ops"},
+			{"token of another issuer", "/a", "Authorization: Bearer " + forged, "401"},
+			{"no token at all", "/a", "Authorization: Bearer junk", "401"},
+			{"parameter", "/admin?a=1&t=" + token + "&b=2", "X-Group: forged", "200 /admin?a=1&b=2  ops"},
+		} {
+			status, body, header := call(t, c, "GET", "http://"+server+test.path, test.header)
+			got := strings.TrimSpace(fmt.Sprint(status, " ", body))
+			if got != test.want && !(len(test.want) == 3 && strings.HasPrefix(got, test.want)) {
+				t.Errorf("HTTP/%d, %s: %q, want %q", version, test.name, got, test.want)
+			}
+			if status == 401 && !strings.HasPrefix(header.Get("Www-Authenticate"), "Bearer") {
+				t.Errorf("HTTP/%d, %s: no challenge: %v", version, test.name, header)
+			}
+		}
+	}
+	log, err := os.ReadFile(m.Node("b").Proxy().Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(log), token) || strings.Contains(string(log), forged) {
+		t.Error("a token is in the log")
+	}
+}
+
+// authorizer allows what has the header x-pass.
+type authorizer struct {
+	authv3.UnimplementedAuthorizationServer
+}
+
+func (authorizer) Check(_ context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	code := codes.PermissionDenied
+	if r.GetAttributes().GetRequest().GetHttp().GetHeaders()["x-pass"] != "" && strings.HasPrefix(r.GetAttributes().GetSource().GetPrincipal(), "spiffe://") {
+		code = codes.OK
+	}
+	return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(code)}}, nil
+}
+
+// meshConfig is a file for tacitd.
+func meshConfig(t *testing.T, text string) world.Config {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "mesh.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return world.Config{ControlArgs: []string{"--mesh-config", file}}
+}
+
+// A provider decides about the requests of a CUSTOM policy; where it is away,
+// none passes.
+func TestProvider(t *testing.T) {
+	m := e2e.StartWith(t, meshConfig(t, `extensionProviders: [{name: gate, envoyExtAuthzGrpc: {service: 198.18.2.30, port: 9000, timeout: 2s}}]`),
+		object("AuthorizationPolicy", "custom", "{action: CUSTOM, provider: {name: gate}, rules: [{to: [{operation: {paths: [/asked*]}}]}]}"))
+	serve(t, m, "mesh/server", ":8080", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
+	l, err := m.Pod("outside/target").Listen(":9000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer()
+	authv3.RegisterAuthorizationServer(s, authorizer{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.Serve(l)
+	}()
+	stop := func() {
+		s.Stop()
+		<-done
+	}
+	t.Cleanup(stop)
+	ask := func(version int, path, header string, want int) {
+		t.Helper()
+		if status, _, _ := call(t, client(t, m, "mesh/client", version), "GET", "http://"+server+path, header); status != want {
+			t.Errorf("HTTP/%d, %s with %q: %d, want %d", version, path, header, status, want)
+		}
+	}
+	for version := 1; version <= 2; version++ {
+		ask(version, "/free", "A: b", 200)
+		ask(version, "/asked", "A: b", 403)
+		ask(version, "/asked", "X-Pass: 1", 200)
+	}
+	stop()
+	for version := 1; version <= 2; version++ {
+		ask(version, "/free", "A: b", 200)
+		ask(version, "/asked", "X-Pass: 1", 403)
+	}
+}
+
+// A limit of one node holds for each caller, and one in Redis for the servers
+// of all nodes together; without Redis each node counts for itself.
+func TestLimits(t *testing.T) {
+	m := e2e.StartWith(t, meshConfig(t, `rateLimitStore: {host: 198.18.2.30, port: 6379}`),
+		object("RateLimit", "local", "{selector: {matchLabels: {app: server}}, limits: [{requests: 3, interval: 1m, per: {identity: true}}]}"))
+	handler := func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }
+	serve(t, m, "mesh/server", ":8080", handler)
+	serve(t, m, "mesh/twin", ":8080", handler)
+	// passed counts how many of n requests pass.
+	passed := func(pod, to string, n int) (passed int) {
+		t.Helper()
+		for i := range n {
+			status, _, header := call(t, client(t, m, pod, 1+i%2), "GET", "http://"+to+"/")
+			switch {
+			case status == 200:
+				passed++
+			case status != 429 || header.Get("Retry-After") == "":
+				t.Errorf("%d %v", status, header)
+			}
+		}
+		return passed
+	}
+	for _, pod := range []string{"mesh/client", "mesh/near"} {
+		if n := passed(pod, server, 6); n != 3 {
+			t.Errorf("%d requests of %s pass, want 3", n, pod)
+		}
+	}
+	remove(t, m, "RateLimit", "local")
+
+	redis := m.Pod("outside/target").Command(t.Context(), "redis-server", "--bind", "198.18.2.30", "--protected-mode", "no", "--save", "", "--dir", t.TempDir())
+	if err := redis.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stop := func() {
+		_ = redis.Process.Kill()
+		_ = redis.Wait() // ended by us
+	}
+	m.Eventually("Redis listens", func() error {
+		c, err := m.Pod("outside/target").Dial(m.Context(), "198.18.2.30:6379")
+		if err == nil {
+			_ = c.Close()
+		}
+		return err
+	})
+	m.MustApply(object("RateLimit", "shared", "{shared: true, limits: [{requests: 5, interval: 1m}]}"))
+	settle(t, m)
+	if n := passed("mesh/near", server, 4) + passed("mesh/near", "198.18.1.11:8080", 6); n != 5 {
+		t.Errorf("%d requests pass, want 5 of both nodes together", n)
+	}
+	stop()
+	if n := passed("mesh/near", server, 7); n != 5 {
+		t.Errorf("without Redis %d requests pass, want 5 of this node", n)
+	}
+	if m.Metric("b", "tacit_rate_limits_local_total") == 0 {
+		t.Error("that Redis is away is not counted")
+	}
+}
