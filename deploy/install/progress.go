@@ -141,7 +141,7 @@ func (w *watched) progress(name string) progress {
 		if err != nil {
 			return absent(p, err)
 		}
-		p.fromDaemonSet(d)
+		p.fromDaemonSet(d, w.pods(name))
 	}
 	if !p.done {
 		p.problem = w.problem(name)
@@ -166,23 +166,42 @@ func (p *progress) fromDeployment(d *apps.Deployment) {
 		d.Status.AvailableReplicas >= p.total && d.Status.Replicas == d.Status.UpdatedReplicas
 }
 
-func (p *progress) fromDaemonSet(d *apps.DaemonSet) {
+// fromDaemonSet counts nodes with a ready pod of the newest revision. The
+// status alone does not tell: where a node has two, it is about the older one,
+// a proxy that may drain for an hour.
+func (p *progress) fromDaemonSet(d *apps.DaemonSet, pods []*core.Pod) {
+	ready := int32(0)
+	for _, pod := range pods {
+		if pod.Labels[podGeneration] == d.Annotations[apps.DeprecatedTemplateGeneration] && pod.DeletionTimestamp == nil && isReady(pod) {
+			ready++
+		}
+	}
 	p.total = d.Status.DesiredNumberScheduled
-	p.ready = min(d.Status.NumberAvailable, d.Status.UpdatedNumberScheduled)
+	p.ready = max(ready, min(d.Status.NumberAvailable, d.Status.UpdatedNumberScheduled))
 	p.done = d.Status.ObservedGeneration >= d.Generation && p.total > 0 && p.ready >= p.total
+}
+
+// podGeneration is the label of a DaemonSet's pods with the revision of its
+// template that they are made of.
+const podGeneration = "pod-template-generation"
+
+// pods are those of a workload, by name.
+func (w *watched) pods(name string) []*core.Pod {
+	selector, err := labels.Parse(cluster.Selector(name))
+	if err != nil {
+		return nil // ours are valid
+	}
+	pods, err := w.factory.Core().V1().Pods().Lister().Pods(w.c.Namespace).List(selector)
+	if err != nil {
+		return nil // of a cache
+	}
+	slices.SortFunc(pods, func(a, b *core.Pod) int { return strings.Compare(a.Name, b.Name) })
+	return pods
 }
 
 // problem is what keeps the first pod that is not ready from being so.
 func (w *watched) problem(name string) string {
-	selector, err := labels.Parse(cluster.Selector(name))
-	if err != nil {
-		return err.Error()
-	}
-	pods, err := w.factory.Core().V1().Pods().Lister().Pods(w.c.Namespace).List(selector)
-	if err != nil {
-		return err.Error()
-	}
-	slices.SortFunc(pods, func(a, b *core.Pod) int { return strings.Compare(a.Name, b.Name) })
+	pods := w.pods(name)
 	for _, pod := range pods {
 		if pod.DeletionTimestamp != nil || isReady(pod) {
 			continue

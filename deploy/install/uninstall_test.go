@@ -260,8 +260,29 @@ func TestProgress(t *testing.T) {
 	stale := agent.DeepCopy()
 	stale.Status.NumberAvailable, stale.Status.UpdatedNumberScheduled = 2, 2
 	var p progress
-	if p.fromDaemonSet(stale); p.done {
+	if p.fromDaemonSet(stale, nil); p.done {
 		t.Error("done by a status that is older than the DaemonSet")
+	}
+	// A node with an old pod that drains beside the new one is done.
+	surging := agent.DeepCopy()
+	surging.Generation = surging.Status.ObservedGeneration
+	surging.Annotations = map[string]string{apps.DeprecatedTemplateGeneration: "2"}
+	surging.Status.NumberAvailable, surging.Status.UpdatedNumberScheduled = 2, 0
+	revision := func(n string) *core.Pod {
+		pod := &core.Pod{ObjectMeta: meta.ObjectMeta{Labels: map[string]string{podGeneration: n}}}
+		pod.Status.Conditions = []core.PodCondition{{Type: core.PodReady, Status: core.ConditionTrue}}
+		return pod
+	}
+	for _, test := range []struct {
+		pods []*core.Pod
+		done bool
+	}{
+		{[]*core.Pod{revision("1"), revision("1"), revision("2")}, false},
+		{[]*core.Pod{revision("1"), revision("1"), revision("2"), revision("2")}, true},
+	} {
+		if p.fromDaemonSet(surging, test.pods); p.done != test.done {
+			t.Errorf("%d pods: done is %v", len(test.pods), p.done)
+		}
 	}
 
 	// Problems are shown once it has had time to settle.
