@@ -95,6 +95,7 @@ func (d *Demo) Walk(ctx context.Context) error {
 	}{
 		{"A request between nodes is encrypted, and both sides know who the other is", d.request},
 		{"A call that no policy allows is denied, with the reason", d.denial},
+		{"A policy about requests decides on each of them, in the node's proxy", d.requests},
 		{"A skipped port stays out of the mesh, and costs nothing", d.skip},
 		{"A policy that changes closes the connections that it no longer allows", d.change},
 		{"A proxy that is killed under load refuses nobody", d.kill},
