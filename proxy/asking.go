@@ -112,6 +112,27 @@ func (x *exchange) limit() {
 	}
 }
 
+// limited counts a connection that is allowed against the limits of
+// connections, all of them.
+func (p *Proxy) limited(ctx context.Context, d policy.Decision, r *policy.Request) policy.Decision {
+	limits := policy.Limits(nil, p.State.Snapshot(), r, model.LimitConnections)
+	for i := range limits {
+		a := &limits[i]
+		o := p.limits.Take(ctx, a, 1)
+		if o.Alone {
+			p.Recorder.LimitsAlone()
+		}
+		switch {
+		case o.Allowed:
+		case a.DryRun:
+			d.DryRun = cmp.Or(d.DryRun, a.Policy)
+		case d.Allowed:
+			d = policy.Decision{Policy: a.Policy, Reason: policy.ReasonLimited}
+		}
+	}
+	return d
+}
+
 // charge counts the bytes that have passed.
 func (x *exchange) charge(n uint64) {
 	for i := range x.limits {

@@ -194,6 +194,9 @@ func (p *Proxy) authorize(c *Connection) (allowed bool) {
 	_, _ = p.State.Wait(ctx, c.known)
 	p.conns.Add(c)
 	d, request := p.coverage(c)
+	if d.Allowed {
+		d = p.limited(ctx, d, &request)
+	}
 	c.judged(d, request)
 	if !d.Allowed {
 		c.deny(d)

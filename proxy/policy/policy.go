@@ -53,6 +53,7 @@ const (
 	ReasonRequestsNow            // a policy about requests came over the live connection
 	ReasonRevoked                // the client's certificate has been revoked
 	ReasonForeign                // the client is of another trust domain, and no policy names it
+	ReasonLimited                // more connections than a limit of rates allows
 )
 
 // String is the reason as a label of metrics: lower case, words joined by "_".
@@ -82,6 +83,8 @@ func (r Reason) String() string {
 		return "revoked"
 	case ReasonForeign:
 		return "foreign_trust_domain"
+	case ReasonLimited:
+		return "rate_limited"
 	}
 	return "unknown"
 }
@@ -150,6 +153,8 @@ func (d Decision) text() string {
 		return "denied: the client's certificate has been revoked"
 	case ReasonForeign:
 		return "denied: the client is of another trust domain, and no ALLOW policy names it"
+	case ReasonLimited:
+		return "denied: more connections than rate limit " + d.Policy + " allows"
 	case ReasonUndecided:
 	}
 	return "denied: undecided"

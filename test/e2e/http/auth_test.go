@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -16,6 +17,7 @@ import (
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/go-jose/go-jose/v4"
+	"golang.org/x/sys/unix"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -222,5 +224,30 @@ func TestLimits(t *testing.T) {
 	}
 	if m.Metric("b", "tacit_rate_limits_local_total") == 0 {
 		t.Error("that Redis is away is not counted")
+	}
+}
+
+// A limit of connections holds for any protocol, and for requests it changes
+// nothing.
+func TestLimitOfConnections(t *testing.T) {
+	m := e2e.Start(t, object("RateLimit", "connections", "{selector: {matchLabels: {app: server}}, limits: [{connections: 3, interval: 1m, per: {identity: true}}]}"))
+	m.Serve("mesh/server", ":8080", e2e.Echo)
+	for _, pod := range []string{"mesh/client", "mesh/near"} {
+		passed := 0
+		for range 6 {
+			switch _, err := m.Call(pod, server); {
+			case err == nil:
+				passed++
+			case !errors.Is(err, unix.ECONNRESET):
+				t.Errorf("%s: %v, want a reset", pod, err)
+			}
+		}
+		if passed != 3 {
+			t.Errorf("%d connections of %s pass, want 3", passed, pod)
+		}
+	}
+	denials := m.Metric("b", "tacit_denials_total", "direction=inbound", "reason=rate_limited")
+	if denials != 6 {
+		t.Errorf("%v denials are counted, want 6", denials)
 	}
 }
