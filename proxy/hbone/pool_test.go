@@ -229,13 +229,14 @@ func TestDeadPeer(t *testing.T) {
 		timing: timing{tick: time.Second, ping: time.Minute, idle: time.Minute},
 	}})
 	alive := w.accepted()
-	unanswered := func() time.Time {
+	rtt := func() time.Duration {
 		alive.c.mu.Lock()
 		defer alive.c.mu.Unlock()
-		return alive.c.pingSent
+		return alive.c.rtt
 	}
-	eventually(t, func() bool { return !unanswered().IsZero() })
-	eventually(t, func() bool { return unanswered().IsZero() })
+	eventually(t, func() bool { return rtt() > 0 }) // by SETTINGS
+	first := rtt()
+	eventually(t, func() bool { return rtt() != first }) // by a PING that was answered
 	server, near := tcpPair(t) // a peer whose kernel acknowledges, and no more
 	wire, err := NewWire(near)
 	must(t, err)
