@@ -94,20 +94,12 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	log.Info("certificate authority", zap.String("trust_domain", o.settings.TrustDomain), zap.Time("not_after", p.authority.NotAfter()))
 	log.Info("serving proxies", zap.Stringer("address", listener.Addr()), zap.String("server_name", o.serverName))
 	log.Info("reading objects", p.from)
-	if o.listening != nil {
-		at := ""
-		if metrics != nil {
-			at = metrics.Addr().String()
-		}
-		o.listening(listener.Addr().String(), at)
-	}
+	o.announce(listener, metrics)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return g.Serve(netutil.LimitListener(listener, maxConnections)) })
 	group.Go(func() error { return p.objects(ctx, mesh) })
-	group.Go(func() error { return mesh.followStatus(ctx) })
-	group.Go(func() error { return mesh.keys.Run(ctx) })
-	for _, task := range p.tasks {
+	for _, task := range append(p.tasks, mesh.followStatus, mesh.keys.Run) {
 		group.Go(func() error { return task(ctx) })
 	}
 	if metrics != nil {
@@ -119,13 +111,30 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	group.Go(func() error {
 		<-ctx.Done()
 		log.Info("stopping")
-		ads.Close()
-		force := time.AfterFunc(stopLimit, g.Stop)
-		defer force.Stop()
-		g.GracefulStop()
+		stop(g, ads)
 		return ctx.Err()
 	})
 	return group.Wait()
+}
+
+// announce tells who asked which addresses there are.
+func (o *options) announce(proxies, metrics net.Listener) {
+	if o.listening == nil {
+		return
+	}
+	at := ""
+	if metrics != nil {
+		at = metrics.Addr().String()
+	}
+	o.listening(proxies.Addr().String(), at)
+}
+
+// stop ends streams in order, and what does not end by force.
+func stop(g *grpc.Server, ads *server.Server) {
+	ads.Close()
+	force := time.AfterFunc(stopLimit, g.Stop)
+	defer force.Stop()
+	g.GracefulStop()
 }
 
 // openFiles has the mesh from a directory, and the CA and tokens from files.
