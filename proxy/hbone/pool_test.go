@@ -237,7 +237,7 @@ func TestDeadPeer(t *testing.T) {
 	eventually(t, func() bool { return rtt() > 0 }) // by SETTINGS
 	first := rtt()
 	eventually(t, func() bool { return rtt() != first }) // by a PING that was answered
-	server, near := tcpPair(t) // a peer whose kernel acknowledges, and no more
+	server, near := tcpPair(t)                           // a peer whose kernel acknowledges, and no more
 	wire, err := NewWire(near)
 	must(t, err)
 	c := newConn(wire, nil, nil, time.Time{}, timing{tick: 10 * time.Millisecond, ping: 50 * time.Millisecond, idle: time.Minute})
