@@ -43,9 +43,7 @@ func TestPortsDoNotRunOut(t *testing.T) {
 	all.Wait()
 }
 
-// TestPortsDoNotRunOut in full: a minute at 2,000 connections a second, or
-// what the machine can do of it as long as that is far more than there are
-// ports: each stays in TIME_WAIT for that minute.
+// TestPortsDoNotRunOut in full: a minute at 2,000 connections a second.
 func TestMinuteOfConnections(t *testing.T) {
 	if os.Getenv("TACIT_LONG") == "" {
 		t.Skip("takes minutes and a whole machine: set TACIT_LONG=1")
@@ -60,10 +58,10 @@ func TestMinuteOfConnections(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
-		if made < 65536 {
-			t.Errorf("%s: %d connections: the machine is too slow to tell", what, made)
+		if wanted := int(rate * duration.Seconds()); made < wanted*95/100 {
+			t.Errorf("%s: %d connections, want %d: the machine is too slow to tell", what, made, wanted)
 		}
-		t.Logf("%s: %d connections in %v", what, made, duration)
+		t.Logf("%s: %d connections", what, made)
 	}
 }
 
