@@ -41,6 +41,8 @@ func Maintain(ctx context.Context, client kubernetes.Interface, namespace, name 
 	}
 	factory.StartWithContext(ctx)
 	defer factory.Shutdown()
+	// What happened before the informer began to look is a change as well.
+	synced := informer.HasSyncedChecker().Done()
 	for {
 		pause := betweenWrites
 		if err := KeepConfigMap(ctx, client, namespace, name, data); err != nil && ctx.Err() == nil {
@@ -53,6 +55,8 @@ func Maintain(ctx context.Context, client kubernetes.Interface, namespace, name 
 		}
 		select {
 		case <-changed:
+		case <-synced:
+			synced = nil
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -10,6 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/tacit-mesh/tacit/internal/kube/kubetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -54,7 +56,7 @@ func (c *candidate) await(t *testing.T, leads bool) {
 // One leads at a time; when it stops, which it does only after its work has,
 // another one takes over at once.
 func TestLead(t *testing.T) {
-	client := fake.NewClientset()
+	client := kubetest.ShowDeletions(fake.NewClientset())
 	a := run(t, client, "a")
 	a.await(t, true)
 	b := run(t, client, "b")
@@ -69,7 +71,7 @@ func TestLead(t *testing.T) {
 
 // What others do to the ConfigMap is undone.
 func TestMaintain(t *testing.T) {
-	client := fake.NewClientset()
+	client := kubetest.ShowDeletions(fake.NewClientset())
 	w, err := client.CoreV1().ConfigMaps(namespace).Watch(t.Context(), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)

@@ -25,6 +25,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
 
+	"github.com/tacit-mesh/tacit/internal/kube/kubetest"
 	"github.com/tacit-mesh/tacit/redirect/cni"
 	"github.com/tacit-mesh/tacit/redirect/cni/install"
 	"github.com/tacit-mesh/tacit/redirect/handoff"
@@ -72,7 +73,7 @@ func newKubeNode(t *testing.T, objects ...runtime.Object) *kubeNode {
 		t.Skipf("needs the package containernetworking-plugins: %v", err)
 	}
 	dir := t.TempDir()
-	n := &kubeNode{ns: newNS(t, filepath.Join(dir, "node")), client: fake.NewClientset(objects...), conf: filepath.Join(dir, "net.d")}
+	n := &kubeNode{ns: newNS(t, filepath.Join(dir, "node")), client: kubetest.ShowDeletions(fake.NewClientset(objects...)), conf: filepath.Join(dir, "net.d")}
 	n.node = newNode(t, n.ns)
 	bin := filepath.Join(dir, "bin")
 	for _, d := range []string{n.conf, bin} {

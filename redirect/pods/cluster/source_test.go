@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/tacit-mesh/tacit/internal/kube/kubetest"
 	"github.com/tacit-mesh/tacit/redirect/enrol"
 	"github.com/tacit-mesh/tacit/redirect/pods"
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -66,7 +67,7 @@ type running struct {
 
 func start(t *testing.T, objects ...runtime.Object) *running {
 	t.Helper()
-	return startWith(t, fake.NewClientset(objects...))
+	return startWith(t, kubetest.ShowDeletions(fake.NewClientset(objects...)))
 }
 
 func startWith(t *testing.T, client *fake.Clientset) *running {

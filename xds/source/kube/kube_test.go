@@ -22,6 +22,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 	"sigs.k8s.io/yaml"
 
+	"github.com/tacit-mesh/tacit/internal/kube/kubetest"
 	"github.com/tacit-mesh/tacit/xds/build"
 	"github.com/tacit-mesh/tacit/xds/model"
 	"github.com/tacit-mesh/tacit/xds/source/security"
@@ -58,8 +59,8 @@ func newFixture(t *testing.T, policies ...string) *fixture {
 		objects = append(objects, parse(t, text))
 	}
 	f := &fixture{
-		t: t, client: fake.NewClientset(), changed: make(chan struct{}),
-		dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), lists, objects...),
+		t: t, client: kubetest.ShowDeletions(fake.NewClientset()), changed: make(chan struct{}),
+		dynamic: kubetest.ShowDeletions(dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), lists, objects...)),
 		mesh:    build.New(build.Settings{RootNamespace: "root", Accounts: true}),
 	}
 	f.source = &Source{Client: f.client, Dynamic: f.dynamic, Log: zap.NewNop()}
