@@ -237,13 +237,20 @@ func TestForbidden(t *testing.T) {
 
 // What the CNI plugin says of a pod holds until the API says more.
 func TestEnrol(t *testing.T) {
-	r := start(t, namespace("in", "enabled"), namespace("out", ""), pod("out", "left"))
+	client := kubetest.ShowDeletions(fake.NewClientset(namespace("in", "enabled"), namespace("out", ""), pod("out", "left")))
+	answer := make(chan struct{})
+	client.PrependReactor("list", "namespaces", func(clienttesting.Action) (bool, runtime.Object, error) {
+		<-answer
+		return false, nil, nil
+	})
+	r := startWith(t, client)
 	box := func(name string) Sandbox {
 		return Sandbox{Namespace: "in", Name: name, UID: "uid-" + name, Container: "c1", NetNS: "/run/netns/" + name, Addresses: []netip.Addr{netip.MustParseAddr("198.18.0.9")}}
 	}
 	if _, err := r.Enrol(t.Context(), box("web")); err == nil {
 		t.Error("enrolled by a source that has read nothing")
 	}
+	close(answer)
 	r.await(t, "the first list", func(map[string]pods.Pod) bool { return true })
 	left := box("left")
 	left.Namespace = "out"
