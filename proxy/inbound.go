@@ -52,7 +52,7 @@ func (p *Proxy) inbound(pod *pod, conn *net.TCPConn) {
 		once.Do(func() { d = time.Since(began) })
 		return d
 	}
-	config := hbone.ServerConfig{NotAfter: own.NotAfter(), Budget: pod.budget, Drain: p.drained}
+	config := hbone.ServerConfig{NotAfter: own.NotAfter(), Grace: p.CertificateGrace, Budget: pod.budget, Drain: p.drained}
 	err = hbone.Serve(pod.ctx, tlsConn, config, func(ctx context.Context, s *hbone.ServerStream) {
 		p.serve(pod, from, s)
 	})
@@ -158,7 +158,7 @@ func (p *Proxy) reportCut(from caller, err error) {
 		return
 	}
 	switch end.Cause {
-	case hbone.CauseClosed, hbone.CauseLost, hbone.CauseCanceled:
+	case hbone.CauseClosed, hbone.CauseLost, hbone.CauseCanceled, hbone.CauseCertificate:
 	default:
 		p.Recorder.PeerCut(telemetry.Inbound, from.addr, from.arrived, string(end.Cause), err)
 	}

@@ -55,6 +55,9 @@ type Config struct {
 	// MaxConnsPerPod bounds the connections from one pod at a time, and as
 	// many to it; more wait in the kernel's queue.
 	MaxConnsPerPod int
+	// CertificateGrace is how long streams may go on once the certificate of
+	// either side has ended; 0 is without end.
+	CertificateGrace time.Duration
 	// DirectLocal joins the two sockets of a connection between pods of
 	// this node, after authorization, instead of carrying its bytes through
 	// the tunnel.
@@ -97,7 +100,7 @@ func New(c Config) *Proxy {
 	p.tokens = jwt.NewVerifier()
 	p.providers, p.limits = extauthz.New(p.dialOut), ratelimit.New(p.dialOut)
 	p.drained, p.drain = context.WithCancel(context.Background())
-	p.pool = hbone.NewPool(hbone.PoolConfig{Dial: p.dialPeer, TLS: p.peerTLS, Budget: p.budgetOf})
+	p.pool = hbone.NewPool(hbone.PoolConfig{Dial: p.dialPeer, TLS: p.peerTLS, Budget: p.budgetOf, Grace: c.CertificateGrace})
 	return p
 }
 

@@ -54,6 +54,7 @@ type options struct {
 	drain       time.Duration
 	linger      bool
 	lifetime    time.Duration
+	grace       time.Duration
 	podShare    int
 	directLocal bool
 	tell        bool
@@ -93,6 +94,7 @@ func command() *cobra.Command {
 	f.DurationVar(&o.drain, "drain", time.Hour, "how long live connections may go on after SIGTERM")
 	f.BoolVar(&o.linger, "linger", false, "once a newer proxy has taken over and the drain is done, wait for SIGTERM instead of ending, lest something starts this one again")
 	f.DurationVar(&o.lifetime, "certificate-ttl", 24*time.Hour, "life to ask for in certificates; they are renewed at half of it")
+	f.DurationVar(&o.grace, "certificate-grace", 0, "how long live connections may go on once the certificate of either side has ended without a newer one; 0: for as long as they like")
 	f.IntVar(&o.podShare, "connections-per-pod", 0, "`number` of connections from one pod at a time, and as many to it; 0: by the limit of open files")
 	f.BoolVar(&o.directLocal, "direct-local", true, "join connections between two pods of this node, once authorized, without encrypting their bytes in between")
 	f.BoolVar(&o.tell, "tell-policies", false, "name the policy in the answer to a request of HTTP that it denies")
@@ -111,6 +113,9 @@ func (o *options) check() (problems []error) {
 	}
 	if o.lifetime <= 0 {
 		problems = append(problems, fmt.Errorf("--certificate-ttl=%v: want more than 0, such as 24h", o.lifetime))
+	}
+	if o.grace < 0 {
+		problems = append(problems, fmt.Errorf("--certificate-grace=%v: want 0 or more, such as 1h", o.grace))
 	}
 	if o.podShare < 0 {
 		problems = append(problems, fmt.Errorf("--connections-per-pod=%d: want 0 or more", o.podShare))

@@ -39,8 +39,9 @@ type state struct {
 	peer      settings
 	window    int64 // what may be sent on the whole connection
 	starved   []*stream
-	handlers  int // server: handlers that run
-	notAfter  time.Time
+	handlers  int           // server: handlers that run
+	notAfter  time.Time     // when the first of both certificates ends
+	grace     time.Duration // of streams after that; 0 is without end
 	drain     drainState
 	cause     Cause // "" while it lives
 	err       error
@@ -48,6 +49,13 @@ type state struct {
 	pingSent  time.Time // zero: none is unanswered
 	started   time.Time
 	rtt       time.Duration
+}
+
+// certificateEnd is when a connection takes no new streams any more, and how
+// long after that it keeps those that it has.
+type certificateEnd struct {
+	notAfter time.Time
+	grace    time.Duration
 }
 
 type drainState uint8
@@ -71,7 +79,7 @@ func protocolError(format string, args ...any) error {
 	return &connError{http2.ErrCodeProtocol, CauseProtocol, fmt.Sprintf(format, args...)}
 }
 
-func newConn(nc net.Conn, srv *server, budget *Budget, notAfter time.Time, t timing) *conn {
+func newConn(nc net.Conn, srv *server, budget *Budget, end certificateEnd, t timing) *conn {
 	if budget == nil {
 		budget = NewBudget(64 << 20)
 	}
@@ -82,7 +90,7 @@ func newConn(nc net.Conn, srv *server, budget *Budget, notAfter time.Time, t tim
 	c.peer = defaultSettings
 	c.window = defaultWindow
 	c.updates = h2.NewAllowance(10000, 1000)
-	c.notAfter, c.idleSince, c.started = notAfter, now, now
+	c.notAfter, c.grace, c.idleSince, c.started = end.notAfter, end.grace, now, now
 	c.reader.init(c)
 	c.writer.init()
 	return c
@@ -176,6 +184,11 @@ func (c *conn) onTick() {
 	}
 	expired := !c.notAfter.IsZero() && now.After(c.notAfter)
 	switch {
+	case expired && c.grace > 0 && now.Sub(c.notAfter) >= c.grace:
+		c.mu.Unlock()
+		c.close(&ConnError{CauseCertificate, fmt.Errorf("a certificate of the connection ended at %s; its streams had %v more",
+			c.notAfter.UTC().Format(time.RFC3339), c.grace)})
+		return
 	case !c.settled.Load():
 		c.mu.Unlock()
 		c.close(&ConnError{CauseSlowHandshake, fmt.Errorf("no HTTP/2 SETTINGS in %v", c.timing.tick)})

@@ -18,7 +18,7 @@ func TestWindowsOpenInAnyOrder(t *testing.T) {
 	near, far := tcpPair(t)
 	wire, err := NewWire(near)
 	must(t, err)
-	c := newConn(wire, nil, nil, time.Time{}, timing{})
+	c := newConn(wire, nil, nil, certificateEnd{}, timing{})
 	c.greetPeer()
 	var running sync.WaitGroup
 	c.flush()

@@ -79,15 +79,17 @@ func (a *authority) config(cert tls.Certificate) *tls.Config {
 
 // world is a pool and a server over TLS on loopback.
 type world struct {
-	t        testing.TB
-	ca       *authority
-	pool     *Pool
-	listener net.Listener
-	key      Key
-	dials    int
-	ended    chan *ConnError // of the server's connections
-	mu       sync.Mutex
-	conns    []*net.TCPConn // accepted tunnel connections
+	t         testing.TB
+	ca        *authority
+	pool      *Pool
+	listener  net.Listener
+	serverTLS *tls.Config
+	serverEnd func() time.Time // of its certificate; nil: as the options say
+	key       Key
+	dials     int
+	ended     chan *ConnError // of the server's connections
+	mu        sync.Mutex
+	conns     []*net.TCPConn // accepted tunnel connections
 }
 
 type worldOptions struct {
@@ -114,7 +116,7 @@ func newWorld(t testing.TB, handler Handler, opts ...worldOptions) *world {
 	w.listener, err = net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	w.key = Key{SourceUID: "client", Destination: netip.MustParseAddrPort(w.listener.Addr().String())}
-	serverTLS := w.ca.config(w.ca.issue(t, "spiffe://td/ns/b/sa/server", o.serverLife))
+	w.serverTLS = w.ca.config(w.ca.issue(t, "spiffe://td/ns/b/sa/server", o.serverLife))
 	clientCert := w.ca.issue(t, "spiffe://td/ns/a/sa/client", o.clientLife)
 
 	ctx, cancel := context.WithCancel(context.Background())
@@ -134,12 +136,16 @@ func newWorld(t testing.TB, handler Handler, opts ...worldOptions) *world {
 					nc.Close()
 					return
 				}
-				tc := tls.Server(wire, serverTLS)
+				tc := tls.Server(wire, w.serverTLS)
 				if tc.Handshake() != nil {
 					nc.Close()
 					return
 				}
-				err = Serve(ctx, tc, o.server, handler)
+				config := o.server
+				if w.serverEnd != nil {
+					config.NotAfter = w.serverEnd()
+				}
+				err = Serve(ctx, tc, config, handler)
 				var ce *ConnError
 				errors.As(err, &ce)
 				select {

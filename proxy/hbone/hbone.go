@@ -47,6 +47,7 @@ const (
 	CauseRapidReset    Cause = "rapid_reset"    // streams opened and reset at once (CVE-2023-44487)
 	CauseControlFlood  Cause = "control_flood"  // PING, SETTINGS, empty frames and such
 	CauseSlowHandshake Cause = "slow_handshake" // no HTTP/2 preface in time
+	CauseCertificate   Cause = "certificate"    // one has ended, and then the grace of its streams
 )
 
 // Limits of both ends. What the peer is told is in settings.go.

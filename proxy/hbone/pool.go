@@ -37,6 +37,7 @@ type PoolConfig struct {
 
 	DialTimeout   time.Duration         // dial and handshake; 10 s
 	AnswerTimeout time.Duration         // from Open to the answer; 20 s
+	Grace         time.Duration         // of streams, once either side's certificate has ended; 0: without end
 	Budget        func(Key) *Budget     // receive memory of the source pod; nil: 64 MiB per connection
 	Closed        func(Key, *ConnError) // a connection ended
 
@@ -239,7 +240,7 @@ func (p *Pool) dial(key Key) (*conn, error) {
 		tcp.Close()
 		return nil, fmt.Errorf("TLS handshake: a certificate ended at %v", end)
 	}
-	c := newConn(nc, nil, p.config.Budget(key), end, p.config.timing)
+	c := newConn(nc, nil, p.config.Budget(key), certificateEnd{end, p.config.Grace}, p.config.timing)
 	c.greetPeer()
 	return c, nil
 }

@@ -240,7 +240,7 @@ func TestDeadPeer(t *testing.T) {
 	server, near := tcpPair(t)                           // a peer whose kernel acknowledges, and no more
 	wire, err := NewWire(near)
 	must(t, err)
-	c := newConn(wire, nil, nil, time.Time{}, timing{tick: 10 * time.Millisecond, ping: 50 * time.Millisecond, idle: time.Minute})
+	c := newConn(wire, nil, nil, certificateEnd{}, timing{tick: 10 * time.Millisecond, ping: 50 * time.Millisecond, idle: time.Minute})
 	c.greetPeer()
 	c.settled.Store(true)
 	s := c.openStream(Request{Authority: "10.0.0.1:80"}, time.Minute)

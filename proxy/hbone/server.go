@@ -18,6 +18,8 @@ type ServerConfig struct {
 	// NotAfter is when the server's own certificate ends; the client's is
 	// known from the handshake. After either no new stream is served.
 	NotAfter time.Time
+	// Grace is how long streams may go on after that; 0 is without end.
+	Grace time.Duration
 	// Drain, when it ends, asks the client for no more streams; Serve returns
 	// with the last one. nil: never.
 	Drain context.Context
@@ -44,7 +46,7 @@ func Serve(ctx context.Context, nc net.Conn, config ServerConfig, handler Handle
 	if t, ok := nc.(*tls.Conn); ok {
 		notAfter = earlier(notAfter, peerEnd(t.ConnectionState()))
 	}
-	c := newConn(nc, srv, config.Budget, notAfter, config.timing)
+	c := newConn(nc, srv, config.Budget, certificateEnd{notAfter, config.Grace}, config.timing)
 	defer context.AfterFunc(ctx, func() { c.close(&ConnError{CauseCanceled, context.Cause(ctx)}) })()
 	if config.Drain != nil {
 		defer context.AfterFunc(config.Drain, c.goAway)()

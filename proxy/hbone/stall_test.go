@@ -235,7 +235,7 @@ func plainWorld(t testing.TB, n int) []*net.TCPConn {
 	far, err := NewWire(b)
 	must(t, err)
 	running.Go(func() { Serve(ctx, far, ServerConfig{}, forward(target)) })
-	c := newConn(near, nil, nil, time.Time{}, timing{})
+	c := newConn(near, nil, nil, certificateEnd{}, timing{})
 	c.greetPeer()
 	running.Go(func() { c.run() })
 	var apps []*net.TCPConn
