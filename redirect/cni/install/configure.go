@@ -77,7 +77,7 @@ func chain(path string, entry []byte) (list string, err error) {
 		return "", fmt.Errorf("network configuration %s: %w", path, err)
 	}
 	list = strings.TrimSuffix(path, filepath.Ext(path)) + ".conflist"
-	if err := replace(list, text, info.Mode().Perm()); err != nil {
+	if err := replace(list, bytes.NewReader(text), info.Mode().Perm()); err != nil {
 		return "", fmt.Errorf("network configuration %s: %w", list, err)
 	}
 	return list, os.Rename(path, path+saved) // until here the single one is in use
@@ -108,7 +108,7 @@ func change(path string, edit func([]byte) ([]byte, error)) error {
 	if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, before) {
 		return fmt.Errorf("network configuration %s is just being rewritten", path)
 	}
-	if err := replace(path, after, info.Mode().Perm()); err != nil {
+	if err := replace(path, bytes.NewReader(after), info.Mode().Perm()); err != nil {
 		return fmt.Errorf("network configuration %s: %w", path, err)
 	}
 	return nil

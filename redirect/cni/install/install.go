@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -147,27 +148,57 @@ func writeState(path string, text []byte) error {
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, text) {
 		return nil
 	}
-	return replace(path, text, 0o600)
+	return replace(path, bytes.NewReader(text), 0o600)
 }
 
+// copyBinary never has the binary in memory: it is as large as all that the
+// agent keeps there.
 func (i *Installer) copyBinary() error {
-	want, err := os.ReadFile(i.cfg.Binary)
+	want, err := os.Open(i.cfg.Binary)
 	if err != nil {
 		return err
 	}
+	defer want.Close()
 	path := filepath.Join(i.cfg.BinDir, cni.Type)
-	info, err := os.Lstat(path)
-	if err == nil && info.Mode().IsRegular() && info.Mode().Perm() == 0o755 && info.Size() == int64(len(want)) {
-		if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, want) {
+	if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() && info.Mode().Perm() == 0o755 {
+		if same, err := isCopy(path, want); err == nil && same {
 			return nil
+		}
+		if _, err := want.Seek(0, io.SeekStart); err != nil {
+			return err
 		}
 	}
 	return replace(path, want, 0o755)
 }
 
+// isCopy reports whether a file has the content of a reader.
+func isCopy(path string, of io.Reader) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	var have, want [32 << 10]byte
+	for {
+		n, err := io.ReadFull(f, have[:])
+		m, wantErr := io.ReadFull(of, want[:])
+		switch {
+		case !bytes.Equal(have[:n], want[:m]):
+			return false, nil
+		case err == nil && wantErr == nil:
+		case isEnd(err) && isEnd(wantErr):
+			return true, nil
+		default:
+			return false, errors.Join(err, wantErr)
+		}
+	}
+}
+
+func isEnd(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
+
 // replace puts a file in the place of another at once, and makes sure that a
 // power cut leaves the one or the other.
-func replace(path string, content []byte, mode fs.FileMode) (err error) {
+func replace(path string, content io.Reader, mode fs.FileMode) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), temporary+"*")
 	if err != nil {
 		return err
@@ -177,7 +208,7 @@ func replace(path string, content []byte, mode fs.FileMode) (err error) {
 			_ = os.Remove(f.Name())
 		}
 	}()
-	_, err = f.Write(content)
+	_, err = io.Copy(f, content)
 	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -228,5 +229,34 @@ func TestUninstallKeepsChanges(t *testing.T) {
 	}
 	if got := p.plugins(); len(got) != 2 || got[0] != "another" || got[1] != "ptp" {
 		t.Errorf("left are %v", got)
+	}
+}
+
+// Whether the binary is in place is looked at often: any difference is seen,
+// and none of it stays in memory.
+func TestBinary(t *testing.T) {
+	p := newPlace(t)
+	const large = 8 << 20
+	text := strings.Repeat("x", large)
+	p.write(p.cfg.Binary, text)
+	path := filepath.Join(p.bin, cni.Type)
+	for _, other := range []string{"", "x", text[1:], text + "x", text[1:] + "y", text} {
+		p.write(path, other)
+		if err := p.copyBinary(); err != nil {
+			t.Fatal(err)
+		}
+		if have, err := os.ReadFile(path); err != nil || string(have) != text {
+			t.Errorf("%d bytes that differ were left in place: %v", len(other), err)
+		}
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o755 {
+			t.Errorf("it cannot be run: %v, %v", info, err)
+		}
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	err := p.copyBinary()
+	runtime.ReadMemStats(&after)
+	if used := after.TotalAlloc - before.TotalAlloc; err != nil || used > large/8 {
+		t.Errorf("to look at %d bytes takes %d bytes of memory: %v", large, used, err)
 	}
 }
