@@ -9,10 +9,10 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"github.com/tacit-mesh/tacit/internal/kube"
+	"github.com/tacit-mesh/tacit/internal/kube/access"
+	"github.com/tacit-mesh/tacit/internal/kube/nodeapi"
 	"github.com/tacit-mesh/tacit/redirect/cni"
 	"github.com/tacit-mesh/tacit/redirect/cni/install"
 	"github.com/tacit-mesh/tacit/redirect/pods"
@@ -27,20 +27,20 @@ const cniTimeout = 20
 type clusterNode struct {
 	options   *options
 	log       *zap.Logger
-	client    kubernetes.Interface
+	client    nodeapi.Client
 	source    *cluster.Source
 	locator   *pods.Locator
 	installer *install.Installer // nil if the CNI plugin is not wanted
 }
 
 func (o *options) cluster(log *zap.Logger) (*clusterNode, error) {
-	config, err := kube.Config(o.kubeconfig)
+	config, err := access.Config(o.kubeconfig)
 	if err != nil {
 		return nil, err
 	}
-	client, err := kubernetes.NewForConfig(config)
+	client, err := nodeapi.New(config)
 	if err != nil {
-		return nil, fmt.Errorf("client of the Kubernetes API: %w", err)
+		return nil, err
 	}
 	n := &clusterNode{options: o, log: log, client: client, locator: o.locator()}
 	settings := cluster.Config{

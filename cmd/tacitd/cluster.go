@@ -20,6 +20,7 @@ import (
 	"github.com/tacit-mesh/tacit/identity/ca"
 	"github.com/tacit-mesh/tacit/identity/nodeauth"
 	"github.com/tacit-mesh/tacit/internal/kube"
+	"github.com/tacit-mesh/tacit/internal/kube/access"
 	"github.com/tacit-mesh/tacit/xds/build"
 	clusterobjects "github.com/tacit-mesh/tacit/xds/source/kube"
 )
@@ -68,7 +69,7 @@ type clients struct {
 }
 
 func newClients(kubeconfig string) (*clients, error) {
-	config, err := kube.Config(kubeconfig)
+	config, err := access.Config(kubeconfig)
 	if err != nil {
 		return nil, err
 	}

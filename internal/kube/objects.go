@@ -1,3 +1,8 @@
+// Package kube has what tacitd does with the Kubernetes API beside reading the
+// mesh: making a Secret once, keeping a ConfigMap, leading.
+//
+// What does not belong here: how to reach the API (access), and what the agent
+// does with it (nodeapi), which is to stay small.
 package kube
 
 import (

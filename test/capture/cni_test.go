@@ -133,7 +133,7 @@ func (n *kubeNode) serveAPI(t *testing.T) *rest.Config {
 func (n *kubeNode) startKube() (stop func()) {
 	n.t.Helper()
 	source, err := cluster.NewSource(cluster.Config{
-		Client: n.client, Reader: pods.Reader{Node: "node", TrustDomain: "cluster.local", Skips: model.SkipSettings{Mode: model.SkipsAny}},
+		Client: kubetest.NodeAPI{Clientset: n.client}, Reader: pods.Reader{Node: "node", TrustDomain: "cluster.local", Skips: model.SkipSettings{Mode: model.SkipsAny}},
 		Enrolled: func(namespaces []string) {
 			if err := n.install.KeepEnrolled(namespaces); err != nil {
 				n.t.Error(err)

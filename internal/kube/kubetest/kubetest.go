@@ -56,9 +56,12 @@ func ShowDeletions[C fakeClient](client C) C {
 	})
 	client.PrependWatchReactor("*", func(a clienttesting.Action) (bool, watch.Interface, error) {
 		options := a.(clienttesting.WatchActionImpl).ListOptions
-		version, err := strconv.Atoi(options.ResourceVersion)
-		if err != nil { // none: the watch begins with what there is
+		if options.ResourceVersion == "" { // the watch begins with what there is
 			return false, nil, nil
+		}
+		version, err := strconv.Atoi(options.ResourceVersion)
+		if err != nil {
+			return true, nil, err
 		}
 		options.ResourceVersion = strconv.Itoa(version % deletionUnit)
 		w, err := tracker.Watch(a.GetResource(), a.GetNamespace(), options)

@@ -82,7 +82,7 @@ func (s *Source) lookUp(ctx context.Context, sandbox Sandbox) (*corev1.Pod, erro
 	if p := s.cached(sandbox); p != nil {
 		return p, nil
 	}
-	p, err := s.cfg.Client.CoreV1().Pods(sandbox.Namespace).Get(ctx, sandbox.Name, metav1.GetOptions{})
+	p, err := s.cfg.Client.Pods(sandbox.Namespace).Get(ctx, sandbox.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) || err == nil && !isOf(p, sandbox) {
 		return nil, nil
 	}

@@ -7,6 +7,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -16,23 +17,25 @@ import (
 
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/apimachinery/pkg/runtime"
+	apiwatch "k8s.io/apimachinery/pkg/watch"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	nodelisters "k8s.io/client-go/listers/node/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/tacit-mesh/tacit/internal/kube/nodeapi"
 	"github.com/tacit-mesh/tacit/redirect/enrol"
 	"github.com/tacit-mesh/tacit/redirect/pods"
 )
 
 // Config says which pods to read.
 type Config struct {
-	Client kubernetes.Interface
+	Client nodeapi.Client
 	Reader pods.Reader
 	// Enrolled hears which namespaces' labels ask for capture, whenever that
 	// has changed; nil if nobody wants to know.
@@ -45,14 +48,14 @@ type Config struct {
 type Source struct {
 	cfg Config
 
-	podFactory, factory informers.SharedInformerFactory
-	pods                corelisters.PodLister
-	namespaces          corelisters.NamespaceLister
-	classes             nodelisters.RuntimeClassLister
-	synced              []cache.InformerSynced // without classes: few pods need one
-	classesSynced       cache.InformerSynced
-	changed             chan struct{}        // holds one token after a change
-	events              record.EventRecorder // set by Run
+	informers     []cache.SharedIndexInformer
+	pods          corelisters.PodLister
+	namespaces    corelisters.NamespaceLister
+	classes       nodelisters.RuntimeClassLister
+	synced        []cache.InformerSynced // without classes: few pods need one
+	classesSynced cache.InformerSynced
+	changed       chan struct{}        // holds one token after a change
+	events        record.EventRecorder // set by Run
 
 	mu        sync.Mutex
 	arrived   chan struct{}           // closed and replaced when the list has been read again
@@ -67,22 +70,22 @@ func NewSource(cfg Config) (*Source, error) {
 	}
 	s := &Source{cfg: cfg, changed: make(chan struct{}, 1), arrived: make(chan struct{}),
 		sandboxes: map[string]Sandbox{}, announced: map[string]announcement{}}
-	s.podFactory = informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0,
-		informers.WithTransform(strip),
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = s.onThisNode().FieldSelector }))
-	s.factory = informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithTransform(strip))
-	podInformer, namespaceInformer := s.podFactory.Core().V1().Pods(), s.factory.Core().V1().Namespaces()
-	classInformer := s.factory.Node().V1().RuntimeClasses()
-	s.pods, s.namespaces, s.classes = podInformer.Lister(), namespaceInformer.Lister(), classInformer.Lister()
-	s.synced = []cache.InformerSynced{podInformer.Informer().HasSynced, namespaceInformer.Informer().HasSynced}
-	s.classesSynced = classInformer.Informer().HasSynced
-	for what, informer := range map[string]cache.SharedIndexInformer{
-		"pods": podInformer.Informer(), "namespaces": namespaceInformer.Informer(), "runtimeclasses.node.k8s.io": classInformer.Informer(),
-	} {
-		if err := s.watch(what, informer); err != nil {
-			return nil, err
-		}
+	podInformer, err := watch(s, "pods", &corev1.Pod{}, cfg.Client.Pods(""), s.onThisNode())
+	if err != nil {
+		return nil, err
 	}
+	namespaceInformer, err := watch(s, "namespaces", &corev1.Namespace{}, cfg.Client.Namespaces(), metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	classInformer, err := watch(s, "runtimeclasses.node.k8s.io", &nodev1.RuntimeClass{}, cfg.Client.RuntimeClasses(), metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	s.informers = []cache.SharedIndexInformer{podInformer, namespaceInformer, classInformer}
+	s.pods, s.namespaces = corelisters.NewPodLister(podInformer.GetIndexer()), corelisters.NewNamespaceLister(namespaceInformer.GetIndexer())
+	s.classes = nodelisters.NewRuntimeClassLister(classInformer.GetIndexer())
+	s.synced, s.classesSynced = []cache.InformerSynced{podInformer.HasSynced, namespaceInformer.HasSynced}, classInformer.HasSynced
 	return s, nil
 }
 
@@ -90,20 +93,31 @@ func (s *Source) onThisNode() metav1.ListOptions {
 	return metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", s.cfg.Reader.Node).String()}
 }
 
-func (s *Source) watch(what string, informer cache.SharedIndexInformer) error {
+// watch makes the informer of a kind, of those that the options select.
+func watch[List runtime.Object](s *Source, what string, example runtime.Object, objects nodeapi.Follow[List], selected metav1.ListOptions) (cache.SharedIndexInformer, error) {
+	listWatch := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			options.FieldSelector = selected.FieldSelector
+			return objects.List(ctx, options)
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (apiwatch.Interface, error) {
+			options.FieldSelector = selected.FieldSelector
+			return objects.Watch(ctx, options)
+		},
+	}
+	informer := cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(listWatch, s.cfg.Client), example, 0,
+		cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
 	kick := func() { s.kick() }
-	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { kick() }, UpdateFunc: func(any, any) { kick() }, DeleteFunc: func(any) { kick() },
-	}); err != nil {
-		return fmt.Errorf("watch %s: %w", what, err)
-	}
-	err := informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
-		s.cfg.Log.Error("cannot watch "+what+"; it is tried again", zap.Error(explain(err, "list and watch", what)))
 	})
+	err = errors.Join(err, informer.SetTransform(strip), informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
+		s.cfg.Log.Error("cannot watch "+what+"; it is tried again", zap.Error(explain(err, "list and watch", what)))
+	}))
 	if err != nil {
-		return fmt.Errorf("watch %s: %w", what, err)
+		return nil, fmt.Errorf("watch %s: %w", what, err)
 	}
-	return nil
+	return informer, nil
 }
 
 func (s *Source) kick() {
@@ -117,10 +131,13 @@ func (s *Source) kick() {
 // have been read whole.
 func (s *Source) Run(ctx context.Context, update func([]pods.Pod)) error {
 	defer s.startEvents()()
-	s.podFactory.StartWithContext(ctx)
-	s.factory.StartWithContext(ctx)
-	defer s.factory.Shutdown()
-	defer s.podFactory.Shutdown()
+	var running sync.WaitGroup
+	defer running.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for _, informer := range s.informers {
+		running.Go(func() { informer.RunWithContext(ctx) })
+	}
 	if !cache.WaitForCacheSync(ctx.Done(), s.synced...) {
 		return ctx.Err()
 	}

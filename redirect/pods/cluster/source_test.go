@@ -74,7 +74,7 @@ func startWith(t *testing.T, client *fake.Clientset) *running {
 	t.Helper()
 	core, logs := observer.New(zap.ErrorLevel)
 	reader := pods.Reader{Node: "here", TrustDomain: "td", Skips: model.SkipSettings{Mode: model.SkipsAny}}
-	s, err := NewSource(Config{Client: client, Reader: reader, Log: zap.New(core)})
+	s, err := NewSource(Config{Client: kubetest.NodeAPI{Clientset: client}, Reader: reader, Log: zap.New(core)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,12 +12,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/kubernetes"
+
+	"github.com/tacit-mesh/tacit/internal/kube/nodeapi"
 )
 
 // RemoveTaint takes the taint, with which a node may start so that no pod
 // comes before the agent, off the node once ready says so.
-func RemoveTaint(ctx context.Context, client kubernetes.Interface, node, taint string, ready func() bool, log *zap.Logger) error {
+func RemoveTaint(ctx context.Context, client nodeapi.Client, node, taint string, ready func() bool, log *zap.Logger) error {
 	const first, last = 200 * time.Millisecond, 10 * time.Second
 	backoff := wait.Backoff{Duration: first, Cap: last, Factor: 2, Steps: 10}
 	err := wait.PollUntilContextCancel(ctx, first, true, func(context.Context) (bool, error) { return ready(), nil })
@@ -36,8 +37,8 @@ func RemoveTaint(ctx context.Context, client kubernetes.Interface, node, taint s
 	return err
 }
 
-func removeTaint(ctx context.Context, client kubernetes.Interface, name, taint string) error {
-	node, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+func removeTaint(ctx context.Context, client nodeapi.Client, name, taint string) error {
+	node, err := client.Nodes().Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("node %s: %w", name, explain(err, "get", "nodes"))
 	}
@@ -53,7 +54,7 @@ func removeTaint(ctx context.Context, client kubernetes.Interface, name, taint s
 	if err != nil {
 		return fmt.Errorf("taints of node %s: %w", name, err)
 	}
-	_, err = client.CoreV1().Nodes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
+	_, err = client.Nodes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
 	if err != nil {
 		return fmt.Errorf("taints of node %s: %w", name, explain(err, "patch", "nodes"))
 	}

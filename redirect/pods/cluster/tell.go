@@ -10,11 +10,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes/scheme"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/tacit-mesh/tacit/internal/kube/nodeapi"
 	"github.com/tacit-mesh/tacit/redirect/pods"
 )
 
@@ -82,7 +82,7 @@ func (s *Source) annotate(ctx context.Context, p pods.Pod, captured bool) error 
 	if err != nil {
 		return fmt.Errorf("annotation of the pod: %w", err)
 	}
-	_, err = s.cfg.Client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
+	_, err = s.cfg.Client.Pods(p.Namespace).Patch(ctx, p.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil
 	}
@@ -92,7 +92,7 @@ func (s *Source) annotate(ctx context.Context, p pods.Pod, captured bool) error 
 // Withdraw takes the annotation from all pods of the node, for good. It does
 // not need Run.
 func (s *Source) Withdraw(ctx context.Context) error {
-	all, err := s.cfg.Client.CoreV1().Pods("").List(ctx, s.onThisNode())
+	all, err := s.cfg.Client.Pods("").List(ctx, s.onThisNode())
 	if err != nil {
 		return fmt.Errorf("pods of the node: %w", explain(err, "list", "pods"))
 	}
@@ -117,9 +117,26 @@ func explain(err error, verb, resource string) error {
 // called.
 func (s *Source) startEvents() (stop func()) {
 	b := record.NewBroadcaster()
-	s.events = b.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "tacit-agent", Host: s.cfg.Reader.Node})
-	b.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: s.cfg.Client.CoreV1().Events("")})
+	// Events are of references alone, so no scheme is asked for a kind.
+	s.events = b.NewRecorder(runtime.NewScheme(), corev1.EventSource{Component: "tacit-agent", Host: s.cfg.Reader.Node})
+	b.StartRecordingToSink(eventSink{s.cfg.Client})
 	return b.Shutdown
+}
+
+// eventSink writes events to the namespaces of what they are about: it is a
+// [record.EventSink], which knows no contexts.
+type eventSink struct{ client nodeapi.Client }
+
+func (s eventSink) Create(e *corev1.Event) (*corev1.Event, error) {
+	return s.client.Events(e.Namespace).Create(context.Background(), e, metav1.CreateOptions{})
+}
+
+func (s eventSink) Update(e *corev1.Event) (*corev1.Event, error) {
+	return s.client.Events(e.Namespace).Update(context.Background(), e, metav1.UpdateOptions{})
+}
+
+func (s eventSink) Patch(e *corev1.Event, data []byte) (*corev1.Event, error) {
+	return s.client.Events(e.Namespace).Patch(context.Background(), e.Name, types.StrategicMergePatchType, data, metav1.PatchOptions{})
 }
 
 // maxText is what the API accepts of an event's message.

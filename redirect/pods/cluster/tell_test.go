@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/tacit-mesh/tacit/internal/kube/kubetest"
 	"github.com/tacit-mesh/tacit/redirect/handoff"
 	"github.com/tacit-mesh/tacit/redirect/pods"
 )
@@ -101,7 +102,7 @@ func TestAnnouncedBefore(t *testing.T) {
 
 func TestWithdraw(t *testing.T) {
 	client := fake.NewClientset(pod("in", "web", func(p *corev1.Pod) { p.Annotations[Redirection] = Redirected }), pod("in", "other"))
-	s, err := NewSource(Config{Client: client, Reader: pods.Reader{Node: "here"}})
+	s, err := NewSource(Config{Client: kubetest.NodeAPI{Clientset: client}, Reader: pods.Reader{Node: "here"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +158,7 @@ func TestRemoveTaint(t *testing.T) {
 	})
 	asked := 0
 	ready := func() bool { asked++; return asked > 2 }
-	if err := RemoveTaint(t.Context(), client, "here", taint, ready, zaptest.NewLogger(t)); err != nil {
+	if err := RemoveTaint(t.Context(), kubetest.NodeAPI{Clientset: client}, "here", taint, ready, zaptest.NewLogger(t)); err != nil {
 		t.Fatal(err)
 	}
 	got, err := client.CoreV1().Nodes().Get(t.Context(), "here", metav1.GetOptions{})

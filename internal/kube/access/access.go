@@ -1,7 +1,8 @@
-// Package kube says how the programs reach the Kubernetes API.
+// Package access says how the programs reach the Kubernetes API.
 //
-// What does not belong here: what is read from there or written.
-package kube
+// What does not belong here: what is read from there or written, and any of
+// client-go that not all of the programs need.
+package access
 
 import (
 	"fmt"
