@@ -67,9 +67,23 @@ func BenchmarkRequests(b *testing.B) {
 	all := thousandOnOne()
 	r2 := benchmarkRequest(destination())
 	b.Run("all on one workload", func(b *testing.B) {
+		Evaluate(all, &r2)
 		b.ReportAllocs()
 		for b.Loop() {
 			Evaluate(all, &r2)
+		}
+	})
+	b.Run("all on one workload, one by one", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			plainly(all, &r2, false)
+		}
+	})
+	b.Run("indexing them", func(b *testing.B) {
+		policies := all.NamespacePolicies("data")
+		b.ReportAllocs()
+		for b.Loop() {
+			newIndex(policies)
 		}
 	})
 	r3 := benchmarkRequest(w)

@@ -36,24 +36,6 @@ func current(s *model.Snapshot, w *model.Workload) *model.Workload {
 	return s.Workload(w.UID)
 }
 
-// covering are the policies that cover a workload, those of the mesh first.
-func covering(s *model.Snapshot, w *model.Workload) iter.Seq[*model.Policy] {
-	return func(yield func(*model.Policy) bool) {
-		for _, list := range [...][]*model.Policy{s.GlobalPolicies(), s.NamespacePolicies(w.Namespace)} {
-			for _, p := range list {
-				if !yield(p) {
-					return
-				}
-			}
-		}
-		for _, key := range w.Policies {
-			if p, _ := s.Policy(key); p != nil && !yield(p) {
-				return
-			}
-		}
-	}
-}
-
 // PortProtocol is what some service declares that this port of the workload
 // carries; AppUnknown if none does, or if services differ.
 func PortProtocol(s *model.Snapshot, w *model.Workload, port uint16) model.AppProtocol {
@@ -145,13 +127,15 @@ func JWTRules(s *model.Snapshot, w *model.Workload, port uint16) iter.Seq2[strin
 		if w = current(s, w); w == nil {
 			return
 		}
-		for p := range covering(s, w) {
-			if p.Authentication == nil || !coversPort(p, port) {
-				continue
-			}
-			for i := range p.Authentication.Rules {
-				if !yield(s.PolicyKey(p), &p.Authentication.Rules[i]) {
-					return
+		for _, c := range covers(s, w) {
+			for _, p := range c.tokens {
+				if !coversPort(p, port) {
+					continue
+				}
+				for i := range p.Authentication.Rules {
+					if !yield(s.PolicyKey(p), &p.Authentication.Rules[i]) {
+						return
+					}
 				}
 			}
 		}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
-	"sync"
 
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -58,10 +57,24 @@ type votes struct {
 	denied, allowed, closest, asked, audited *model.Policy
 	deniedAt, closestAt                      outcome
 	foreign                                  bool // the client, who is allowed by a policy or not at all
-	unmatched                                bool // some ALLOW policy does not match
 }
 
-func (v *votes) wantsClosest() bool { return v.denied == nil && v.allowed == nil && v.unmatched }
+// open: the ALLOW policy that came closest matters.
+func (v *votes) open() bool { return v.denied == nil && v.allowed == nil }
+
+// placed: among policies of which nothing fits, the first came closest.
+func (v *votes) placed() bool { return v.closest != nil && v.closestAt.progress >= 0 }
+
+// heard: one more match of the policy changes nothing.
+func (v *votes) heard(p *model.Policy) bool {
+	switch {
+	case p.Action == model.ActionAllow:
+		return v.allowed != nil
+	case p.Action == model.ActionAudit && p.Unknown == "":
+		return v.audited != nil
+	}
+	return p.Action == model.ActionDeny && v.denied != nil
+}
 
 func (v *votes) add(p *model.Policy, o outcome) {
 	switch {
@@ -123,7 +136,6 @@ func denies(p *model.Policy) bool { return p.Action != model.ActionAllow }
 // evaluation holds the facts of one decision.
 type evaluation struct {
 	request      *Request
-	memo         *sync.Map
 	anyRequest   bool // about all the requests that there may be
 	workload     *model.Workload
 	source       netip.Addr
@@ -134,7 +146,7 @@ type evaluation struct {
 }
 
 func newEvaluation(s *model.Snapshot, r *Request) evaluation {
-	e := evaluation{request: r, memo: s.Memo(), source: plain(r.Source), destination: plain(r.Destination.Addr())}
+	e := evaluation{request: r, source: plain(r.Source), destination: plain(r.Destination.Addr())}
 	id := &r.Identity
 	e.principal = [...]string{id.TrustDomain, "/ns/", id.Namespace, "/sa/", id.ServiceAccount}
 	if r.Workload != nil {
@@ -156,23 +168,14 @@ func (e *evaluation) evaluate(s *model.Snapshot) Decision {
 	if e.workload == nil {
 		return Decision{Reason: ReasonUnknownWorkload}
 	}
+	covers := covers(s, e.workload)
 	var t tally
 	t.enforced.foreign, t.all.foreign = e.foreign(), e.foreign()
-	for _, p := range s.GlobalPolicies() {
-		e.add(&t, p)
+	for _, c := range covers {
+		e.vote(&t, c)
+		t.missing = cmp.Or(t.missing, c.missing)
 	}
-	for _, p := range s.NamespacePolicies(e.workload.Namespace) {
-		e.add(&t, p)
-	}
-	for _, key := range e.workload.Policies {
-		switch p, removed := s.Policy(key); {
-		case p != nil:
-			e.add(&t, p)
-		case !removed:
-			t.missing = cmp.Or(t.missing, key)
-		}
-	}
-	e.closest(s, &t)
+	e.closest(&t, covers)
 	return t.decision(s)
 }
 
@@ -183,32 +186,77 @@ func (e *evaluation) foreign() bool {
 	return !id.IsZero() && id.TrustDomain != e.workload.TrustDomain
 }
 
-// add lets a policy vote that covers the destination's port.
-func (e *evaluation) add(t *tally, p *model.Policy) {
-	if !coversPort(p, e.request.Destination.Port()) {
+// vote lets the policies vote that match.
+func (e *evaluation) vote(t *tally, c *covered) {
+	var space [fewRules / 64]uint64
+	candidates := c.index.marks(&space)
+	c.index.match.find(candidates, e)
+	var matched *model.Policy
+	candidates.each(func(n int) {
+		r := &c.index.rules[n]
+		if r.policy == matched || r.allow && t.enforced.allowed != nil || !e.indexedMatches(r) {
+			return
+		}
+		matched = r.policy
+		switch {
+		case t.enforced.heard(matched):
+		case r.allow:
+			t.add(matched, outcome{matched: true})
+		default:
+			t.add(matched, e.policy(matched))
+		}
+	})
+}
+
+// indexedMatches is whether a rule matches, of a policy that covers the
+// destination's port.
+func (e *evaluation) indexedMatches(r *indexedRule) bool {
+	switch {
+	case !coversPort(r.policy, e.request.Destination.Port()):
+		return false
+	case r.rule == nil:
+		return true
+	case r.policy.Action > model.ActionDeny && e.anyRequest:
+		return false
+	}
+	return e.ruleMatches(r.rule, r.given, !r.allow)
+}
+
+// closest finds the ALLOW policies that came closest, where that is asked for:
+// first among those of which something fits, then, if there is none, of all.
+func (e *evaluation) closest(t *tally, covers *scopes) {
+	if !t.enforced.open() && !t.all.open() {
 		return
 	}
-	switch matched, allow := e.matches(p), p.Action == model.ActionAllow; {
-	case matched && allow:
-		t.add(p, outcome{matched: true})
-	case matched:
-		t.add(p, e.policy(p))
-	case allow:
-		t.all.unmatched = true
-		t.enforced.unmatched = t.enforced.unmatched || !p.DryRun
+	for _, c := range covers {
+		e.near(t, &c.index)
+	}
+	for _, c := range covers {
+		for _, p := range c.index.allows {
+			if t.enforced.placed() && t.all.placed() {
+				return
+			}
+			if coversPort(p, e.request.Destination.Port()) {
+				t.add(p, e.policy(p))
+			}
+		}
 	}
 }
 
-// closest finds the ALLOW policies that came closest, where that is asked for.
-func (e *evaluation) closest(s *model.Snapshot, t *tally) {
-	if !t.enforced.wantsClosest() && !t.all.wantsClosest() {
-		return
-	}
-	for p := range covering(s, e.workload) {
-		if p.Action == model.ActionAllow && coversPort(p, e.request.Destination.Port()) {
-			t.add(p, e.policy(p))
+func (e *evaluation) near(t *tally, x *index) {
+	var space [fewRules / 64]uint64
+	candidates := x.marks(&space)
+	x.near.find(candidates, e)
+	candidates.each(func(n int) {
+		r := &x.rules[n]
+		if !coversPort(r.policy, e.request.Destination.Port()) {
+			return
 		}
-	}
+		o := e.rule(r.rule, false)
+		if o.rule = r.number; !o.matched && o.progress > 0 {
+			t.add(r.policy, o)
+		}
+	})
 }
 
 func coversPort(p *model.Policy, port uint16) bool {

@@ -205,19 +205,21 @@ func (e *evaluation) judgeServerName(h *model.HTTPMatch, wanted, deny bool) verd
 // sent. Widely, so that a DENY policy is not got round by a port or a final
 // dot, it also compares the host without these.
 func hasHost(values []model.StringMatch, host string, widely bool) bool {
-	bare := host
-	if widely {
-		if colon := strings.LastIndexByte(bare, ':'); colon > strings.LastIndexByte(bare, ']') {
-			bare = bare[:colon]
-		}
-		bare = strings.TrimSuffix(bare, ".")
-	}
+	bare := bareHost(host)
 	for _, v := range values {
 		if v.MatchesFold(host) || widely && v.MatchesFold(bare) {
 			return true
 		}
 	}
 	return false
+}
+
+// bareHost is a host without its port and its final dot.
+func bareHost(host string) string {
+	if colon := strings.LastIndexByte(host, ':'); colon > strings.LastIndexByte(host, ']') {
+		host = host[:colon]
+	}
+	return strings.TrimSuffix(host, ".")
 }
 
 func (c *Claims) hasPrincipal(values []model.StringMatch) bool {

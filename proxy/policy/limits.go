@@ -27,23 +27,29 @@ func Limits(to []AppliedLimit, s *model.Snapshot, r *Request, unit model.LimitUn
 	if e.workload == nil {
 		return to
 	}
-	for p := range covering(s, e.workload) {
-		if p.RateLimit == nil || !coversPort(p, r.Destination.Port()) {
+	for _, c := range covers(s, e.workload) {
+		for _, p := range c.limits {
+			if coversPort(p, r.Destination.Port()) {
+				to = e.limits(to, s, p, unit)
+			}
+		}
+	}
+	return to
+}
+
+func (e *evaluation) limits(to []AppliedLimit, s *model.Snapshot, p *model.Policy, unit model.LimitUnit) []AppliedLimit {
+	for i := range p.RateLimit.Limits {
+		l := &p.RateLimit.Limits[i]
+		if l.Unit != unit || !e.limited(l) {
 			continue
 		}
-		for i := range p.RateLimit.Limits {
-			l := &p.RateLimit.Limits[i]
-			if l.Unit != unit || !e.limited(l) {
-				continue
-			}
-			a := AppliedLimit{
-				Policy: s.PolicyKey(p), Index: i, DryRun: p.DryRun, Limit: l, Key: e.limitKey(l), Store: p.RateLimit.Store,
-			}
-			if l.PerWorkload {
-				a.Key = e.workload.UID + " " + a.Key
-			}
-			to = append(to, a)
+		a := AppliedLimit{
+			Policy: s.PolicyKey(p), Index: i, DryRun: p.DryRun, Limit: l, Key: e.limitKey(l), Store: p.RateLimit.Store,
 		}
+		if l.PerWorkload {
+			a.Key = e.workload.UID + " " + a.Key
+		}
+		to = append(to, a)
 	}
 	return to
 }

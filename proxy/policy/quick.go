@@ -6,27 +6,8 @@ import (
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-// matches is whether policy(p) matches, without an account of why: most
-// policies that cover a workload do not match, and of those nobody asks.
-func (e *evaluation) matches(p *model.Policy) bool {
-	deny := denies(p)
-	switch {
-	case p.Unknown != "":
-		return deny
-	case p.Action > model.ActionLimit:
-		return true
-	case p.Action > model.ActionCustom, p.Action > model.ActionDeny && e.anyRequest:
-		return false
-	}
-	given := e.given(p)
-	for i := range p.Rules {
-		if e.ruleMatches(&p.Rules[i], given[i], deny) {
-			return true
-		}
-	}
-	return false
-}
-
+// ruleMatches is whether rule(r) matches, without an account of why: most
+// rules do not match, and of those nobody asks.
 func (e *evaluation) ruleMatches(r *model.Rule, given ruleAttributes, deny bool) bool {
 	if r.Unknown != "" {
 		return deny
@@ -63,32 +44,23 @@ func (e *evaluation) matchMatches(m *model.Match, given []attribute, deny bool) 
 	return len(given) > 0
 }
 
-// The attributes that matches have, which are few of all there are: by rule,
-// clause and match of a policy.
+// The attributes that matches have, which are few of all there are: by clause
+// and match of a rule.
 type (
-	policyAttributes []ruleAttributes
 	ruleAttributes   []clauseAttributes
 	clauseAttributes [][]attribute
 )
 
-// given are the attributes of a policy. They are worked out once.
-func (e *evaluation) given(p *model.Policy) policyAttributes {
-	if known, ok := e.memo.Load(p); ok {
-		return *known.(*policyAttributes)
-	}
-	out := make(policyAttributes, 0, len(p.Rules))
-	for _, r := range p.Rules {
-		var rule ruleAttributes
-		for _, c := range r.Clauses {
-			var clause clauseAttributes
-			for i := range c.Matches {
-				clause = append(clause, matchAttributes(&c.Matches[i]))
-			}
-			rule = append(rule, clause)
+// given are the attributes of a rule.
+func given(r *model.Rule) ruleAttributes {
+	var out ruleAttributes
+	for _, c := range r.Clauses {
+		var clause clauseAttributes
+		for i := range c.Matches {
+			clause = append(clause, matchAttributes(&c.Matches[i]))
 		}
-		out = append(out, rule)
+		out = append(out, clause)
 	}
-	e.memo.Store(p, &out)
 	return out
 }
 

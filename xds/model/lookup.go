@@ -96,9 +96,8 @@ func (s *Snapshot) Policy(key string) (p *Policy, removed bool) {
 // PolicyKey is p.Key() for a policy of the snapshot, without building it.
 func (s *Snapshot) PolicyKey(p *Policy) string { return s.policyKeys[p] }
 
-// Memo remembers what evaluation derives from a policy, by the policy. Every
-// snapshot with the same policies has the same; a change of policies begins a
-// new one.
+// Memo remembers what evaluation derives from policies. Every snapshot with the
+// same policies has the same; a change of policies begins a new one.
 func (s *Snapshot) Memo() *sync.Map { return s.memo }
 
 // GlobalPolicies are those of the whole mesh, by key.

@@ -1,0 +1,113 @@
+package policy
+
+import (
+	"cmp"
+	"iter"
+	"strings"
+	"sync"
+
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// covered are the policies of one scope that cover a workload, in the order in
+// which they are evaluated, and what is worked out of them once.
+type covered struct {
+	once     sync.Once
+	policies []*model.Policy
+	missing  string // key of one that was never seen
+	tokens   []*model.Policy
+	limits   []*model.Policy
+	index    index
+}
+
+// scopes are the policies of the whole mesh, of the workload's namespace, and
+// those that the workload names.
+type scopes [3]*covered
+
+// What the memo of a snapshot holds scopes by, besides the workload.
+type (
+	wholeMesh   struct{}
+	ofNamespace string
+	ofNames     string // joined: workloads that name the same policies share an index
+)
+
+// maxWorkloads is for how many workloads, and versions of one, it is remembered
+// what covers them.
+const maxWorkloads = 1024
+
+// covers finds the policies that cover a workload of the snapshot.
+func covers(s *model.Snapshot, w *model.Workload) *scopes {
+	if known, ok := s.Memo().Load(w); ok {
+		return known.(*scopes)
+	}
+	out := &scopes{
+		remember(s, wholeMesh{}, func(c *covered) { c.policies = s.GlobalPolicies() }),
+		remember(s, ofNamespace(w.Namespace), func(c *covered) { c.policies = s.NamespacePolicies(w.Namespace) }),
+		remember(s, ofNames(strings.Join(w.Policies, "\n")), func(c *covered) { c.find(s, w.Policies) }),
+	}
+	forgetWorkloads(s.Memo())
+	s.Memo().Store(w, out)
+	return out
+}
+
+func remember(s *model.Snapshot, key any, fill func(*covered)) *covered {
+	known, ok := s.Memo().Load(key)
+	if !ok {
+		known, _ = s.Memo().LoadOrStore(key, &covered{})
+	}
+	c := known.(*covered)
+	c.once.Do(func() {
+		fill(c)
+		for _, p := range c.policies {
+			if p.Authentication != nil {
+				c.tokens = append(c.tokens, p)
+			}
+			if p.RateLimit != nil {
+				c.limits = append(c.limits, p)
+			}
+		}
+		c.index = newIndex(c.policies)
+	})
+	return c
+}
+
+func (c *covered) find(s *model.Snapshot, names []string) {
+	for _, key := range names {
+		switch p, removed := s.Policy(key); {
+		case p != nil:
+			c.policies = append(c.policies, p)
+		case !removed:
+			c.missing = cmp.Or(c.missing, key)
+		}
+	}
+}
+
+// forgetWorkloads keeps the memo small while pods come and go under the same
+// policies.
+func forgetWorkloads(memo *sync.Map) {
+	var workloads []*model.Workload
+	for key := range memo.Range {
+		if w, ok := key.(*model.Workload); ok {
+			workloads = append(workloads, w)
+		}
+	}
+	if len(workloads) < maxWorkloads {
+		return
+	}
+	for _, w := range workloads {
+		memo.Delete(w)
+	}
+}
+
+// covering are the policies that cover a workload, those of the mesh first.
+func covering(s *model.Snapshot, w *model.Workload) iter.Seq[*model.Policy] {
+	return func(yield func(*model.Policy) bool) {
+		for _, c := range covers(s, w) {
+			for _, p := range c.policies {
+				if !yield(p) {
+					return
+				}
+			}
+		}
+	}
+}
