@@ -25,7 +25,7 @@ func permissions() map[string]string {
 			"the condition tacit.mesh/Enforced"},
 		{"tacitd", "create", "authentication.k8s.io/tokenreviews", "whether a token is that of a proxy"},
 		{"tacit-system/tacitd", "get", "/pods", "the proxy's pod behind a token, and its node"},
-		{"tacit-system/tacitd", "get", "/secrets=tacit-ca", "the CA's key"},
+		{"tacit-system/tacitd", "get update", "/secrets=tacit-ca", "the CA's key, and its rotation"},
 		{"tacit-system/tacitd", "create", "/secrets", "the CA's key, once; RBAC cannot name what is made"},
 		{"tacit-system/tacitd", "get list watch update", "/configmaps=tacit-ca-root", "the CA's certificate is kept current for the proxies"},
 		{"tacit-system/tacitd", "create", "/configmaps", "the same, the first time"},

@@ -138,20 +138,17 @@ func stop(g *grpc.Server, ads *server.Server) {
 }
 
 // openFiles has the mesh from a directory, and the CA and tokens from files.
-func openFiles(_ context.Context, o options, log *zap.Logger) (*platform, error) {
+func openFiles(ctx context.Context, o options, log *zap.Logger) (*platform, error) {
 	tokens, err := nodeauth.OpenTokenFile(o.tokens, log)
 	if err != nil {
 		return nil, err
 	}
-	authority, err := ca.Open(o.caDir, o.settings.TrustDomain)
-	if err != nil {
-		return nil, err
-	}
-	return &platform{
-		tap: tokens.Tap, authority: authority, from: zap.String("from", o.from),
+	p := &platform{
+		tap: tokens.Tap, from: zap.String("from", o.from),
 		objects: func(ctx context.Context, m *mesh) error { return (&files.Source{Dir: o.from}).Run(ctx, m.update) },
 		waiting: func() []string { return []string{"the manifests in " + o.from} },
-	}, nil
+	}
+	return p, p.openAuthorityIn(ctx, o, log)
 }
 
 func newGRPC(certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error), authenticate tap.ServerInHandle) *grpc.Server {

@@ -305,7 +305,7 @@ func TestStartFailures(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			f := newFixture(t)
-			o := options{from: f.path("manifests"), listen: "127.0.0.1:0", caDir: f.path("ca"), tokens: f.path("tokens"), serverName: serverName}
+			o := options{from: f.path("manifests"), listen: "127.0.0.1:0", caDir: f.path("ca"), tokens: f.path("tokens"), serverName: serverName, settings: build.Settings{TrustDomain: "cluster.local"}}
 			test.spoil(f, &o)
 			if err := run(t.Context(), o, zap.NewNop()); err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want an error with %q", err, test.want)

@@ -1,6 +1,6 @@
 // Package ca is the certificate authority inside tacitd: it keeps a signing
-// key in a directory, and signs the requests of nodes' proxies for the
-// identities of the pods that they run.
+// key in a [Store], signs the requests of nodes' proxies for the identities of
+// the pods that they run, and replaces its root so that nobody notices.
 //
 // It speaks the certificate service of Istio. What does not belong here: which
 // node is calling (identity/nodeauth) and which identities it may have, both
@@ -8,123 +8,210 @@
 package ca
 
 import (
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
+	"context"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
+	"sync"
 	"time"
+
+	"go.uber.org/zap"
 )
 
-// backdate is how far certificates reach back, for nodes whose clocks are slow.
-const backdate = 5 * time.Minute
-
-// Authority signs certificates. It never changes once opened.
-type Authority struct {
-	signer        *x509.Certificate
-	key           crypto.Signer
-	intermediates []*x509.Certificate // from the signer up, without roots; empty if the signer is a root
-	roots         []*x509.Certificate
-	now           func() time.Time
+// Config is what an authority has to know beside its key.
+type Config struct {
+	TrustDomain string
+	// MaxTTL is the longest life of a certificate, by which the phases of a
+	// rotation are measured; 0 means DefaultTTL.
+	MaxTTL time.Duration
+	// Settle is how much longer than that a phase lasts: until other
+	// replicas have read the store, and proxies have the new roots.
+	Settle time.Duration
+	// Interval is the time between two looks at the store.
+	Interval time.Duration
+	Log      *zap.Logger // nil for none
 }
 
-// Roots are the certificates that peers are judged by, as PEM.
-func (a *Authority) Roots() []byte { return encode(a.roots...) }
+// Authority signs certificates with what its store holds.
+type Authority struct {
+	store  Store
+	config Config
+	now    func() time.Time
 
-// NotAfter is when the signing certificate ends; nothing it signs lives longer.
-func (a *Authority) NotAfter() time.Time { return a.signer.NotAfter }
+	mu      sync.Mutex
+	current *issuer
+	changed chan struct{} // closed and replaced with current
+	problem string        // the last one that the log was told of
+}
 
-// sign completes a leaf's template and signs it. The result lives from a
-// little before now until ttl from now, or until the signer's end.
-func (a *Authority) sign(leaf *x509.Certificate, key crypto.PublicKey, ttl time.Duration) (*x509.Certificate, error) {
-	now := a.now()
-	if !now.Before(a.signer.NotAfter) {
-		return nil, fmt.Errorf("the CA's own certificate ended at %s: put a new one into its directory", a.signer.NotAfter.Format(time.RFC3339))
+// New opens the authority that a store holds.
+func New(ctx context.Context, store Store, config Config) (*Authority, error) {
+	if config.Log == nil {
+		config.Log = zap.NewNop()
 	}
-	serial, err := newSerial()
+	if config.MaxTTL == 0 {
+		config.MaxTTL = DefaultTTL
+	}
+	state, err := store.Load(ctx)
 	if err != nil {
 		return nil, err
 	}
-	leaf.SerialNumber = serial
-	leaf.NotBefore, leaf.NotAfter = now.Add(-backdate), now.Add(ttl)
-	if leaf.NotAfter.After(a.signer.NotAfter) {
-		leaf.NotAfter = a.signer.NotAfter
-	}
-	leaf.BasicConstraintsValid = true
-	der, err := x509.CreateCertificate(rand.Reader, leaf, a.signer, key, a.key)
-	if err != nil {
-		return nil, fmt.Errorf("sign certificate: %w", err)
-	}
-	return x509.ParseCertificate(der)
-}
-
-// newSerial is 127 random bits: RFC 5280 wants serials positive.
-func newSerial() (*big.Int, error) {
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
-	if err != nil {
-		return nil, fmt.Errorf("choose serial number: %w", err)
-	}
-	return serial.Add(serial, big.NewInt(1)), nil
-}
-
-// strong reports whether a key may be certified: ECDSA on P-256 or a larger curve.
-func strong(key crypto.PublicKey) bool {
-	k, ok := key.(*ecdsa.PublicKey)
-	return ok && (k.Curve == elliptic.P256() || k.Curve == elliptic.P384() || k.Curve == elliptic.P521())
-}
-
-// chain is what a holder of the leaf presents, without the root.
-func (a *Authority) chain(leaf *x509.Certificate) []*x509.Certificate {
-	return append([]*x509.Certificate{leaf}, a.intermediates...)
-}
-
-// newAuthority sorts the certificates: the first is the signer, those that
-// signed themselves are roots.
-func newAuthority(key crypto.Signer, certificates []*x509.Certificate) (*Authority, error) {
-	if len(certificates) == 0 {
-		return nil, errors.New("no certificate")
-	}
-	a := &Authority{signer: certificates[0], key: key, now: time.Now}
-	if public, ok := a.signer.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key.Public()) {
-		return nil, errors.New("the first certificate is for another key")
-	}
-	for _, c := range certificates {
-		switch {
-		case !c.IsCA || c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0:
-			return nil, fmt.Errorf("%q may not sign certificates", c.Subject)
-		case c.CheckSignatureFrom(c) == nil:
-			a.roots = append(a.roots, c)
-		default:
-			a.intermediates = append(a.intermediates, c)
-		}
-	}
-	if err := a.verifySigner(); err != nil {
+	a := &Authority{store: store, config: config, now: time.Now, changed: make(chan struct{})}
+	if a.current, err = newIssuer(state, config.TrustDomain, a.now()); err != nil {
 		return nil, err
 	}
 	return a, nil
 }
 
-func (a *Authority) verifySigner() error {
-	roots, between := x509.NewCertPool(), x509.NewCertPool()
-	for _, c := range a.roots {
-		roots.AddCert(c)
-	}
-	for _, c := range a.intermediates {
-		between.AddCert(c)
-	}
-	_, err := a.signer.Verify(x509.VerifyOptions{
-		Roots: roots, Intermediates: between, CurrentTime: a.now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-	})
-	return err
+// Roots are the certificates that peers are judged by, as PEM.
+func (a *Authority) Roots() []byte { return encode(a.issuer().roots...) }
+
+// NotAfter is when the signing certificate ends; nothing it signs lives longer.
+func (a *Authority) NotAfter() time.Time { return a.issuer().signer.NotAfter }
+
+// Changed returns a channel that is closed when next anything of the
+// authority is another: its key, its roots, or the phase of a rotation.
+func (a *Authority) Changed() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.changed
 }
 
-func encode(certificates ...*x509.Certificate) (out []byte) {
-	for _, c := range certificates {
-		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+func (a *Authority) issuer() *issuer {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.current
+}
+
+// Run follows the store, and carries out the rotations that are asked for,
+// until the context ends; it returns the context's error. What cannot be read
+// or used changes nothing.
+func (a *Authority) Run(ctx context.Context) error {
+	tick := time.NewTicker(a.config.Interval)
+	defer tick.Stop()
+	for {
+		err := a.follow(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		a.report(err)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// report tells the log of each problem once.
+func (a *Authority) report(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	a.mu.Lock()
+	news := text != a.problem
+	a.problem = text
+	a.mu.Unlock()
+	switch {
+	case news && err != nil:
+		a.config.Log.Error("certificate authority: what was in force stays so", zap.Error(err))
+	case news:
+		a.config.Log.Info("certificate authority: no problem any more")
+	}
+}
+
+// follow takes over what the store holds, and takes the next step of a
+// rotation if there is one. The step is in the store before it is in force, so
+// whoever starts again goes on from there.
+func (a *Authority) follow(ctx context.Context) error {
+	state, err := a.store.Load(ctx)
+	if err != nil {
+		return err
+	}
+	if err := a.use(state); err != nil {
+		return err
+	}
+	request, err := a.store.Requested(ctx)
+	if err != nil {
+		return fmt.Errorf("whether a rotation is asked for: %w", err)
+	}
+	next, err := a.next(a.issuer(), request)
+	if next == nil || err != nil {
+		return err
+	}
+	// Nothing is stored that could not be opened again.
+	if _, err := newIssuer(next, a.config.TrustDomain, a.now()); err != nil {
+		return fmt.Errorf("rotation of the root: %w", err)
+	}
+	switch err := a.store.Save(ctx, state, next); {
+	case errors.Is(err, ErrChanged):
+		return nil // another replica was first, and is followed from now on
+	case err != nil:
+		return fmt.Errorf("rotation of the root: %w", err)
+	}
+	return a.use(next)
+}
+
+// use puts a state in force, if it is another and good.
+func (a *Authority) use(state *State) error {
+	before := a.issuer()
+	if before.state.Equal(state) {
+		return nil
+	}
+	fresh, err := newIssuer(state, a.config.TrustDomain, a.now())
+	if err != nil {
+		return fmt.Errorf("the new certificate authority is not used: %w", err)
+	}
+	a.mu.Lock()
+	a.current = fresh
+	close(a.changed)
+	a.changed = make(chan struct{})
+	a.mu.Unlock()
+	if fresh.same(before) {
+		return nil // in another form
+	}
+	log := a.config.Log.With(zap.Stringer("signer", fresh.signer.Subject), zap.Time("not_after", fresh.signer.NotAfter), zap.Strings("roots", names(fresh.roots)))
+	if phase := fresh.phase(); phase != before.phase() {
+		log.Info("rotation of the root", zap.String("phase", string(phase)), zap.Time("until", state.Rotation.Until))
+		return nil
+	}
+	log.Info("certificate authority replaced")
+	a.warn(before, fresh)
+	return nil
+}
+
+// warn says what a replacement from outside, unlike a rotation, may break.
+func (a *Authority) warn(before, fresh *issuer) {
+	for _, root := range before.roots {
+		if !contains(fresh.roots, root) {
+			a.config.Log.Warn("a root was taken away at once: peers refuse certificates under it as soon as they have the new roots",
+				zap.Stringer("root", root.Subject), zap.Duration("certificates may live another", a.config.MaxTTL))
+		}
+	}
+	if before.signer.Equal(fresh.signer) {
+		return
+	}
+	for _, root := range fresh.roots {
+		if contains(before.roots, root) {
+			return
+		}
+	}
+	a.config.Log.Warn("none of the new roots was handed out before: peers that do not have them yet refuse new certificates")
+}
+
+func contains(all []*x509.Certificate, c *x509.Certificate) bool {
+	for _, have := range all {
+		if have.Equal(c) {
+			return true
+		}
+	}
+	return false
+}
+
+func names(all []*x509.Certificate) (out []string) {
+	for _, c := range all {
+		out = append(out, c.Subject.String())
 	}
 	return out
 }

@@ -277,7 +277,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"certificate empty", func(dir string) { _ = os.WriteFile(filepath.Join(dir, rootFile), nil, 0o600) }, "no certificate"},
 		{"a leaf as CA", func(dir string) {
 			a := must(Open(dir, "x"))
-			leaf := must(a.sign(&x509.Certificate{DNSNames: []string{"a"}}, a.key.Public(), time.Hour))
+			leaf := must(a.issuer().sign(&x509.Certificate{DNSNames: []string{"a"}}, a.issuer().key.Public(), time.Hour, time.Now()))
 			_ = os.WriteFile(filepath.Join(dir, rootFile), encode(leaf), 0o600)
 		}, "may not sign"},
 	} {
@@ -292,11 +292,11 @@ func TestOpenRefuses(t *testing.T) {
 
 // An operator's intermediate: the chain carries it, the bundle does not.
 func TestIntermediate(t *testing.T) {
-	root, dir := must(Open(t.TempDir(), "root")), t.TempDir()
+	root, dir := must(Open(t.TempDir(), "root")).issuer(), t.TempDir()
 	if err := createOnce(filepath.Join(dir, keyFile), 0o600, newKey); err != nil {
 		t.Fatal(err)
 	}
-	key := must(readKey(filepath.Join(dir, keyFile)))
+	key := must(parseKey(must(os.ReadFile(filepath.Join(dir, keyFile)))))
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "between"}, NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestGenerateAndParse(t *testing.T) {
@@ -12,7 +13,7 @@ func TestGenerateAndParse(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, roots := range map[string][]byte{"root beside": root, "root among the chain alone": nil} {
-		a, err := Parse(key, root, roots)
+		a, err := New(t.Context(), &memory{state: State{Key: key, Chain: root, Roots: roots}}, Config{TrustDomain: "cluster.local"})
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -31,17 +32,18 @@ func TestGenerateAndParse(t *testing.T) {
 		name             string
 		key, chain, want []byte
 	}{
-		{"key of another", otherKey, root, []byte("the first certificate is for another key")},
+		{"key of another", otherKey, root, []byte("is for another key")},
 		{"no key", nil, root, []byte("key: want one private key")},
 		{"a certificate for a key", root, root, []byte("key: not a private key")},
 		{"no certificate", key, nil, []byte("no certificate")},
 	} {
-		_, err := Parse(test.key, test.chain, nil)
+		_, err := newIssuer(&State{Key: test.key, Chain: test.chain}, "cluster.local", time.Now())
 		if err == nil || !strings.Contains(err.Error(), string(test.want)) {
 			t.Errorf("%s: got %v, want %s", test.name, err, test.want)
 		}
 	}
-	if a, err := Parse(key, root, otherRoot); err != nil || !bytes.Contains(a.Roots(), otherRoot) {
+	i, err := newIssuer(&State{Key: key, Chain: root, Roots: otherRoot}, "cluster.local", time.Now())
+	if err != nil || !bytes.Contains(encode(i.roots...), otherRoot) {
 		t.Errorf("a further root is not kept: %v", err)
 	}
 }

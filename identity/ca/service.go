@@ -6,7 +6,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,7 +65,8 @@ func (s *Service) Stats() Stats { return Stats{s.issued.Load(), s.refused.Load()
 func (s *Service) CreateCertificate(ctx context.Context, req *api.IstioCertificateRequest) (*api.IstioCertificateResponse, error) {
 	node := s.Node(ctx)
 	wanted := req.GetMetadata().GetFields()["ImpersonatedIdentity"].GetStringValue()
-	leaf, err := s.issue(node, wanted, req)
+	issuer := s.Authority.issuer() // one for all of the answer
+	leaf, err := s.issue(issuer, node, wanted, req)
 	if err != nil {
 		s.refused.Add(1)
 		s.Log.Warn("certificate refused", zap.String("node", node), zap.String("identity", clip(wanted)), zap.Error(err))
@@ -76,14 +76,14 @@ func (s *Service) CreateCertificate(ctx context.Context, req *api.IstioCertifica
 	s.Log.Info("certificate issued", zap.String("node", node), zap.String("identity", wanted),
 		zap.Stringer("serial", leaf.SerialNumber), zap.Time("not_after", leaf.NotAfter))
 	out := &api.IstioCertificateResponse{}
-	for _, c := range s.Authority.chain(leaf) {
+	for _, c := range issuer.chain(leaf) {
 		out.CertChain = append(out.CertChain, string(encode(c)))
 	}
-	out.CertChain = append(out.CertChain, string(s.Authority.Roots()))
+	out.CertChain = append(out.CertChain, string(encode(issuer.roots...)))
 	return out, nil
 }
 
-func (s *Service) issue(node, wanted string, req *api.IstioCertificateRequest) (*x509.Certificate, error) {
+func (s *Service) issue(i *issuer, node, wanted string, req *api.IstioCertificateRequest) (*x509.Certificate, error) {
 	if node == "" {
 		return nil, status.Error(codes.Unauthenticated, "the caller is no known node")
 	}
@@ -108,11 +108,7 @@ func (s *Service) issue(node, wanted string, req *api.IstioCertificateRequest) (
 	if err := s.Authorize(node, id); err != nil {
 		return nil, status.Error(codes.PermissionDenied, err.Error())
 	}
-	leaf, err := s.Authority.sign(&x509.Certificate{
-		URIs:        []*url.URL{{Scheme: "spiffe", Host: id.TrustDomain, Path: "/ns/" + id.Namespace + "/sa/" + id.ServiceAccount}},
-		KeyUsage:    x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, csr.PublicKey, ttl)
+	leaf, err := i.sign(workload(id), csr.PublicKey, ttl, s.Authority.now())
 	if err != nil {
 		return nil, status.Error(codes.Unavailable, err.Error())
 	}

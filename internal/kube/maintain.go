@@ -21,8 +21,9 @@ const (
 )
 
 // Maintain keeps data in a ConfigMap, as [KeepConfigMap] does, whenever it
-// changes or goes, until the context ends; it returns the context's error.
-func Maintain(ctx context.Context, client kubernetes.Interface, namespace, name string, data map[string]string, log *zap.Logger) error {
+// changes or goes, until the context ends; it returns the context's error. news
+// returns a channel that is closed when next data returns something else.
+func Maintain(ctx context.Context, client kubernetes.Interface, namespace, name string, news func() <-chan struct{}, data func() map[string]string, log *zap.Logger) error {
 	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(namespace), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 		o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
 	}))
@@ -45,7 +46,8 @@ func Maintain(ctx context.Context, client kubernetes.Interface, namespace, name 
 	synced := informer.HasSyncedChecker().Done()
 	for {
 		pause := betweenWrites
-		if err := KeepConfigMap(ctx, client, namespace, name, data); err != nil && ctx.Err() == nil {
+		fresh := news()
+		if err := KeepConfigMap(ctx, client, namespace, name, data()); err != nil && ctx.Err() == nil {
 			log.Error("ConfigMap not up to date", zap.String("namespace", namespace), zap.String("name", name), zap.Error(err))
 			pause = afterFailure
 			notify(nil)
@@ -55,6 +57,7 @@ func Maintain(ctx context.Context, client kubernetes.Interface, namespace, name 
 		}
 		select {
 		case <-changed:
+		case <-fresh:
 		case <-synced:
 			synced = nil
 		case <-ctx.Done():

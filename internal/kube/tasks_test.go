@@ -81,7 +81,8 @@ func TestMaintain(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = Maintain(ctx, client, namespace, "m", map[string]string{"k": "v"}, zap.NewNop())
+		news := make(chan struct{})
+		_ = Maintain(ctx, client, namespace, "m", func() <-chan struct{} { return news }, func() map[string]string { return map[string]string{"k": "v"} }, zap.NewNop())
 	}()
 	defer func() { cancel(); <-done }()
 	next := func(want watch.EventType) {
