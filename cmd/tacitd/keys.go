@@ -25,8 +25,8 @@ func newFetcher(m *mesh, log *zap.Logger) *jwks.Fetcher {
 func (m *mesh) setKeys(sets map[string]string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.send(m.build.SetKeySets(sets))
 	m.note(m.errs)
+	m.send(m.build.SetKeySets(sets))
 }
 
 // wantKeys has the key sets fetched that policies name now.

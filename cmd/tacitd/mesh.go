@@ -53,21 +53,23 @@ func newMesh(settings build.Settings, ads *server.Server, log *zap.Logger) *mesh
 func (m *mesh) update(objects *build.Objects, errs []error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.note(errs)
 	if objects != nil {
 		m.apply(objects.Since(m.objects))
 		m.objects = objects
 	}
-	m.note(errs)
 }
 
 // change takes what a source found that follows objects one by one.
 func (m *mesh) change(c build.Changes, errs []error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.apply(c)
 	m.note(errs)
+	m.apply(c)
 }
 
+// note has the status published once mu is free again. It comes before what
+// is sent, so that whoever has seen a change finds it in the last status, too.
 func (m *mesh) note(errs []error) {
 	m.errs = errs
 	select {
