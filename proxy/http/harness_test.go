@@ -18,7 +18,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience bounds each wait.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // testGate decides by a function and remembers what it saw.
 type testGate struct {
