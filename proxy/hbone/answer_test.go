@@ -35,7 +35,7 @@ func TestRefusedIsReplayed(t *testing.T) {
 				s.Refuse(c.status, Header{"reason", "because"})
 			})
 			app, near := tcpPair(t)
-			app.SetDeadline(time.Now().Add(10 * time.Second))
+			app.SetDeadline(time.Now().Add(patience))
 			sent := pattern(c.data)
 			app.Write(sent)
 			if c.fin {
@@ -146,7 +146,7 @@ func TestServerSpeaksFirst(t *testing.T) {
 		echo(c)
 	})))
 	app, done := w.connect("10.0.0.1:25")
-	app.SetDeadline(time.Now().Add(10 * time.Second))
+	app.SetDeadline(time.Now().Add(patience))
 	got := make([]byte, 9)
 	if _, err := io.ReadFull(app, got); err != nil || string(got) != "220 ready" {
 		t.Fatalf("greeting %q, %v", got, err)

@@ -25,7 +25,7 @@ type mortal struct {
 }
 
 func newMortal(t *testing.T, ofServer bool, grace time.Duration) *mortal {
-	ticking := timing{tick: 20 * time.Millisecond, ping: time.Minute, idle: time.Minute}
+	ticking := timing{tick: 20 * time.Millisecond, settle: time.Minute, ping: time.Minute, idle: time.Minute}
 	m := &mortal{}
 	client := PoolConfig{Grace: grace, timing: ticking}
 	server := ServerConfig{timing: ticking}

@@ -23,8 +23,8 @@ func ends(t *testing.T) (w *world, client, server *net.TCPConn, done chan relay.
 		farDone <- s.Relay(ctx, far)
 	})
 	client, done = w.connect("10.0.0.1:80")
-	server.SetDeadline(time.Now().Add(15 * time.Second))
-	client.SetDeadline(time.Now().Add(15 * time.Second))
+	server.SetDeadline(time.Now().Add(patience))
+	client.SetDeadline(time.Now().Add(patience))
 	pass(t, client, server, "hello")
 	pass(t, server, client, "world")
 	return w, client, server, done, farDone
@@ -111,11 +111,12 @@ func TestReset(t *testing.T) {
 	}
 }
 
-// fill writes until everything on the way is full.
+// fill writes until everything on the way is full: nothing was taken for a
+// while, however slowly before.
 func fill(c *net.TCPConn) {
-	c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
-	for err := error(nil); err == nil; {
-		_, err = c.Write(make([]byte, 1<<20))
+	for n := 1; n > 0; {
+		c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+		n, _ = c.Write(make([]byte, 1<<20))
 	}
 }
 
@@ -177,7 +178,7 @@ func TestLossOfTunnelIsReset(t *testing.T) {
 // there was one already.
 func expectReset(t *testing.T, c *net.TCPConn, fin bool) {
 	t.Helper()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	_, err := io.Copy(io.Discard, c)
 	if fin {
 		s, e := relay.NewSocket(c)
@@ -203,7 +204,7 @@ func TestResetsLeaveOthersAlone(t *testing.T) {
 		forward(target)(ctx, s)
 	})
 	steady, steadyDone := w.connect("10.0.0.1:80")
-	steady.SetDeadline(time.Now().Add(20 * time.Second))
+	steady.SetDeadline(time.Now().Add(patience))
 	exchangeOnce(t, steady, []byte("before"))
 	for range 100 {
 		app, done := w.connect("10.0.0.9:9")

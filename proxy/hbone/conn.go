@@ -189,9 +189,9 @@ func (c *conn) onTick() {
 		c.close(&ConnError{CauseCertificate, fmt.Errorf("a certificate of the connection ended at %s; its streams had %v more",
 			c.notAfter.UTC().Format(time.RFC3339), c.grace)})
 		return
-	case !c.settled.Load():
+	case !c.settled.Load() && now.Sub(c.started) >= c.timing.settle:
 		c.mu.Unlock()
-		c.close(&ConnError{CauseSlowHandshake, fmt.Errorf("no HTTP/2 SETTINGS in %v", c.timing.tick)})
+		c.close(&ConnError{CauseSlowHandshake, fmt.Errorf("no HTTP/2 SETTINGS in %v", c.timing.settle)})
 		return
 	case !c.pingSent.IsZero() && now.Sub(c.pingSent) >= c.timing.ping:
 		c.mu.Unlock()

@@ -24,7 +24,7 @@ func TestWindowsOpenInAnyOrder(t *testing.T) {
 	c.flush()
 	running.Go(func() { c.run() })
 
-	far.SetDeadline(time.Now().Add(10 * time.Second))
+	far.SetDeadline(time.Now().Add(patience))
 	_, err = io.ReadFull(far, make([]byte, len(http2.ClientPreface)))
 	must(t, err)
 	server := http2.NewFramer(far, far)

@@ -26,6 +26,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// patience bounds each wait for something that is sure to come about, also
+// with the race detector on a busy machine.
+const patience = 2 * time.Minute
+
 // authority is a test's certificate authority.
 type authority struct {
 	cert *x509.Certificate
@@ -156,6 +160,10 @@ func newWorld(t testing.TB, handler Handler, opts ...worldOptions) *world {
 		}
 	})
 	config := o.client
+	config.DialTimeout = patience
+	if config.AnswerTimeout == 0 {
+		config.AnswerTimeout = patience
+	}
 	config.Dial = func(ctx context.Context, k Key) (*net.TCPConn, error) {
 		w.mu.Lock()
 		w.dials++
@@ -196,7 +204,7 @@ func (w *world) tunnel(n int) *net.TCPConn {
 // open begins a stream to authority.
 func (w *world) open(authority string) *Stream {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	s, err := w.pool.Open(ctx, w.key, Request{Authority: authority})
 	must(w.t, err)
@@ -299,8 +307,8 @@ func within[T any](t testing.TB, c <-chan T) T {
 	select {
 	case v := <-c:
 		return v
-	case <-time.After(10 * time.Second):
-		t.Fatal("nothing happened in 10 s")
+	case <-time.After(patience):
+		t.Fatalf("nothing happened in %v", patience)
 		panic("unreachable")
 	}
 }
@@ -310,9 +318,9 @@ func eventually(t testing.TB, ok func() bool) {
 	t.Helper()
 	poll := time.NewTicker(time.Millisecond)
 	defer poll.Stop()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); <-poll.C {
+	for deadline := time.Now().Add(patience); !ok(); <-poll.C {
 		if time.Now().After(deadline) {
-			t.Error("did not come about in 10 s")
+			t.Errorf("did not come about in %v", patience)
 			return
 		}
 	}

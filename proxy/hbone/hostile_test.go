@@ -28,7 +28,7 @@ func newAttacker(t testing.TB, w *world) *attacker {
 	nc, err := tls.Dial("tcp", w.listener.Addr().String(), w.ca.config(cert))
 	must(t, err)
 	t.Cleanup(func() { nc.Close() })
-	nc.SetDeadline(time.Now().Add(20 * time.Second))
+	nc.SetDeadline(time.Now().Add(patience))
 	a := &attacker{Framer: http2.NewFramer(nc, nc), nc: nc}
 	a.AllowIllegalWrites = true
 	a.encoder = hpack.NewEncoder(&a.block)
@@ -286,7 +286,7 @@ func repeat(send func() error) {
 
 // A peer that says nothing after the handshake is cut.
 func TestSlowPreface(t *testing.T) {
-	w := newWorld(t, hold, worldOptions{server: ServerConfig{timing: timing{tick: 20 * time.Millisecond, ping: time.Minute, idle: time.Minute}}})
+	w := newWorld(t, hold, worldOptions{server: ServerConfig{timing: timing{tick: 20 * time.Millisecond, settle: 20 * time.Millisecond, ping: time.Minute, idle: time.Minute}}})
 	a := newAttacker(t, w)
 	io.WriteString(a.nc, http2.ClientPreface[:10])
 	if end := within(t, w.ended); end.Cause != CauseSlowHandshake {

@@ -205,10 +205,13 @@ func TestServerDrains(t *testing.T) {
 func TestIdleConnectionCloses(t *testing.T) {
 	closed := make(chan *ConnError, 1)
 	w := newWorld(t, hold, worldOptions{client: PoolConfig{
-		timing: timing{tick: 10 * time.Millisecond, ping: time.Minute, idle: 50 * time.Millisecond},
+		timing: timing{tick: 10 * time.Millisecond, settle: time.Minute, ping: time.Minute, idle: time.Minute},
 		Closed: func(_ Key, e *ConnError) { closed <- e },
 	}})
 	s := w.accepted()
+	s.c.mu.Lock()
+	s.c.timing.idle = 50 * time.Millisecond // not before the stream is there, however slow the machine
+	s.c.mu.Unlock()
 	select {
 	case <-closed:
 		t.Fatal("a connection with a stream is not idle")
@@ -226,7 +229,7 @@ func TestIdleConnectionCloses(t *testing.T) {
 // A peer that is there and silent is found by PING.
 func TestDeadPeer(t *testing.T) {
 	w := newWorld(t, hold, worldOptions{client: PoolConfig{
-		timing: timing{tick: time.Second, ping: time.Minute, idle: time.Minute},
+		timing: timing{tick: time.Second, settle: time.Minute, ping: time.Minute, idle: time.Minute},
 	}})
 	alive := w.accepted()
 	rtt := func() time.Duration {
@@ -240,7 +243,7 @@ func TestDeadPeer(t *testing.T) {
 	server, near := tcpPair(t)                           // a peer whose kernel acknowledges, and no more
 	wire, err := NewWire(near)
 	must(t, err)
-	c := newConn(wire, nil, nil, certificateEnd{}, timing{tick: 10 * time.Millisecond, ping: 50 * time.Millisecond, idle: time.Minute})
+	c := newConn(wire, nil, nil, certificateEnd{}, timing{tick: 10 * time.Millisecond, settle: time.Minute, ping: 50 * time.Millisecond, idle: time.Minute})
 	c.greetPeer()
 	c.settled.Store(true)
 	s := c.openStream(Request{Authority: "10.0.0.1:80"}, time.Minute)

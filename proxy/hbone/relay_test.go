@@ -15,7 +15,7 @@ import (
 func TestRoundTrip(t *testing.T) {
 	w := newWorld(t, forward(application(t, echo)))
 	app, done := w.connect("10.0.0.1:80")
-	app.SetDeadline(time.Now().Add(10 * time.Second))
+	app.SetDeadline(time.Now().Add(patience))
 	for _, size := range []int{1, 100, 5000, 70000, 1 << 20} {
 		sent := make([]byte, size)
 		rand.Read(sent)
@@ -44,7 +44,7 @@ func TestManyStreamsByteExact(t *testing.T) {
 	for range 150 {
 		all.Go(func() {
 			app, done := w.connect("10.0.0.1:80")
-			app.SetDeadline(time.Now().Add(30 * time.Second))
+			app.SetDeadline(time.Now().Add(patience))
 			exchange(t, app, 300_000)
 			if r := within(t, done); r.End != relay.Finished {
 				t.Errorf("result %+v", r)

@@ -15,9 +15,10 @@ const (
 
 // timing is what a connection waits for; tests wait for less.
 type timing struct {
-	tick time.Duration // between PINGs, and until SETTINGS have come
-	ping time.Duration // a PING unanswered
-	idle time.Duration // without streams
+	tick   time.Duration // between PINGs
+	settle time.Duration // until SETTINGS have come
+	ping   time.Duration // a PING unanswered
+	idle   time.Duration // without streams
 }
 
 // A client leaves first, so that no stream meets a connection that the server
@@ -26,7 +27,7 @@ func (t timing) orDefault(server bool) timing {
 	if t.tick != 0 {
 		return t
 	}
-	t = timing{tick: 10 * time.Second, ping: 20 * time.Second, idle: 300 * time.Second}
+	t = timing{tick: 10 * time.Second, settle: 10 * time.Second, ping: 20 * time.Second, idle: 300 * time.Second}
 	if server {
 		t.idle *= 2
 	}
