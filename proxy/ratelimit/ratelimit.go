@@ -46,7 +46,10 @@ type count struct {
 
 // New has counted nothing yet. dial connects to stores.
 func New(dial Dialer) *Limiter {
-	return &Limiter{counts: map[count]time.Time{}, stores: stores{dial: dial, clients: map[storeKey]*store{}}}
+	return &Limiter{
+		counts: map[count]time.Time{},
+		stores: stores{dial: dial, timeout: storeTimeout, pause: storePause, clients: map[storeKey]*store{}},
+	}
 }
 
 // Close ends the connections to stores.

@@ -57,6 +57,8 @@ return 0
 // stores are the connections to those in use.
 type stores struct {
 	dial Dialer
+	// What requests wait for at most, and how long what failed is left alone.
+	timeout, pause time.Duration
 
 	mu      sync.Mutex
 	clients map[storeKey]*store
@@ -85,13 +87,13 @@ func (s *stores) count(ctx context.Context, a *policy.AppliedLimit, n uint64, ch
 	if time.Now().UnixNano() < st.broken.Load() {
 		return Outcome{}, errAway
 	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	each := float64(a.Limit.Interval.Microseconds()) / float64(max(a.Limit.Amount, 1))
 	over, err := script.Run(ctx, st.client, []string{redisKey(a)},
 		strconv.FormatFloat(each, 'g', -1, 64), max(a.Limit.Burst, 1), n, charge).Int64()
 	if err != nil {
-		st.broken.Store(time.Now().Add(storePause).UnixNano())
+		st.broken.Store(time.Now().Add(s.pause).UnixNano())
 		return Outcome{}, fmt.Errorf("store of rate limits %s: %w", st.client.Options().Addr, err)
 	}
 	if over > 0 {
@@ -122,7 +124,7 @@ func (s *stores) get(at *model.LimitStore) (*store, error) {
 	}
 	options := &redis.Options{
 		Addr: net.JoinHostPort(at.Host, strconv.Itoa(int(at.Port))), Dialer: s.dial,
-		DialTimeout: storeTimeout, ReadTimeout: storeTimeout, WriteTimeout: storeTimeout, PoolTimeout: storeTimeout,
+		DialTimeout: s.timeout, ReadTimeout: s.timeout, WriteTimeout: s.timeout, PoolTimeout: s.timeout,
 		PoolSize: storeConns, MaxRetries: -1, ContextTimeoutEnabled: true, DisableIdentity: true,
 	}
 	if at.TLS {
