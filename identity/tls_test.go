@@ -332,7 +332,11 @@ func TestFailureReasonOfConnections(t *testing.T) {
 			}
 			defer raw.Close()
 			peer(client)
-			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			patience := time.Minute
+			if reason == "timeout" {
+				patience = 300 * time.Millisecond
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			err = tls.Server(raw, identity.ServerConfig(getter(b))).HandshakeContext(ctx)
 			if got := identity.FailureReason(err); got != reason {

@@ -104,11 +104,11 @@ func TestCleanNodes(t *testing.T) {
 	kubelets(client, map[string]core.PodPhase{"good": core.PodSucceeded, "bad": core.PodFailed, "stuck": core.PodPending})
 	c := &cluster.Cluster{Namespace: deploy.Namespace, Client: client}
 	var out bytes.Buffer
-	err := Removal{Timeout: 10 * time.Millisecond, Out: &out}.cleanNodes(t.Context(), c, agent)
+	err := Removal{Timeout: 2 * time.Second, Out: &out}.cleanNodes(t.Context(), c, agent)
 	if err == nil {
 		t.Fatal("all went well")
 	}
-	for _, want := range []string{"node away is not ready and was not cleaned", "clean node bad: fake logs", "clean node stuck: not done after 10ms"} {
+	for _, want := range []string{"node away is not ready and was not cleaned", "clean node bad: fake logs", "clean node stuck: not done after 2s"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no %q in\n%v", want, err)
 		}
@@ -250,9 +250,9 @@ func TestProgress(t *testing.T) {
 	c := &cluster.Cluster{Namespace: deploy.Namespace, Client: client}
 
 	var out bytes.Buffer
-	err := Options{Timeout: 300 * time.Millisecond, Out: &out}.wait(t.Context(), c, cluster.Agent)
+	err := Options{Timeout: 3 * time.Second, Out: &out}.wait(t.Context(), c, cluster.Agent)
 	const problem = "1 of 2 nodes ready: on node-b: ImagePullBackOff no such image"
-	if err == nil || !strings.Contains(err.Error(), problem) || !strings.Contains(err.Error(), "not ready after 300ms") || strings.Contains(out.String(), problem) {
+	if err == nil || !strings.Contains(err.Error(), problem) || !strings.Contains(err.Error(), "not ready after 3s") || strings.Contains(out.String(), problem) {
 		t.Errorf("error %v\noutput %s", err, out.String())
 	}
 
