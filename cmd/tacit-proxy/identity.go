@@ -42,7 +42,7 @@ func newIdentities(o options, log *zap.Logger) (*identity.Store, io.Closer, erro
 		return identity.NewStore(source, report, identity.WithSelectors(spire.Selectors)), source, nil
 	}
 	ca, err := caclient.New(caclient.Config{
-		Address: o.ca, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token, Lifetime: o.lifetime,
+		Address: o.ca, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token, ClusterID: o.clusterID, Lifetime: o.lifetime,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("certificate authority %s: %w", o.ca, err)

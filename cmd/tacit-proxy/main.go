@@ -6,6 +6,7 @@ package main
 import (
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -28,6 +29,11 @@ itself to tacitd with the token in --token and knows tacitd by the roots in
 of --ca, certificates come from SPIRE's agent on this node, which must have
 this process among its authorized_delegates.
 
+The control plane may also be Istio's: name istiod with --xds, --ca and
+--server-name, its cluster with --cluster-id and this proxy's pod with --pod.
+The token is then one for the audience istio-ca that is bound to that pod, and
+its service account one of istiod's CA_TRUSTED_NODE_ACCOUNTS.
+
 On SIGTERM, or when a newer proxy takes over, it accepts nothing more: new
 connections go to the next proxy, or wait for it. Live ones go on for at most
 --drain.
@@ -37,7 +43,14 @@ was denied. Ask a running proxy with "tacit status", "tacit connections" and
 "tacit explain".`
 
 const example = `  tacit-proxy --node node-1 --agent-socket /run/tacit/agent.sock \
-    --xds tacitd.example:15012 --ca tacitd.example:15012 --root ca.crt --token token`
+    --xds tacitd.example:15012 --ca tacitd.example:15012 --root ca.crt --token token
+
+  # Under Istio, in the place of ztunnel:
+  tacit-proxy --node node-1 --agent-socket /run/tacit/agent.sock \
+    --xds istiod.istio-system.svc:15012 --ca istiod.istio-system.svc:15012 \
+    --server-name istiod.istio-system.svc --cluster-id Kubernetes \
+    --pod istio-system/ztunnel-x7k2p --direct-local=false \
+    --root /var/run/secrets/istio/root-cert.pem --token /var/run/secrets/tokens/istio-token`
 
 // options are the flags, as given.
 type options struct {
@@ -48,6 +61,8 @@ type options struct {
 	crls        []string
 	serverName  string
 	root, token string
+	clusterID   string
+	pod         string
 	adminSocket string
 	metrics     string
 	readiness   string
@@ -69,7 +84,7 @@ func command() *cobra.Command {
 		Example: example,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := cli.Check(cmd, []string{"node", "xds", "root", "token"}, append(o.check(), o.checkIdentity()...)...); err != nil {
+			if err := cli.Check(cmd, []string{"node", "xds", "root", "token"}, slices.Concat(o.check(), o.checkIdentity(), o.checkControlPlane())...); err != nil {
 				return err
 			}
 			if err := confine(); err != nil {
@@ -88,6 +103,8 @@ func command() *cobra.Command {
 	f.StringVar(&o.serverName, "server-name", "tacitd.tacit-system.svc", "DNS `name` in the control plane's certificate")
 	f.StringVar(&o.root, "root", "", "`file` of the PEM roots by which the control plane is known")
 	f.StringVar(&o.token, "token", "", "`file` of the token by which the control plane knows this node")
+	f.StringVar(&o.clusterID, "cluster-id", "", "`id` of this cluster, which istiod wants to be told; its own default is Kubernetes")
+	f.StringVar(&o.pod, "pod", "", "this proxy's own pod as `NAMESPACE/NAME`, which istiod compares with the token")
 	f.StringVar(&o.adminSocket, "admin-socket", admin.DefaultPath, "`socket` for the tacit command")
 	f.StringVar(&o.metrics, "metrics", ":15020", "`address` for Prometheus, at /metrics and /stats/prometheus")
 	f.StringVar(&o.readiness, "readiness", ":15021", "`address` for readiness, at /healthz/ready")

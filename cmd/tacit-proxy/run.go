@@ -113,7 +113,7 @@ func newProcess(o options) (*process, error) {
 	}
 	p.xds = client.New(client.Config{
 		Server: o.xds, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token,
-		Node: client.Node{Name: o.node}, Sink: p.state, Saved: p.keepExport, Log: p.log,
+		ClusterID: o.clusterID, Node: o.xdsNode(), Sink: p.state, Saved: p.keepExport, Log: p.log,
 	})
 	p.recorder = telemetry.New(telemetry.Options{
 		Log:             p.log,
