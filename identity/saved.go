@@ -5,14 +5,8 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
-	"time"
 )
-
-// Imported material that no pod has asked for after this time is forgotten:
-// its pod has gone, and keys are kept for pods that are here.
-const importedLife = 10 * time.Minute
 
 const savedVersion = 1
 
@@ -60,8 +54,11 @@ type exported struct {
 func (s *Store) exported() []exported {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.forgetImported()
-	all := maps.Clone(s.imported)
+	s.forget()
+	all := map[Subject]*Material{}
+	for subject, k := range s.kept {
+		all[subject] = k.material
+	}
 	for subject, e := range *s.entries.Load() {
 		if m := e.material.Load(); m != nil {
 			all[subject] = m
@@ -109,14 +106,15 @@ func (s *Store) Import(data []byte) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.until = s.now().Add(importedLife)
+	until := s.now().Add(importedLife)
 	for subject, m := range materials {
 		if e := (*s.entries.Load())[subject]; e == nil {
-			s.imported[subject] = m
+			s.kept[subject] = kept{m, until}
 		} else if e.material.CompareAndSwap(nil, m) {
 			s.announce()
 		}
 	}
+	s.wakeRun()
 	return nil
 }
 
@@ -161,18 +159,4 @@ func parseAll(ders [][]byte) ([]*x509.Certificate, error) {
 		all = append(all, c)
 	}
 	return all, nil
-}
-
-// takeImported is called with mu held.
-func (s *Store) takeImported(subject Subject) *Material {
-	s.forgetImported()
-	m := s.imported[subject]
-	delete(s.imported, subject)
-	return m
-}
-
-func (s *Store) forgetImported() {
-	if len(s.imported) > 0 && !s.now().Before(s.until) {
-		clear(s.imported)
-	}
 }

@@ -28,10 +28,9 @@ type Store struct {
 	mu       sync.Mutex
 	acquired []*entry      // not subscribed yet
 	news     chan struct{} // closed and replaced at each change
-	imported map[Subject]*Material
-	until    time.Time // end of what was imported and not acquired
+	kept     map[Subject]kept
 
-	wake chan struct{} // tells Run that acquired is not empty
+	wake chan struct{} // tells Run to look at acquired and kept again
 }
 
 type entry struct {
@@ -86,7 +85,7 @@ func NewStore(source Source, opts ...Option) *Store {
 		selectors: o.selectors,
 		report:    o.failed,
 		news:      make(chan struct{}),
-		imported:  map[Subject]*Material{},
+		kept:      map[Subject]kept{},
 		wake:      make(chan struct{}, 1),
 	}
 	s.entries.Store(&map[Subject]*entry{})
@@ -102,11 +101,15 @@ func (s *Store) Run(ctx context.Context) error {
 		for _, follow := range s.takeAcquired(ctx) {
 			subscriptions.Go(follow)
 		}
+		forget, stop := s.forgetting()
 		select {
 		case <-s.wake:
+		case <-forget:
 		case <-ctx.Done():
+			stop()
 			return ctx.Err()
 		}
+		stop()
 	}
 }
 
@@ -123,15 +126,12 @@ func (s *Store) Acquire(subject Subject) (release func()) {
 	e := (*s.entries.Load())[subject]
 	if e == nil {
 		e = &entry{subject: subject}
-		if m := s.takeImported(subject); m != nil {
+		if m := s.takeKept(subject); m != nil {
 			e.material.Store(m)
 		}
 		s.replaceEntries(func(entries map[Subject]*entry) { entries[subject] = e })
 		s.acquired = append(s.acquired, e)
-		select {
-		case s.wake <- struct{}{}:
-		default: // Run has been told and has not looked yet
-		}
+		s.wakeRun()
 	}
 	e.holders++
 	return sync.OnceFunc(func() { s.release(e) })
@@ -148,6 +148,7 @@ func (s *Store) release(e *entry) {
 	if e.unsubscribe != nil {
 		e.unsubscribe()
 	}
+	s.keep(e)
 	s.announce() // whoever waits for it must learn that it will not come
 }
 
@@ -285,6 +286,13 @@ func (s *Store) sorted() []*entry {
 		return cmp.Or(strings.Compare(a.subject.Identity.Principal(), b.subject.Identity.Principal()),
 			strings.Compare(a.subject.Selectors, b.subject.Selectors))
 	})
+}
+
+func (s *Store) wakeRun() {
+	select {
+	case s.wake <- struct{}{}:
+	default: // Run has been told and has not looked yet
+	}
 }
 
 func (s *Store) replaceEntries(change func(map[Subject]*entry)) {
