@@ -47,9 +47,9 @@ func TestLoads(t *testing.T) {
 		{"nobody there", "127.0.0.1:1", roundTrips, "refused", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			const n = 3
+			const n, long = 3, 500 * time.Millisecond
 			r, err := together(n, func() (result, []time.Duration, error) {
-				return c.do(c.address, 100, time.Now().Add(20*time.Millisecond))
+				return c.do(c.address, 100, time.Now().Add(long))
 			})
 			if c.want != "" {
 				if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -60,7 +60,7 @@ func TestLoads(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if c.times && (r.Requests < n || r.P50 <= 0 || r.P99 < r.P50) || !c.times && r.Bytes == 0 || r.Elapsed < 20*time.Millisecond {
+			if c.times && (r.Requests < n || r.P50 <= 0 || r.P99 < r.P50) || !c.times && r.Bytes == 0 || r.Elapsed < long {
 				t.Errorf("result %+v", r)
 			}
 		})
@@ -102,10 +102,14 @@ func TestProcesses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for began := time.Now(); time.Since(began) < 60*time.Millisecond; { // work
+	after := before
+	for began := time.Now(); after <= before && time.Since(began) < time.Minute; { // to ask is work, too
+		if after, err = processorTime(own); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if after, err := processorTime(own); err != nil || after <= before {
-		t.Errorf("processor time went from %v to %v (%v)", before, after, err)
+	if after <= before {
+		t.Errorf("processor time stays at %v", before)
 	}
 	if bytes, err := residentMemory(own); err != nil || bytes < 1<<20 || bytes > 1<<33 {
 		t.Errorf("resident: %d bytes (%v)", bytes, err)
