@@ -36,7 +36,7 @@ func (x *exchange) ask(e *http.Edits) {
 		x.refusal.Message = cmp.Or(answer.Body, x.refusal.Message)
 	default:
 		x.agreed()
-		e.Fields = changed(x.request.Fields, answer)
+		e.Fields = changed(x.fields, answer)
 	}
 }
 
@@ -50,7 +50,7 @@ func (x *exchange) question() *extauthz.Question {
 	c := x.requests.conn
 	return &extauthz.Question{
 		ID: c.record.ID, Method: x.http.Method, Target: x.http.Path + withQuery(x.request.Query()), Host: x.http.Host,
-		Protocol: version(x.request), Headers: x.request.Fields,
+		Protocol: version(x.request), Headers: x.fields,
 		Source: c.source, Destination: c.original, Principal: c.peer.String(), Local: c.pod.identity.String(),
 	}
 }

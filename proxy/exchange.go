@@ -21,6 +21,7 @@ type exchange struct {
 
 	facts    policy.Request
 	http     policy.HTTPRequest
+	fields   []http.Field // of the request, as everybody sees them
 	tokens   jwt.Result
 	snapshot *model.Snapshot
 	decision policy.Decision
@@ -59,7 +60,10 @@ func (x *exchange) gather(s *model.Snapshot) {
 	now := time.Now()
 	x.snapshot, x.refusal = s, nil
 	x.facts, _ = r.conn.facts(s, now)
-	x.http = policy.HTTPRequest{Method: x.request.Method, Host: x.request.Host, Headers: x.request.Fields}
+	if x.fields = x.request.Fields; r.proxy.TellIdentity {
+		x.fields = identified(x.fields, r.conn.peer, r.conn.pod.identity)
+	}
+	x.http = policy.HTTPRequest{Method: x.request.Method, Host: x.request.Host, Headers: x.fields}
 	x.facts.HTTP = &x.http
 	if x.facts.Workload == nil {
 		return // which Evaluate denies
@@ -70,7 +74,7 @@ func (x *exchange) gather(s *model.Snapshot) {
 		return
 	}
 	x.http.Path = path
-	x.tokens = r.proxy.tokens.Authenticate(s, x.facts.Workload, r.conn.original.Port(), x.request.Fields, x.request.Query(), now)
+	x.tokens = r.proxy.tokens.Authenticate(s, x.facts.Workload, r.conn.original.Port(), x.fields, x.request.Query(), now)
 	x.http.Claims = x.tokens.Claims
 }
 
@@ -162,14 +166,17 @@ func (x *exchange) Decision() http.Decision {
 	return out
 }
 
-// edit forwards the path in the form that was decided on, and tokens and
-// claims as their rules say.
+// edit forwards the path in the form that was decided on, tokens and claims as
+// their rules say, and the caller's identity where that is wanted.
 func (x *exchange) edit(e *http.Edits) {
 	query := x.request.Query()
+	if e.Fields == nil && x.requests.proxy.TellIdentity {
+		e.Fields = x.fields
+	}
 	if x.tokens.Changes() {
 		fields := e.Fields
 		if fields == nil {
-			fields = x.request.Fields
+			fields = x.fields
 		}
 		var left string
 		e.Fields, left = x.tokens.Apply(fields, query)

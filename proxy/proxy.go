@@ -64,6 +64,9 @@ type Config struct {
 	DirectLocal bool
 	// TellPolicies names the policy in the answer to a request that it denies.
 	TellPolicies bool
+	// TellIdentity puts the caller's identity into X-Forwarded-Client-Cert of
+	// requests that are decided on, in the place of what the caller says there.
+	TellIdentity bool
 }
 
 // Proxy serves the pods that its sockets.Provider reports.

@@ -54,25 +54,26 @@ const example = `  tacit-proxy --node node-1 --agent-socket /run/tacit/agent.soc
 
 // options are the flags, as given.
 type options struct {
-	node        string
-	agentSocket string
-	xds, ca     string
-	spire       string
-	crls        []string
-	serverName  string
-	root, token string
-	clusterID   string
-	pod         string
-	adminSocket string
-	metrics     string
-	readiness   string
-	drain       time.Duration
-	linger      bool
-	lifetime    time.Duration
-	grace       time.Duration
-	podShare    int
-	directLocal bool
-	tell        bool
+	node         string
+	agentSocket  string
+	xds, ca      string
+	spire        string
+	crls         []string
+	serverName   string
+	root, token  string
+	clusterID    string
+	pod          string
+	adminSocket  string
+	metrics      string
+	readiness    string
+	drain        time.Duration
+	linger       bool
+	lifetime     time.Duration
+	grace        time.Duration
+	podShare     int
+	directLocal  bool
+	tell         bool
+	tellIdentity bool
 }
 
 func command() *cobra.Command {
@@ -115,6 +116,7 @@ func command() *cobra.Command {
 	f.IntVar(&o.podShare, "connections-per-pod", 0, "`number` of connections from one pod at a time, and as many to it; 0: by the limit of open files")
 	f.BoolVar(&o.directLocal, "direct-local", true, "join connections between two pods of this node, once authorized, without encrypting their bytes in between")
 	f.BoolVar(&o.tell, "tell-policies", false, "name the policy in the answer to a request of HTTP that it denies")
+	f.BoolVar(&o.tellIdentity, "tell-identity", false, "put the caller's identity into X-Forwarded-Client-Cert of each request that a policy about requests covers, in the place of what the caller says there")
 	return cmd
 }
 

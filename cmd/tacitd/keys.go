@@ -36,7 +36,7 @@ func (m *mesh) wantKeys() {
 	}
 	var sources []jwks.Source
 	for _, s := range m.build.KeySources() {
-		sources = append(sources, jwks.Source{Name: s.Name(), Issuer: s.Issuer, URI: s.URI})
+		sources = append(sources, jwks.Source{Name: s.Name(), Issuer: s.Issuer, URI: s.URI, Timeout: s.Timeout})
 	}
 	m.keys.Want(sources)
 }

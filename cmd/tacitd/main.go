@@ -93,7 +93,7 @@ func command() *cobra.Command {
 	f := cmd.Flags()
 	o.clusterFlags(f)
 	f.StringVar(&o.from, "from", "", "`directory` of Kubernetes manifests")
-	f.StringVar(&o.meshConfig, "mesh-config", "", "`file` with what holds for the whole mesh: extensionProviders and pathNormalization as in Istio's MeshConfig, rateLimitStore")
+	f.StringVar(&o.meshConfig, "mesh-config", "", "`file` with what holds for the whole mesh: extensionProviders, pathNormalization and defaultConfig.gatewayTopology.numTrustedProxies as in Istio's MeshConfig, trustedProxies, rateLimitStore")
 	f.StringVar(&o.listen, "listen", ":15012", "`address` for the proxies, xDS and certificates alike")
 	f.StringVar(&o.caDir, "ca-dir", "", "`directory` of the CA's key and certificate; with --kubernetes, instead of the Secret")
 	f.StringVar(&o.tokens, "tokens", "", "`file` of lines \"TOKEN NODE\", mode 0600")

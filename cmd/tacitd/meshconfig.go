@@ -35,6 +35,15 @@ type meshConfig struct {
 		Port uint16     `json:"port"`
 		TLS  *tlsConfig `json:"tls"`
 	} `json:"rateLimitStore"`
+	// DefaultConfig is Istio's, of which only this is read.
+	DefaultConfig struct {
+		GatewayTopology struct {
+			NumTrustedProxies uint32 `json:"numTrustedProxies"`
+		} `json:"gatewayTopology"`
+	} `json:"defaultConfig"`
+	// TrustedProxies are principals, as in a policy, from whom
+	// X-Forwarded-For is believed.
+	TrustedProxies []string `json:"trustedProxies"`
 }
 
 // tlsConfig is TLS to a server. Without a file the system's roots count.
@@ -75,6 +84,9 @@ func (c *meshConfig) apply(s *build.Settings) error {
 		return fmt.Errorf("pathNormalization.normalization: %q is none of BASE, MERGE_SLASHES, DECODE_AND_MERGE_SLASHES, NONE", c.PathNormalization.Normalization)
 	}
 	s.Paths = mode
+	if err := c.forwarding(s); err != nil {
+		return err
+	}
 	s.Providers = map[string]*model.Provider{}
 	for i, text := range c.ExtensionProviders {
 		p, err := c.provider(text)
@@ -99,6 +111,27 @@ func (c *meshConfig) apply(s *build.Settings) error {
 		if s.LimitStore.ServerName, s.LimitStore.Roots, err = store.TLS.read(); err != nil {
 			return fmt.Errorf("rateLimitStore.tls: %w", err)
 		}
+	}
+	return nil
+}
+
+// forwarding: everybody can send X-Forwarded-For, so it takes both a number and
+// names to believe it.
+func (c *meshConfig) forwarding(s *build.Settings) error {
+	n := c.DefaultConfig.GatewayTopology.NumTrustedProxies
+	switch {
+	case n > 0 && len(c.TrustedProxies) == 0:
+		return errors.New("defaultConfig.gatewayTopology.numTrustedProxies: trustedProxies is to name the principals of the proxies that connect to workloads; X-Forwarded-For is believed from nobody else")
+	case n == 0 && len(c.TrustedProxies) > 0:
+		return errors.New("trustedProxies: defaultConfig.gatewayTopology.numTrustedProxies is to say how many proxies add to X-Forwarded-For, those included")
+	}
+	s.Forwarding = model.Forwarding{Proxies: n}
+	for i, text := range c.TrustedProxies {
+		principal := strings.TrimPrefix(text, "spiffe://")
+		if principal == "" {
+			return fmt.Errorf("trustedProxies[%d]: empty", i)
+		}
+		s.Forwarding.Callers = append(s.Forwarding.Callers, model.ParseStringMatch(principal))
 	}
 	return nil
 }

@@ -37,6 +37,8 @@ extensionProviders:
   zipkin: {service: z, port: 1}
 providerTLS: {http: {serverName: s, caFile: ` + ca + `}}
 rateLimitStore: {host: redis, port: 6379, tls: {caFile: ` + ca + `}}
+defaultConfig: {gatewayTopology: {numTrustedProxies: 2}}
+trustedProxies: [cluster.local/ns/ingress/sa/gateway, "spiffe://other/*"]
 `)
 	if err != nil {
 		t.Fatal(err)
@@ -53,16 +55,20 @@ rateLimitStore: {host: redis, port: 6379, tls: {caFile: ` + ca + `}}
 			},
 		},
 		LimitStore: &model.LimitStore{Host: "redis", Port: 6379, TLS: true, Roots: "PEM"},
+		Forwarding: model.Forwarding{Proxies: 2, Callers: text("cluster.local/ns/ingress/sa/gateway", "other/*")},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 	for text, want := range map[string]string{
-		"pathNormalisation: {}":                             "unknown field",
-		"pathNormalization: {normalization: x}":             `"x" is none of`,
-		"providerTLS: {x: {}}":                              "no provider of this name",
-		"rateLimitStore: {host: x}":                         "host and port",
-		"extensionProviders: [{name: a, envoyExtAuthz: 1}]": "unknown field",
+		"pathNormalisation: {}":                                    "unknown field",
+		"pathNormalization: {normalization: x}":                    `"x" is none of`,
+		"providerTLS: {x: {}}":                                     "no provider of this name",
+		"rateLimitStore: {host: x}":                                "host and port",
+		"trustedProxies: [a]":                                      "numTrustedProxies is to say",
+		"defaultConfig: {gatewayTopology: {numTrustedProxies: 1}}": "trustedProxies is to name",
+		"defaultConfig: {gatewayTopology: {numTrustedProxies: 1}}\ntrustedProxies: ['']":                                  "trustedProxies[0]: empty",
+		"extensionProviders: [{name: a, envoyExtAuthz: 1}]":                                                               "unknown field",
 		"extensionProviders: [{name: a, envoyExtAuthzGrpc: {service: x, port: 65536}}]":                                   "65536 is not a port",
 		"extensionProviders: [{name: a, envoyExtAuthzGrpc: {port: 1}}]":                                                   "service is missing",
 		"extensionProviders: [{name: a, envoyExtAuthzGrpc: {service: x, port: 1, timeout: 0s}}]":                          "not above 0",

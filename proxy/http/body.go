@@ -146,6 +146,7 @@ var decisive = map[string]bool{
 	"host": true, "content-length": true, "transfer-encoding": true, "connection": true, "upgrade": true,
 	"authorization": true, "cookie": true, "content-type": true, "content-encoding": true, "te": true,
 	"expect": true, "x-forwarded-for": true, "x-forwarded-host": true, "x-forwarded-proto": true, "forwarded": true,
+	"x-forwarded-client-cert": true,
 }
 
 func (b *body) trailer(text []byte) error {

@@ -44,6 +44,8 @@ const (
 	notHeaders
 	claims
 	notClaims
+	remoteIPs
+	notRemoteIPs
 	serverNames
 	notServerNames
 
@@ -70,6 +72,7 @@ var names = [lastAttribute + 1]string{
 	presenters: "request.auth.presenter", notPresenters: "request.auth.presenter.notValues",
 	headers: "request.headers", notHeaders: "request.headers.notValues",
 	claims: "request.auth.claims", notClaims: "request.auth.claims.notValues",
+	remoteIPs: "remoteIpBlocks", notRemoteIPs: "notRemoteIpBlocks",
 	serverNames: "connection.sni", notServerNames: "connection.sni.notValues",
 }
 
@@ -78,6 +81,7 @@ var notHTTP = func() (out [lastAttribute + 1]string) {
 	for a := methods; a <= notClaims; a++ {
 		out[a] = names[a] + " (the connection is not HTTP)"
 	}
+	out[remoteIPs], out[notRemoteIPs] = names[remoteIPs], names[notRemoteIPs]
 	out[serverNames] = names[serverNames] + " (the connection names no server)"
 	out[notServerNames] = names[notServerNames] + " (the connection names no server)"
 	return out

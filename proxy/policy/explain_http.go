@@ -46,6 +46,10 @@ func (e *evaluation) describeRequest(step *Step, h *model.HTTPMatch, a attribute
 		step.Wanted = oneOf(inWords(h.Claims, func(k model.ClaimMatch) string { return strings.Join(k.Path, ".") + ": " + oneOf(k.Values) }))
 	case notClaims:
 		step.Wanted = noneOf(inWords(h.NotClaims, func(k model.ClaimMatch) string { return strings.Join(k.Path, ".") + ": " + oneOf(k.Values) }))
+	case remoteIPs:
+		step.Wanted, step.Actual = oneOf(h.RemoteIPs), known(e.remote(&h.Forwarding))
+	case notRemoteIPs:
+		step.Wanted, step.Actual = noneOf(h.NotRemoteIPs), known(e.remote(&h.Forwarding))
 	case serverNames:
 		step.Wanted, step.Actual = oneOf(h.ServerNames), e.request.ServerName
 	case notServerNames:
@@ -53,6 +57,7 @@ func (e *evaluation) describeRequest(step *Step, h *model.HTTPMatch, a attribute
 	default:
 	}
 	switch {
+	case a == remoteIPs || a == notRemoteIPs:
 	case e.request.HTTP == nil && a < serverNames:
 		step.Actual = "no request of HTTP"
 	case a == headers || a == notHeaders || a == claims || a == notClaims:

@@ -68,7 +68,7 @@ func fields() map[string][]field {
 			list("namespaces", "L4", from, words("shop sh* *op *"), words("shops a* *b"), ""),
 			list("serviceAccounts", "L4", from, words("shop/web"), words("web shop/job"), "NAMESPACE/NAME, or NAME in the policy's namespace."),
 			list("ipBlocks", "L4", from, words("10.0.0.1 10.0.0.0/24"), words("10.0.0.2 192.0.2.0/24 ::/0"), ""),
-			list("remoteIpBlocks", "L4", from, words("10.0.0.1 10.0.0.0/24"), words("10.0.0.2 192.0.2.0/24"), "The connection's own address: X-Forwarded-For is not believed."),
+			list("remoteIpBlocks", "L4", from, words("10.0.0.1 10.0.0.0/24"), words("10.0.0.2 192.0.2.0/24"), "The connection's own address. With `trustedProxies` in the mesh's configuration, at L7: the client's, by X-Forwarded-For from these alone."),
 			list("trustDomains", "L4", from, words("cluster.local cluster* *"), words("cluster td*"), "No suffix, and not beside principals."),
 		},
 		"to.operation": {
@@ -79,7 +79,7 @@ func fields() map[string][]field {
 		},
 		"when": {
 			list("source.ip", "L4", when, words("10.0.0.1 10.0.0.0/24"), words("10.0.0.2"), ""),
-			list("remote.ip", "L4", when, words("10.0.0.1 10.0.0.0/24"), words("10.0.0.2"), "The connection's own address: X-Forwarded-For is not believed."),
+			list("remote.ip", "L4", when, words("10.0.0.1 10.0.0.0/24"), words("10.0.0.2"), "The connection's own address. With `trustedProxies` in the mesh's configuration, at L7: the client's, by X-Forwarded-For from these alone."),
 			list("source.namespace", "L4", when, words("shop sh* *op *"), words("data"), ""),
 			list("source.principal", "L4", when, words(principal+" cluster* *web *"), words("cluster.local/ns/shop/sa/job"), ""),
 			list("source.serviceAccount", "L4", when, words("shop/web"), words("web"), ""),
@@ -223,7 +223,7 @@ var otherFields = [][3]string{
 	{"jwtRules.outputClaimToHeaders", "L7", "Also taken off requests that come with them."},
 	{"jwtRules.forwardOriginalToken", "L7", ""},
 	{"jwtRules.spaceDelimitedClaims", "L7", ""},
-	{"jwtRules.timeout", never, "No request waits for a fetch; a fetch has 5 s."},
+	{"jwtRules.timeout", "L7", "Of a fetch by tacitd, for which no request waits: 5 s if not given, 15 s at most."},
 }
 
 const page = "../../docs/policy-fields.md"

@@ -90,6 +90,9 @@ func (e *evaluation) judgeHTTP(h *model.HTTPMatch, a attribute, deny bool) verdi
 	if a == serverNames || a == notServerNames {
 		return e.judgeServerName(h, a == serverNames, deny)
 	}
+	if a == remoteIPs || a == notRemoteIPs {
+		return e.judgeRemote(h, a == remoteIPs, deny)
+	}
 	switch {
 	case !hasHTTP(h, a):
 		return absent
@@ -174,6 +177,10 @@ func hasHTTP(h *model.HTTPMatch, a attribute) bool {
 		return len(h.Claims) > 0
 	case notClaims:
 		return len(h.NotClaims) > 0
+	case remoteIPs:
+		return len(h.RemoteIPs) > 0
+	case notRemoteIPs:
+		return len(h.NotRemoteIPs) > 0
 	case serverNames:
 		return len(h.ServerNames) > 0
 	case notServerNames:

@@ -1,7 +1,10 @@
 package policy
 
 import (
+	"net"
+	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 
 	"pgregory.net/rapid"
@@ -44,12 +47,40 @@ func refHTTP(h *model.HTTPMatch, r *Request, attribute func(bool, truth)) {
 	}
 	attribute(len(h.Claims) > 0, allOf(h.Claims, claim))
 	attribute(len(h.NotClaims) > 0, allOf(h.NotClaims, func(k model.ClaimMatch) truth { return opposite(claim(k)) }))
+	attribute(len(h.RemoteIPs) > 0, refRemote(h.RemoteIPs, h.Forwarding, r))
+	attribute(len(h.NotRemoteIPs) > 0, opposite(refRemote(h.NotRemoteIPs, h.Forwarding, r)))
 	both(h.ServerNames, h.NotServerNames, func(values []model.StringMatch) truth {
 		if r.ServerName == "" {
 			return isMaybe
 		}
 		return refHost(values, r.ServerName)
 	})
+}
+
+// refRemote: what a trusted caller does not say is maybe.
+func refRemote(prefixes []netip.Prefix, f model.Forwarding, r *Request) truth {
+	inside := func(address string) truth {
+		return anyOf(prefixes, func(p netip.Prefix) truth {
+			_, block, err := net.ParseCIDR(p.String())
+			return truthOf(err == nil && block.Contains(net.ParseIP(address)))
+		})
+	}
+	trusts := f.Proxies > 0 && r.Identity != model.Identity{} && slices.ContainsFunc(f.Callers, func(m model.StringMatch) bool { return glob(m, r.Identity.Principal()) })
+	if !trusts || r.HTTP == nil {
+		return inside(r.Source.String())
+	}
+	var lines []string
+	for _, h := range r.HTTP.Headers {
+		if strings.EqualFold(h.Name, "X-Forwarded-For") {
+			lines = append(lines, h.Value)
+		}
+	}
+	list := strings.Split(strings.ReplaceAll(strings.Join(lines, ","), " ", ""), ",")
+	at := len(list) - int(f.Proxies)
+	if at < 0 || net.ParseIP(list[at]) == nil {
+		return isMaybe
+	}
+	return inside(list[at])
 }
 
 func refText(m model.StringMatch, s string) bool {
@@ -131,7 +162,7 @@ func drawHTTPMatch(t *rapid.T) *model.HTTPMatch {
 		}), 1, 2).Draw(t, "paths")
 	}
 	for range rapid.IntRange(1, 2).Draw(t, "http attributes") {
-		switch rapid.IntRange(0, 17).Draw(t, "http attribute") {
+		switch rapid.IntRange(0, 19).Draw(t, "http attribute") {
 		case 0:
 			h.Methods = drawSome(t, "GET", "P*", "*")
 		case 1:
@@ -166,9 +197,19 @@ func drawHTTPMatch(t *rapid.T) *model.HTTPMatch {
 			h.ServerNames = drawSome(t, "example.com", "*")
 		case 17:
 			h.NotServerNames = drawSome(t, "example.com", "*")
+		case 18:
+			h.RemoteIPs, h.Forwarding = drawRemote(t)
+		case 19:
+			h.NotRemoteIPs, h.Forwarding = drawRemote(t)
 		}
 	}
 	return h
+}
+
+func drawRemote(t *rapid.T) ([]netip.Prefix, model.Forwarding) {
+	return rapid.SliceOfN(rapid.SampledFrom(drawnPrefixes), 1, 2).Draw(t, "remote"), model.Forwarding{
+		Proxies: uint32(rapid.IntRange(0, 2).Draw(t, "proxies")), Callers: drawSome(t, "td/*", "*", "*/sa/y"),
+	}
 }
 
 func drawSome(t *rapid.T, values ...string) []model.StringMatch {
@@ -192,6 +233,10 @@ func drawHTTP(t *rapid.T, r *Request) {
 				Value: rapid.SampledFrom([]string{"a", "b", "bc", "", "a,b"}).Draw(t, "value"),
 			}
 		}), 0, 3).Draw(t, "fields"),
+	}
+	for range rapid.IntRange(0, 2).Draw(t, "forwarded") {
+		list := strings.Join(rapid.SliceOfN(rapid.SampledFrom([]string{"10.0.0.1", "10.0.0.2", "192.0.2.1", "fd00::1", "x", ""}), 1, 2).Draw(t, "forwarded for"), ", ")
+		r.HTTP.Headers = append(r.HTTP.Headers, HeaderField{Name: "X-Forwarded-For", Value: list})
 	}
 	if rapid.Bool().Draw(t, "token") {
 		claims := map[string]any{"iss": "https://i", "sub": rapid.SampledFrom([]any{"me", "you", nil, 1.0}).Draw(t, "sub")}

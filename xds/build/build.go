@@ -37,6 +37,7 @@ type Settings struct {
 	Paths      model.PathNormalization    // of requests to any workload
 	Providers  map[string]*model.Provider // by name, for policies with the action CUSTOM
 	LimitStore *model.LimitStore          // for limits that are shared; nil if there is none
+	Forwarding model.Forwarding           // tells the original clients' addresses
 	KeySets    map[string]string          // those fetched so far, by KeySource.Name
 }
 

@@ -34,7 +34,9 @@ type PolicyInput struct {
 	KeySets   map[string]string
 	Providers map[string]*model.Provider
 	Store     *model.LimitStore // for shared limits; nil if there is none
-	Workloads []PolicyTarget
+	// Forwarding tells the original clients' addresses.
+	Forwarding model.Forwarding
+	Workloads  []PolicyTarget
 }
 
 // PolicyTarget is a workload as far as policies care.
@@ -127,6 +129,9 @@ func Policies(in PolicyInput) PolicyResult {
 		providers: in.Providers,
 		keySets:   in.KeySets,
 		store:     in.Store,
+
+		forwarding: in.Forwarding,
+
 		services:  map[objectName]*corev1.Service{},
 		attached:  map[string]map[string]struct{}{},
 		labelKeys: map[string]struct{}{},
@@ -156,7 +161,10 @@ type policyBuilder struct {
 	providers map[string]*model.Provider
 	keySets   map[string]string
 	store     *model.LimitStore
-	services  map[objectName]*corev1.Service
+
+	forwarding model.Forwarding
+
+	services map[objectName]*corev1.Service
 
 	policies   []*model.Policy
 	keySources []KeySource
@@ -179,8 +187,7 @@ func (b *policyBuilder) result() PolicyResult {
 		LabelKeys: slices.Sorted(maps.Keys(b.labelKeys)),
 		Statuses:  b.statuses,
 	}
-	slices.SortFunc(b.keySources, func(x, y KeySource) int { return strings.Compare(x.Name(), y.Name()) })
-	r.KeySources = slices.Compact(b.keySources)
+	r.KeySources = patient(b.keySources)
 	for uid, keys := range b.attached {
 		r.Attached[uid] = slices.Sorted(maps.Keys(keys))
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -139,11 +140,11 @@ func TestRequestAuthentication(t *testing.T) {
 	if diff := cmp.Diff([]model.JWTRule{want}, p.Authentication.Rules); diff != "" || p.Key() != "data/request_authentication_r" || p.Action != model.ActionAuthenticate || len(r.Statuses[0].Messages) > 0 {
 		t.Errorf("%s, action %d, %v; -want +got (only public parts may be there):\n%s", p.Key(), p.Action, r.Statuses[0].Messages, diff)
 	}
-	p, r = build(`{issuer: "https://i", jwksUri: "https://i/keys"}, {issuer: "https://j"}`, map[string]string{"https://i/keys": "K"})
-	if diff := cmp.Diff([]KeySource{{"https://i", "https://i/keys"}, {"https://j", ""}}, r.KeySources); diff != "" || p.Authentication.Rules[0].Keys != "K" || p.Authentication.Rules[1].Keys != "" {
+	p, r = build(`{issuer: "https://i", jwksUri: "https://i/keys", timeout: 1s}, {issuer: "https://j", timeout: 0s}, {issuer: "https://i", jwksUri: "https://i/keys", timeout: 3s}`, map[string]string{"https://i/keys": "K"})
+	if diff := cmp.Diff([]KeySource{{"https://i", "https://i/keys", 3 * time.Second}, {"https://j", "", 0}}, r.KeySources); diff != "" || p.Authentication.Rules[0].Keys != "K" || p.Authentication.Rules[1].Keys != "" {
 		t.Errorf("sources (-want +got):\n%s\n%+v", diff, p.Authentication)
 	}
-	if got := strings.Join(r.Statuses[0].Messages, "\n"); !strings.Contains(got, "spec.jwtRules[1]: the keys of issuer https://j have not been fetched") {
+	if got := strings.Join(r.Statuses[0].Messages, "\n"); !strings.Contains(got, "spec.jwtRules[1]: the keys of issuer https://j have not been fetched") || !strings.Contains(got, "spec.jwtRules[1].timeout: not above 0") {
 		t.Errorf("messages %q", got)
 	}
 	if p, _ = build(`{}`, nil); p.Action != model.ActionDeny || p.Unknown == "" {
@@ -231,6 +232,29 @@ spec:
 	r = Policies(PolicyInput{LinkerdRateLimits: []*kinds.HTTPLocalRateLimitPolicy{policy}})
 	if len(r.Policies) > 0 || !strings.Contains(r.Statuses[0].Messages[0], "no Server emojivoto/web-http") {
 		t.Errorf("without its Server: %v", r.Statuses)
+	}
+}
+
+// The original client's address is the connection's, unless somebody is trusted
+// to tell another.
+func TestRemoteAddresses(t *testing.T) {
+	in := PolicyInput{AuthorizationPolicies: []*securityv1.AuthorizationPolicy{authorization(t, `action: DENY
+rules: [{from: [{source: {remoteIpBlocks: [10.0.0.0/8], notRemoteIpBlocks: [10.1.0.0/16], ipBlocks: [192.0.2.1]}}], when: [{key: remote.ip, values: [10.0.0.1]}]}]`)}}
+	if r := Policies(in); r.Policies[0].Rules[0].Clauses[0].Matches[0].HTTP != nil || r.Statuses[0].Layer != "L4" || !strings.Contains(r.Statuses[0].Messages[0], "compared with the connection's source address") {
+		t.Errorf("nobody is trusted: %+v, %+v", r.Policies[0], r.Statuses)
+	}
+	in.Forwarding = model.Forwarding{Proxies: 2, Callers: []model.StringMatch{{Value: "td/ns/ingress/sa/gateway"}}}
+	r := Policies(in)
+	prefixes := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }
+	want := []model.Clause{
+		{Matches: []model.Match{{
+			SourceIPs: prefixes("192.0.2.1/32"),
+			HTTP:      &model.HTTPMatch{RemoteIPs: prefixes("10.0.0.0/8"), NotRemoteIPs: prefixes("10.1.0.0/16"), Forwarding: in.Forwarding},
+		}}},
+		{Matches: []model.Match{{HTTP: &model.HTTPMatch{RemoteIPs: prefixes("10.0.0.1/32"), Forwarding: in.Forwarding}}}},
+	}
+	if diff := cmp.Diff(want, r.Policies[0].Rules[0].Clauses, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" || r.Statuses[0].Layer != "L7" || len(r.Statuses[0].Messages) > 0 {
+		t.Errorf("%+v (-want +got):\n%s", r.Statuses, diff)
 	}
 }
 

@@ -151,11 +151,11 @@ rules:
 				"never",
 			},
 			messages: []string{
-				"spec.rules[0].from[0].source: compared with the connection's source address; X-Forwarded-For and the PROXY protocol are not read",
-				"spec.rules[1].from[0].source: compared with the connection's source address; X-Forwarded-For and the PROXY protocol are not read",
-				"spec.rules[2].from[0].source: compared with the connection's source address; X-Forwarded-For and the PROXY protocol are not read",
-				"spec.rules[3].when[0]: compared with the connection's source address; X-Forwarded-For and the PROXY protocol are not read",
-				"spec.rules[4].from[0].source: compared with the connection's source address; X-Forwarded-For and the PROXY protocol are not read",
+				"spec.rules[0].from[0].source: compared with the connection's source address; X-Forwarded-For is read where the mesh's configuration says trustedProxies, the PROXY protocol is not",
+				"spec.rules[1].from[0].source: compared with the connection's source address; X-Forwarded-For is read where the mesh's configuration says trustedProxies, the PROXY protocol is not",
+				"spec.rules[2].from[0].source: compared with the connection's source address; X-Forwarded-For is read where the mesh's configuration says trustedProxies, the PROXY protocol is not",
+				"spec.rules[3].when[0]: compared with the connection's source address; X-Forwarded-For is read where the mesh's configuration says trustedProxies, the PROXY protocol is not",
+				"spec.rules[4].from[0].source: compared with the connection's source address; X-Forwarded-For is read where the mesh's configuration says trustedProxies, the PROXY protocol is not",
 			},
 		},
 		{

@@ -1,9 +1,12 @@
 package build
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/go-jose/go-jose/v4"
 	securityv1beta1 "istio.io/api/security/v1beta1"
@@ -22,7 +25,10 @@ const (
 
 // KeySource is where an issuer's key set is fetched: at URI or, if that is
 // empty, where the issuer's own configuration says (OpenID Connect Discovery).
-type KeySource struct{ Issuer, URI string }
+type KeySource struct {
+	Issuer, URI string
+	Timeout     time.Duration // of a fetch; 0 if no policy says
+}
 
 // Name is the key of PolicyInput.KeySets.
 func (s KeySource) Name() string {
@@ -95,13 +101,35 @@ func (b *policyBuilder) keys(path string, in *securityv1beta1.JWTRule, st *Polic
 		}
 		return keys
 	}
-	source := KeySource{Issuer: in.GetIssuer(), URI: in.GetJwksUri()}
+	source := KeySource{Issuer: in.GetIssuer(), URI: in.GetJwksUri(), Timeout: b.timeout(path, in, st)}
 	b.keySources = append(b.keySources, source)
 	keys := b.keySets[source.Name()]
 	if keys == "" {
 		st.say("%s: the keys of %s have not been fetched: no token of this issuer is accepted", path, source.Name())
 	}
 	return keys
+}
+
+// timeout is what the rule gives a fetch of keys.
+func (b *policyBuilder) timeout(path string, in *securityv1beta1.JWTRule, st *PolicyStatus) time.Duration {
+	if in.GetTimeout() == nil {
+		return 0
+	}
+	d := in.GetTimeout().AsDuration()
+	if in.GetTimeout().CheckValid() != nil || d <= 0 {
+		st.say("%s.timeout: not above 0: not used", path)
+		return 0
+	}
+	return d
+}
+
+// patient leaves of several sources with one name the one that gives a fetch
+// the most time.
+func patient(sources []KeySource) []KeySource {
+	slices.SortFunc(sources, func(x, y KeySource) int {
+		return cmp.Or(strings.Compare(x.Name(), y.Name()), cmp.Compare(y.Timeout, x.Timeout))
+	})
+	return slices.CompactFunc(sources, func(x, y KeySource) bool { return x.Name() == y.Name() })
 }
 
 // PublicKeys brings a JWK Set (RFC 7517) to the form in which it travels: the

@@ -50,14 +50,21 @@ func (m *matchReader) trustDomains(field, notField string, list, not []string) {
 	values(m, &m.out.NotPrincipals, notField, not, parseTrustDomain)
 }
 
-// remoteIPs are the original client's addresses, which can only be the
-// connection's own: X-Forwarded-For is whatever a client likes to say.
+// remoteIPs are the original client's addresses. Where no proxies are trusted
+// to tell them, these can only be the connections' own: X-Forwarded-For is
+// whatever a client likes to say.
 func (m *matchReader) remoteIPs(field, notField string, list, not []string) {
+	if m.builder.forwarding.Proxies > 0 {
+		m.http().Forwarding = m.builder.forwarding
+		values(m, &m.http().RemoteIPs, field, list, model.ParseCIDR)
+		values(m, &m.http().NotRemoteIPs, notField, not, model.ParseCIDR)
+		return
+	}
 	var remote []netip.Prefix
 	values(m, &remote, field, list, model.ParseCIDR)
 	values(m, &m.out.NotSourceIPs, notField, not, model.ParseCIDR)
 	if len(list)+len(not) > 0 {
-		m.status.say("%s: compared with the connection's source address; X-Forwarded-For and the PROXY protocol are not read", m.path)
+		m.status.say("%s: compared with the connection's source address; X-Forwarded-For is read where the mesh's configuration says trustedProxies, the PROXY protocol is not", m.path)
 	}
 	switch {
 	case len(remote) == 0:

@@ -33,7 +33,10 @@ type policySet struct {
 
 	providers map[string]*model.Provider
 	store     *model.LimitStore
-	keySets   map[string]string
+
+	forwarding model.Forwarding
+
+	keySets map[string]string
 }
 
 type selectedKey struct{ namespace, labels string }
@@ -43,7 +46,7 @@ const maxSelected = 1 << 16
 
 func newPolicySet(s Settings) policySet {
 	return policySet{
-		root: s.RootNamespace, keySets: s.KeySets, providers: s.Providers, store: s.LimitStore,
+		root: s.RootNamespace, keySets: s.KeySets, providers: s.Providers, store: s.LimitStore, forwarding: s.Forwarding,
 		objects: map[objectKey]metav1.Object{}, selected: map[selectedKey][]string{}, services: map[objectName]*corev1.Service{},
 	}
 }
@@ -190,7 +193,7 @@ func (p *policySet) lookAtTarget(name objectName, ref *typev1beta1.PolicyTargetR
 
 // input are the policies of some namespaces.
 func (p *policySet) input(namespaces ...string) PolicyInput {
-	in := PolicyInput{RootNamespace: p.root, Providers: p.providers, Store: p.store, KeySets: p.keySets}
+	in := PolicyInput{RootNamespace: p.root, Providers: p.providers, Store: p.store, KeySets: p.keySets, Forwarding: p.forwarding}
 	for name := range p.targeted {
 		if svc := p.services[name]; svc != nil {
 			in.Services = append(in.Services, svc)

@@ -20,16 +20,16 @@ import (
 func newClient(c Config) *http.Client {
 	transport := c.Transport
 	if transport == nil {
-		dialer := &net.Dialer{Timeout: fetchTimeout, Control: func(_, address string, _ syscall.RawConn) error {
+		dialer := &net.Dialer{Timeout: MaxTimeout, Control: func(_, address string, _ syscall.RawConn) error {
 			return permitted(address, c.Forbidden)
 		}}
 		transport = &http.Transport{
-			DialContext: dialer.DialContext, TLSHandshakeTimeout: fetchTimeout, ResponseHeaderTimeout: fetchTimeout,
+			DialContext: dialer.DialContext, TLSHandshakeTimeout: MaxTimeout, ResponseHeaderTimeout: MaxTimeout,
 			MaxResponseHeaderBytes: 64 << 10, DisableKeepAlives: true, ForceAttemptHTTP2: true,
 		}
 	}
 	return &http.Client{
-		Transport: transport, Timeout: 2 * fetchTimeout,
+		Transport: transport, Timeout: MaxTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }

@@ -8,6 +8,7 @@
 package jwks
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"net/http"
@@ -21,7 +22,10 @@ import (
 
 // Source is where a key set is: at URI or, if that is empty, where the issuer's
 // own configuration says (OpenID Connect Discovery).
-type Source struct{ Name, Issuer, URI string }
+type Source struct {
+	Name, Issuer, URI string
+	Timeout           time.Duration // of a fetch, MaxTimeout at most; 0 means DefaultTimeout
+}
 
 // Config is what a Fetcher depends on.
 type Config struct {
@@ -42,10 +46,15 @@ const (
 	refreshEvery = 5 * time.Minute
 	firstBackoff = 2 * time.Second
 	maxBackoff   = 10 * time.Minute
-	fetchTimeout = 5 * time.Second
 	maxAnswer    = 1 << 20
 	atOnce       = 8 // fetches under way
 	maxSources   = 1024
+)
+
+// DefaultTimeout and MaxTimeout are of one fetch, of all that it takes.
+const (
+	DefaultTimeout = 5 * time.Second
+	MaxTimeout     = 15 * time.Second
 )
 
 // Fetcher fetches what it is told to.
@@ -167,7 +176,7 @@ func (f *Fetcher) once(ctx context.Context, s Source) (string, error) {
 		return "", err
 	}
 	defer f.places.Release(1)
-	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	ctx, cancel := context.WithTimeout(ctx, min(cmp.Or(s.Timeout, DefaultTimeout), MaxTimeout))
 	defer cancel()
 	document, err := f.get(ctx, s)
 	if err != nil {

@@ -1,6 +1,9 @@
 package model
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // HTTPMatch are the attributes of a match that only a request of HTTP has; the
 // last, only a connection that begins with TLS. On any other connection they
@@ -16,6 +19,17 @@ type HTTPMatch struct {
 	Headers, NotHeaders                     []HeaderMatch
 	Claims, NotClaims                       []ClaimMatch
 	ServerNames, NotServerNames             []StringMatch // of the ClientHello
+	RemoteIPs, NotRemoteIPs                 []netip.Prefix
+	Forwarding                              Forwarding // tells the address for RemoteIPs
+}
+
+// Forwarding says from whom X-Forwarded-For is believed. From anybody else, and
+// where there is no HTTP, the client is whoever the connection is from.
+type Forwarding struct {
+	// Proxies is how many add to the header one after the other, the last
+	// of them being the caller: the address of the client is as many from the end.
+	Proxies uint32
+	Callers []StringMatch // principals
 }
 
 // HeaderMatch is one `request.headers[NAME]` condition. The name is compared

@@ -33,7 +33,17 @@ func encodeHTTPMatch(m *model.HTTPMatch) *tacit.HTTPMatchExtension {
 		NotClaims:            encodeEach(m.NotClaims, encodeClaim),
 		ServerNames:          encodeEach(m.ServerNames, encodeString),
 		NotServerNames:       encodeEach(m.NotServerNames, encodeString),
+		RemoteIps:            encodeEach(m.RemoteIPs, encodePrefix),
+		NotRemoteIps:         encodeEach(m.NotRemoteIPs, encodePrefix),
+		Forwarding:           encodeForwarding(m.Forwarding),
 	}
+}
+
+func encodeForwarding(f model.Forwarding) *tacit.Forwarding {
+	if f.Proxies == 0 && len(f.Callers) == 0 {
+		return nil
+	}
+	return &tacit.Forwarding{Proxies: f.Proxies, Callers: encodeEach(f.Callers, encodeString)}
 }
 
 func decodeHTTPMatch(d matchDecoder, e *security.Extension, out *model.Match) {
@@ -65,6 +75,12 @@ func decodeHTTPMatch(d matchDecoder, e *security.Extension, out *model.Match) {
 		NotClaims:            values(d, "not_claims", ext.GetNotClaims(), decodeClaim),
 		ServerNames:          values(d, "server_names", ext.GetServerNames(), decodeString),
 		NotServerNames:       values(d, "not_server_names", ext.GetNotServerNames(), decodeString),
+		RemoteIPs:            values(d, "remote_ips", ext.GetRemoteIps(), decodePrefix),
+		NotRemoteIPs:         values(d, "not_remote_ips", ext.GetNotRemoteIps(), decodePrefix),
+		Forwarding: model.Forwarding{
+			Proxies: ext.GetForwarding().GetProxies(),
+			Callers: values(d, "forwarding.callers", ext.GetForwarding().GetCallers(), decodeString),
+		},
 	}
 }
 

@@ -57,6 +57,10 @@ func drawHTTPMatch(t *rapid.T) *model.HTTPMatch {
 		Claims: list(t, claimMatch, "claims"), NotClaims: list(t, claimMatch, "not claims"),
 		ServerNames: list(t, stringMatch, "names"), NotServerNames: list(t, stringMatch, "not names"),
 	}
+	if rapid.Bool().Draw(t, "forwarding") {
+		m.RemoteIPs, m.NotRemoteIPs = list(t, prefix, "remote"), list(t, prefix, "not remote")
+		m.Forwarding = model.Forwarding{Proxies: rapid.Uint32().Draw(t, "proxies"), Callers: list(t, stringMatch, "callers")}
+	}
 	if reflect.ValueOf(*m).IsZero() {
 		m.Methods = []model.StringMatch{{Value: "GET"}}
 	}
@@ -142,6 +146,7 @@ func fullHTTP(t *testing.T) map[string]proto.Message {
 		"match": &tacit.HTTPMatchExtension{
 			Methods: str, Paths: []*tacit.PathMatch{{Kind: &tacit.PathMatch_Template{Template: "/{*}"}}},
 			Headers: []*tacit.LabelMatch{{Key: "k", Values: str}}, Claims: []*tacit.ClaimMatch{{Path: []string{"a"}, Values: str}},
+			RemoteIps: []*security.Address{{Address: []byte{10, 0, 0, 0}, Length: 8}}, Forwarding: &tacit.Forwarding{Proxies: 1, Callers: str},
 		},
 	}
 	for name, m := range out {

@@ -1047,8 +1047,12 @@ type HTTPMatchExtension struct {
 	NotClaims      []*ClaimMatch           `protobuf:"bytes,16,rep,name=not_claims,json=notClaims,proto3" json:"not_claims,omitempty"`
 	ServerNames    []*security.StringMatch `protobuf:"bytes,17,rep,name=server_names,json=serverNames,proto3" json:"server_names,omitempty"`
 	NotServerNames []*security.StringMatch `protobuf:"bytes,18,rep,name=not_server_names,json=notServerNames,proto3" json:"not_server_names,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Of the original client, as far as forwarding goes.
+	RemoteIps     []*security.Address `protobuf:"bytes,19,rep,name=remote_ips,json=remoteIps,proto3" json:"remote_ips,omitempty"`
+	NotRemoteIps  []*security.Address `protobuf:"bytes,20,rep,name=not_remote_ips,json=notRemoteIps,proto3" json:"not_remote_ips,omitempty"`
+	Forwarding    *Forwarding         `protobuf:"bytes,21,opt,name=forwarding,proto3" json:"forwarding,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HTTPMatchExtension) Reset() {
@@ -1207,6 +1211,81 @@ func (x *HTTPMatchExtension) GetNotServerNames() []*security.StringMatch {
 	return nil
 }
 
+func (x *HTTPMatchExtension) GetRemoteIps() []*security.Address {
+	if x != nil {
+		return x.RemoteIps
+	}
+	return nil
+}
+
+func (x *HTTPMatchExtension) GetNotRemoteIps() []*security.Address {
+	if x != nil {
+		return x.NotRemoteIps
+	}
+	return nil
+}
+
+func (x *HTTPMatchExtension) GetForwarding() *Forwarding {
+	if x != nil {
+		return x.Forwarding
+	}
+	return nil
+}
+
+// Whose X-Forwarded-For is believed, and how far.
+type Forwarding struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Proxies uint32                 `protobuf:"varint,1,opt,name=proxies,proto3" json:"proxies,omitempty"`
+	// Principals.
+	Callers       []*security.StringMatch `protobuf:"bytes,2,rep,name=callers,proto3" json:"callers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Forwarding) Reset() {
+	*x = Forwarding{}
+	mi := &file_xds_api_tacit_http_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Forwarding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Forwarding) ProtoMessage() {}
+
+func (x *Forwarding) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_api_tacit_http_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Forwarding.ProtoReflect.Descriptor instead.
+func (*Forwarding) Descriptor() ([]byte, []int) {
+	return file_xds_api_tacit_http_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Forwarding) GetProxies() uint32 {
+	if x != nil {
+		return x.Proxies
+	}
+	return 0
+}
+
+func (x *Forwarding) GetCallers() []*security.StringMatch {
+	if x != nil {
+		return x.Callers
+	}
+	return nil
+}
+
 type PathMatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -1220,7 +1299,7 @@ type PathMatch struct {
 
 func (x *PathMatch) Reset() {
 	*x = PathMatch{}
-	mi := &file_xds_api_tacit_http_proto_msgTypes[12]
+	mi := &file_xds_api_tacit_http_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1311,7 @@ func (x *PathMatch) String() string {
 func (*PathMatch) ProtoMessage() {}
 
 func (x *PathMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_tacit_http_proto_msgTypes[12]
+	mi := &file_xds_api_tacit_http_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1324,7 @@ func (x *PathMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathMatch.ProtoReflect.Descriptor instead.
 func (*PathMatch) Descriptor() ([]byte, []int) {
-	return file_xds_api_tacit_http_proto_rawDescGZIP(), []int{12}
+	return file_xds_api_tacit_http_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PathMatch) GetKind() isPathMatch_Kind {
@@ -1301,7 +1380,7 @@ type ClaimMatch struct {
 
 func (x *ClaimMatch) Reset() {
 	*x = ClaimMatch{}
-	mi := &file_xds_api_tacit_http_proto_msgTypes[13]
+	mi := &file_xds_api_tacit_http_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1313,7 +1392,7 @@ func (x *ClaimMatch) String() string {
 func (*ClaimMatch) ProtoMessage() {}
 
 func (x *ClaimMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_tacit_http_proto_msgTypes[13]
+	mi := &file_xds_api_tacit_http_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1326,7 +1405,7 @@ func (x *ClaimMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMatch.ProtoReflect.Descriptor instead.
 func (*ClaimMatch) Descriptor() ([]byte, []int) {
-	return file_xds_api_tacit_http_proto_rawDescGZIP(), []int{13}
+	return file_xds_api_tacit_http_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ClaimMatch) GetPath() []string {
@@ -1434,7 +1513,7 @@ const file_xds_api_tacit_http_proto_rawDesc = "" +
 	"LimitStore\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1f\n" +
-	"\x03tls\x18\x03 \x01(\v2\r.tacit.v1.TLSR\x03tls\"\xc1\b\n" +
+	"\x03tls\x18\x03 \x01(\v2\r.tacit.v1.TLSR\x03tls\"\xee\t\n" +
 	"\x12HTTPMatchExtension\x125\n" +
 	"\amethods\x18\x01 \x03(\v2\x1b.istio.security.StringMatchR\amethods\x12<\n" +
 	"\vnot_methods\x18\x02 \x03(\v2\x1b.istio.security.StringMatchR\n" +
@@ -1459,7 +1538,17 @@ const file_xds_api_tacit_http_proto_rawDesc = "" +
 	"\n" +
 	"not_claims\x18\x10 \x03(\v2\x14.tacit.v1.ClaimMatchR\tnotClaims\x12>\n" +
 	"\fserver_names\x18\x11 \x03(\v2\x1b.istio.security.StringMatchR\vserverNames\x12E\n" +
-	"\x10not_server_names\x18\x12 \x03(\v2\x1b.istio.security.StringMatchR\x0enotServerNames\"d\n" +
+	"\x10not_server_names\x18\x12 \x03(\v2\x1b.istio.security.StringMatchR\x0enotServerNames\x126\n" +
+	"\n" +
+	"remote_ips\x18\x13 \x03(\v2\x17.istio.security.AddressR\tremoteIps\x12=\n" +
+	"\x0enot_remote_ips\x18\x14 \x03(\v2\x17.istio.security.AddressR\fnotRemoteIps\x124\n" +
+	"\n" +
+	"forwarding\x18\x15 \x01(\v2\x14.tacit.v1.ForwardingR\n" +
+	"forwarding\"]\n" +
+	"\n" +
+	"Forwarding\x12\x18\n" +
+	"\aproxies\x18\x01 \x01(\rR\aproxies\x125\n" +
+	"\acallers\x18\x02 \x03(\v2\x1b.istio.security.StringMatchR\acallers\"d\n" +
 	"\tPathMatch\x121\n" +
 	"\x04text\x18\x01 \x01(\v2\x1b.istio.security.StringMatchH\x00R\x04text\x12\x1c\n" +
 	"\btemplate\x18\x02 \x01(\tH\x00R\btemplateB\x06\n" +
@@ -1482,7 +1571,7 @@ func file_xds_api_tacit_http_proto_rawDescGZIP() []byte {
 }
 
 var file_xds_api_tacit_http_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_xds_api_tacit_http_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_xds_api_tacit_http_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_xds_api_tacit_http_proto_goTypes = []any{
 	(Provider_Protocol)(0),        // 0: tacit.v1.Provider.Protocol
 	(Limit_Unit)(0),               // 1: tacit.v1.Limit.Unit
@@ -1499,12 +1588,14 @@ var file_xds_api_tacit_http_proto_goTypes = []any{
 	(*Limit)(nil),                 // 12: tacit.v1.Limit
 	(*LimitStore)(nil),            // 13: tacit.v1.LimitStore
 	(*HTTPMatchExtension)(nil),    // 14: tacit.v1.HTTPMatchExtension
-	(*PathMatch)(nil),             // 15: tacit.v1.PathMatch
-	(*ClaimMatch)(nil),            // 16: tacit.v1.ClaimMatch
-	nil,                           // 17: tacit.v1.Provider.IncludeAdditionalHeadersEntry
-	(*security.StringMatch)(nil),  // 18: istio.security.StringMatch
-	(*security.Rule)(nil),         // 19: istio.security.Rule
-	(*LabelMatch)(nil),            // 20: tacit.v1.LabelMatch
+	(*Forwarding)(nil),            // 15: tacit.v1.Forwarding
+	(*PathMatch)(nil),             // 16: tacit.v1.PathMatch
+	(*ClaimMatch)(nil),            // 17: tacit.v1.ClaimMatch
+	nil,                           // 18: tacit.v1.Provider.IncludeAdditionalHeadersEntry
+	(*security.StringMatch)(nil),  // 19: istio.security.StringMatch
+	(*security.Rule)(nil),         // 20: istio.security.Rule
+	(*LabelMatch)(nil),            // 21: tacit.v1.LabelMatch
+	(*security.Address)(nil),      // 22: istio.security.Address
 }
 var file_xds_api_tacit_http_proto_depIdxs = []int32{
 	4,  // 0: tacit.v1.HTTPPolicyExtension.audit:type_name -> tacit.v1.Audit
@@ -1513,45 +1604,49 @@ var file_xds_api_tacit_http_proto_depIdxs = []int32{
 	11, // 3: tacit.v1.HTTPPolicyExtension.rate_limit:type_name -> tacit.v1.RateLimit
 	0,  // 4: tacit.v1.Provider.protocol:type_name -> tacit.v1.Provider.Protocol
 	6,  // 5: tacit.v1.Provider.tls:type_name -> tacit.v1.TLS
-	18, // 6: tacit.v1.Provider.include_request_headers:type_name -> istio.security.StringMatch
-	17, // 7: tacit.v1.Provider.include_additional_headers:type_name -> tacit.v1.Provider.IncludeAdditionalHeadersEntry
-	18, // 8: tacit.v1.Provider.headers_to_upstream_on_allow:type_name -> istio.security.StringMatch
-	18, // 9: tacit.v1.Provider.headers_to_downstream_on_deny:type_name -> istio.security.StringMatch
-	18, // 10: tacit.v1.Provider.headers_to_downstream_on_allow:type_name -> istio.security.StringMatch
+	19, // 6: tacit.v1.Provider.include_request_headers:type_name -> istio.security.StringMatch
+	18, // 7: tacit.v1.Provider.include_additional_headers:type_name -> tacit.v1.Provider.IncludeAdditionalHeadersEntry
+	19, // 8: tacit.v1.Provider.headers_to_upstream_on_allow:type_name -> istio.security.StringMatch
+	19, // 9: tacit.v1.Provider.headers_to_downstream_on_deny:type_name -> istio.security.StringMatch
+	19, // 10: tacit.v1.Provider.headers_to_downstream_on_allow:type_name -> istio.security.StringMatch
 	8,  // 11: tacit.v1.RequestAuthentication.rules:type_name -> tacit.v1.JWTRule
 	9,  // 12: tacit.v1.JWTRule.from_headers:type_name -> tacit.v1.JWTHeader
 	10, // 13: tacit.v1.JWTRule.claim_headers:type_name -> tacit.v1.ClaimHeader
 	12, // 14: tacit.v1.RateLimit.limits:type_name -> tacit.v1.Limit
 	13, // 15: tacit.v1.RateLimit.store:type_name -> tacit.v1.LimitStore
-	19, // 16: tacit.v1.Limit.rules:type_name -> istio.security.Rule
+	20, // 16: tacit.v1.Limit.rules:type_name -> istio.security.Rule
 	1,  // 17: tacit.v1.Limit.unit:type_name -> tacit.v1.Limit.Unit
 	2,  // 18: tacit.v1.Limit.per:type_name -> tacit.v1.Limit.Per
 	6,  // 19: tacit.v1.LimitStore.tls:type_name -> tacit.v1.TLS
-	18, // 20: tacit.v1.HTTPMatchExtension.methods:type_name -> istio.security.StringMatch
-	18, // 21: tacit.v1.HTTPMatchExtension.not_methods:type_name -> istio.security.StringMatch
-	15, // 22: tacit.v1.HTTPMatchExtension.paths:type_name -> tacit.v1.PathMatch
-	15, // 23: tacit.v1.HTTPMatchExtension.not_paths:type_name -> tacit.v1.PathMatch
-	18, // 24: tacit.v1.HTTPMatchExtension.hosts:type_name -> istio.security.StringMatch
-	18, // 25: tacit.v1.HTTPMatchExtension.not_hosts:type_name -> istio.security.StringMatch
-	18, // 26: tacit.v1.HTTPMatchExtension.request_principals:type_name -> istio.security.StringMatch
-	18, // 27: tacit.v1.HTTPMatchExtension.not_request_principals:type_name -> istio.security.StringMatch
-	18, // 28: tacit.v1.HTTPMatchExtension.audiences:type_name -> istio.security.StringMatch
-	18, // 29: tacit.v1.HTTPMatchExtension.not_audiences:type_name -> istio.security.StringMatch
-	18, // 30: tacit.v1.HTTPMatchExtension.presenters:type_name -> istio.security.StringMatch
-	18, // 31: tacit.v1.HTTPMatchExtension.not_presenters:type_name -> istio.security.StringMatch
-	20, // 32: tacit.v1.HTTPMatchExtension.headers:type_name -> tacit.v1.LabelMatch
-	20, // 33: tacit.v1.HTTPMatchExtension.not_headers:type_name -> tacit.v1.LabelMatch
-	16, // 34: tacit.v1.HTTPMatchExtension.claims:type_name -> tacit.v1.ClaimMatch
-	16, // 35: tacit.v1.HTTPMatchExtension.not_claims:type_name -> tacit.v1.ClaimMatch
-	18, // 36: tacit.v1.HTTPMatchExtension.server_names:type_name -> istio.security.StringMatch
-	18, // 37: tacit.v1.HTTPMatchExtension.not_server_names:type_name -> istio.security.StringMatch
-	18, // 38: tacit.v1.PathMatch.text:type_name -> istio.security.StringMatch
-	18, // 39: tacit.v1.ClaimMatch.values:type_name -> istio.security.StringMatch
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	19, // 20: tacit.v1.HTTPMatchExtension.methods:type_name -> istio.security.StringMatch
+	19, // 21: tacit.v1.HTTPMatchExtension.not_methods:type_name -> istio.security.StringMatch
+	16, // 22: tacit.v1.HTTPMatchExtension.paths:type_name -> tacit.v1.PathMatch
+	16, // 23: tacit.v1.HTTPMatchExtension.not_paths:type_name -> tacit.v1.PathMatch
+	19, // 24: tacit.v1.HTTPMatchExtension.hosts:type_name -> istio.security.StringMatch
+	19, // 25: tacit.v1.HTTPMatchExtension.not_hosts:type_name -> istio.security.StringMatch
+	19, // 26: tacit.v1.HTTPMatchExtension.request_principals:type_name -> istio.security.StringMatch
+	19, // 27: tacit.v1.HTTPMatchExtension.not_request_principals:type_name -> istio.security.StringMatch
+	19, // 28: tacit.v1.HTTPMatchExtension.audiences:type_name -> istio.security.StringMatch
+	19, // 29: tacit.v1.HTTPMatchExtension.not_audiences:type_name -> istio.security.StringMatch
+	19, // 30: tacit.v1.HTTPMatchExtension.presenters:type_name -> istio.security.StringMatch
+	19, // 31: tacit.v1.HTTPMatchExtension.not_presenters:type_name -> istio.security.StringMatch
+	21, // 32: tacit.v1.HTTPMatchExtension.headers:type_name -> tacit.v1.LabelMatch
+	21, // 33: tacit.v1.HTTPMatchExtension.not_headers:type_name -> tacit.v1.LabelMatch
+	17, // 34: tacit.v1.HTTPMatchExtension.claims:type_name -> tacit.v1.ClaimMatch
+	17, // 35: tacit.v1.HTTPMatchExtension.not_claims:type_name -> tacit.v1.ClaimMatch
+	19, // 36: tacit.v1.HTTPMatchExtension.server_names:type_name -> istio.security.StringMatch
+	19, // 37: tacit.v1.HTTPMatchExtension.not_server_names:type_name -> istio.security.StringMatch
+	22, // 38: tacit.v1.HTTPMatchExtension.remote_ips:type_name -> istio.security.Address
+	22, // 39: tacit.v1.HTTPMatchExtension.not_remote_ips:type_name -> istio.security.Address
+	15, // 40: tacit.v1.HTTPMatchExtension.forwarding:type_name -> tacit.v1.Forwarding
+	19, // 41: tacit.v1.Forwarding.callers:type_name -> istio.security.StringMatch
+	19, // 42: tacit.v1.PathMatch.text:type_name -> istio.security.StringMatch
+	19, // 43: tacit.v1.ClaimMatch.values:type_name -> istio.security.StringMatch
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_xds_api_tacit_http_proto_init() }
@@ -1566,7 +1661,7 @@ func file_xds_api_tacit_http_proto_init() {
 		(*HTTPPolicyExtension_Authentication)(nil),
 		(*HTTPPolicyExtension_RateLimit)(nil),
 	}
-	file_xds_api_tacit_http_proto_msgTypes[12].OneofWrappers = []any{
+	file_xds_api_tacit_http_proto_msgTypes[13].OneofWrappers = []any{
 		(*PathMatch_Text)(nil),
 		(*PathMatch_Template)(nil),
 	}
@@ -1576,7 +1671,7 @@ func file_xds_api_tacit_http_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_api_tacit_http_proto_rawDesc), len(file_xds_api_tacit_http_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
