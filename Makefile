@@ -48,9 +48,9 @@ test: ## Run every test, as root: unit, namespaces and a little fuzzing
 	$(TOOLS) test $(MAKE) gotest fuzz
 
 .PHONY: gotest
-gotest:
+gotest: $(KUBERNETES)
 	echo "building the servers that tests talk to, once: a few minutes"
-	go run ./test/servers/build spire 2>&1 | $(PROGRESS)
+	go run ./test/servers/build spire istiod 2>&1 | $(PROGRESS)
 	go test -race -timeout 25m -p $(PARALLEL) ./...
 	# The race detector allocates by itself: what counts allocations runs without.
 	go test -run 'Alloc' ./proxy/...
@@ -94,6 +94,11 @@ e2etest: $(if $(KUBECONFIG),,$(KUBERNETES))
 	CGO_ENABLED=0 go build -v -trimpath -ldflags '-s -w' -tags inpod -o bin/e2e/inpod/ ./cmd/tacit 2>&1 | $(PROGRESS)
 	go test -v -count 1 -timeout $(if $(KEEP),0,25m) $(if $(RUN),-run '$(RUN)') ./test/kube -args $(if $(KEEP),-keep) -programs '$(CURDIR)/bin/e2e' \
 		$(if $(KUBECONFIG),-kubeconfig '$(abspath $(KUBECONFIG))' -registry '$(REGISTRY)',-kubernetes '$(KUBERNETES)')
+
+# Where the tests find it.
+.PHONY: kubernetes
+kubernetes: $(KUBERNETES)
+	echo $(KUBERNETES)
 
 $(KUBERNETES):
 	echo "building Kubernetes $(KUBERNETES_VERSION) and CoreDNS, once: ten minutes on two CPUs"

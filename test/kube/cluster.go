@@ -149,22 +149,33 @@ func (c *Cluster) startDNS(ctx context.Context, image string) error {
 	return Await(ctx, c, metav1.NamespaceDefault, "default", func(*corev1.ServiceAccount) error { return nil })
 }
 
-// connect makes the clients.
-func (c *Cluster) connect() error {
-	var err error
-	if c.Config, err = clientcmd.BuildConfigFromFlags("", c.Kubeconfig); err != nil {
-		return err
-	}
+// Connect leads to the objects of a cluster, and to nothing else of it.
+func Connect(config *rest.Config) (*Cluster, error) {
+	c := &Cluster{Config: config}
 	// Tests wait for what they have asked for, not for their own client.
 	c.Config.QPS, c.Config.Burst = 200, 400
+	var err error
 	if c.Client, err = kubernetes.NewForConfig(c.Config); err != nil {
-		return err
+		return nil, err
 	}
 	if c.dynamic, err = dynamic.NewForConfig(c.Config); err != nil {
-		return err
+		return nil, err
 	}
 	c.mapper = restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(c.Client.Discovery()))
-	return nil
+	return c, nil
+}
+
+// connect makes the clients.
+func (c *Cluster) connect() error {
+	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	way, err := Connect(config)
+	if err == nil {
+		c.Config, c.Client, c.dynamic, c.mapper = way.Config, way.Client, way.dynamic, way.mapper
+	}
+	return err
 }
 
 // Node finds a node by its name; nil where the cluster is not ours.

@@ -71,11 +71,17 @@ func Build(ctx context.Context, module string, progress io.Writer) (string, erro
 
 // sources is where a module is.
 func sources(ctx context.Context, module string) (string, error) {
-	top, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
+	top, err := top(ctx)
+	return filepath.Join(top, "test", "servers", module), err
+}
+
+// top is the directory of Tacit's own module.
+func top(ctx context.Context) (string, error) {
+	said, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return "", fmt.Errorf("go list: %w", err)
 	}
-	return filepath.Join(strings.TrimSpace(string(top)), "test", "servers", module), nil
+	return strings.TrimSpace(string(said)), nil
 }
 
 // directory has in its name what the module says.

@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,23 +23,17 @@ type SPIREConfig struct {
 	// UID is the user whose processes are the delegate; its programs may
 	// reach the admin socket.
 	UID int
-	// Start prepares a command to run elsewhere, such as in another network
-	// namespace; nil is here.
-	Start func(*exec.Cmd)
 }
 
 // SPIRE is a running server, and an agent of it on this machine.
 type SPIRE struct {
 	SPIREConfig
-	t        testing.TB
-	dir, bin string
-	port     int
-	server   *world.Program
-	agent    *world.Program
+	*bench
+	bin    string
+	port   int
+	server *world.Program
+	agent  *world.Program
 }
-
-// patience bounds the waits for SPIRE.
-const patience = 30 * time.Second
 
 // nodeID is the parent of all entries: whichever agent has joined.
 const nodeID = "/node"
@@ -53,20 +46,15 @@ func StartSPIRE(t testing.TB, config SPIREConfig) *SPIRE {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "spire") //nolint:usetesting // a test's own directory has too long a name for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	s := &SPIRE{SPIREConfig: config, t: t, dir: dir, bin: bin, port: freePort(t)}
+	s := &SPIRE{SPIREConfig: config, bench: newBench(t, "spire"), bin: bin, port: freePorts(t, 1)[0]}
 	for _, sub := range []string{"server", "agent", "public", "admin"} {
-		s.must(os.MkdirAll(filepath.Join(dir, sub), 0o755))
+		s.must(os.MkdirAll(s.path(sub), 0o755))
 	}
-	s.must(os.Chown(dir, s.UID, -1)) // root reaches everything anyway
+	s.must(os.Chown(s.dir, s.UID, -1)) // root reaches everything anyway
 	s.write("server.conf", s.serverConfig())
 	s.write("agent.conf", s.agentConfig())
-	s.server = s.launch("spire-server", "run", "-config", s.path("server.conf"))
-	s.await("the server", "spire-server", "healthcheck", "-socketPath", s.path("server.sock"))
+	s.server = s.launch("spire-server", s.program("spire-server"), "run", "-config", s.path("server.conf"))
+	s.awaitHealth(s.server, "healthcheck", "-socketPath", s.path("server.sock"))
 	s.StartAgent()
 	return s
 }
@@ -125,8 +113,8 @@ func (s *SPIRE) StartAgent() {
 	s.t.Helper()
 	said := s.run("token", "generate", "-socketPath", s.path("server.sock"), "-spiffeID", s.id(nodeID))
 	token := strings.TrimSpace(strings.TrimPrefix(said, "Token:"))
-	s.agent = s.launch("spire-agent", "run", "-config", s.path("agent.conf"), "-joinToken", token)
-	s.await("the agent", "spire-agent", "healthcheck", "-socketPath", s.WorkloadSocket())
+	s.agent = s.launch("spire-agent", s.program("spire-agent"), "run", "-config", s.path("agent.conf"), "-joinToken", token)
+	s.awaitHealth(s.agent, "healthcheck", "-socketPath", s.WorkloadSocket())
 	s.must(os.Chown(s.path("admin"), s.UID, -1))
 	s.must(os.Chown(s.AdminSocket(), s.UID, -1))
 }
@@ -175,68 +163,27 @@ func (s *SPIRE) Federate(domain string, root *x509.Certificate) {
 	s.run("bundle", "set", "-socketPath", s.path("server.sock"), "-id", "spiffe://"+domain, "-path", s.path("bundle.pem"))
 }
 
-func (s *SPIRE) id(path string) string   { return "spiffe://" + s.TrustDomain + path }
-func (s *SPIRE) path(name string) string { return filepath.Join(s.dir, name) }
-func (s *SPIRE) write(name, text string) { s.must(os.WriteFile(s.path(name), []byte(text), 0o600)) }
-
-func (s *SPIRE) must(err error) {
-	s.t.Helper()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-}
+func (s *SPIRE) id(path string) string      { return "spiffe://" + s.TrustDomain + path }
+func (s *SPIRE) program(name string) string { return filepath.Join(s.bin, name) }
 
 // run runs a command of the server to its end.
 func (s *SPIRE) run(args ...string) string {
 	s.t.Helper()
-	said, err := exec.CommandContext(s.t.Context(), filepath.Join(s.bin, "spire-server"), args...).CombinedOutput()
+	said, err := exec.CommandContext(s.t.Context(), s.program("spire-server"), args...).CombinedOutput()
 	if err != nil {
 		s.t.Fatalf("spire-server %s %s: %v: %s", args[0], args[1], err, said)
 	}
 	return string(said)
 }
 
-func (s *SPIRE) launch(program string, args ...string) *world.Program {
+// awaitHealth waits until the program's own command finds it healthy.
+func (s *SPIRE) awaitHealth(p *world.Program, args ...string) {
 	s.t.Helper()
-	cmd := exec.CommandContext(context.Background(), filepath.Join(s.bin, program), args...)
-	if s.Start != nil {
-		s.Start(cmd)
-	}
-	p, err := world.Launch(program, s.path(program+".log"), cmd)
-	s.must(err)
-	s.t.Cleanup(func() {
-		_ = p.Kill()
-		if text, err := os.ReadFile(p.Log); err == nil && s.t.Failed() {
-			s.t.Logf("%s ends with:\n%s", program, text[max(0, len(text)-4000):])
-		}
-	})
-	return p
-}
-
-// await waits until a command succeeds.
-func (s *SPIRE) await(what, program string, args ...string) {
-	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
-	defer cancel()
-	err := world.Poll(ctx, func() error {
-		said, err := exec.CommandContext(ctx, filepath.Join(s.bin, program), args...).CombinedOutput()
+	s.await(p, func(ctx context.Context) error {
+		said, err := exec.CommandContext(ctx, s.program(p.Name), args...).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, said)
 		}
 		return nil
 	})
-	if err != nil {
-		s.t.Fatalf("%s does not get ready: %v", what, err)
-	}
-}
-
-// freePort is one that nobody has at this moment.
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
 }
