@@ -30,9 +30,10 @@ each serves all proxies, one, which holds the Lease tacitd, writes the status
 condition tacit.mesh/Enforced to policies. A proxy proves itself with the token
 of its pod, which the API server is asked about; it gets certificates only for
 the service accounts of the enrolled pods on that pod's node. The CA's key is
-made once, into the Secret tacit-ca (tls.key, tls.crt, ca.crt), and never
-written over; to sign with a CA of your own, create that Secret first. The
-ConfigMap tacit-ca-root has what proxies need as --root.
+made once, into the Secret tacit-ca (tls.key, tls.crt, ca.crt), and replaced by
+"tacit ca rotate" alone; to sign with a CA of your own, an intermediate perhaps,
+create that Secret first. It is followed when it changes. The ConfigMap
+tacit-ca-root has what proxies need as --root.
 
 Without a cluster (--from) it reads every *.yaml, *.yml and *.json below a
 directory, and reads again whatever changes. What it cannot read is an error
@@ -42,8 +43,10 @@ read at the start is not served at all until that is mended. A node's proxy
 proves itself with a token, sent as "authorization: Bearer TOKEN". The file
 --tokens has a line "TOKEN NODE" for each, mode 0600, and may change at any
 time. --ca-dir holds ca.key and ca.crt. They are made if they are not there, and
-never written over. ca.crt is what proxies need as --root. To sign with a CA
-of your own, put its key there, and its certificate followed by those above it.`
+replaced by "tacit ca rotate" alone. ca.crt is what proxies need as --root. To
+sign with a CA of your own, put its key there, and its certificate followed by
+those above it; or tls.key, tls.crt and ca.crt, as Kubernetes and cert-manager
+name them. What is there is followed when it changes.`
 
 const example = `  # In a cluster, as a pod:
   tacitd --kubernetes --metrics :15014

@@ -51,7 +51,7 @@ func (s *state) roots(text []byte) error {
 		}
 		found = true
 		left := certificate.NotAfter.Sub(s.now())
-		switch do := "replace the CA in Secret tacit-ca before that, with the old root kept in its ca.crt"; {
+		switch do := "replace it before that: tacit ca rotate; or, if the CA is not tacitd's own, put the new root beside the old one where it comes from"; {
 		case left < 0:
 			s.add(Broken, "Certificates", "CA", "ended on "+certificate.NotAfter.Format(time.DateOnly), do)
 		case left < caSoon:

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
@@ -244,12 +245,8 @@ func (d *Dir) Request(id string) error { return replace(d.file(requestFile), 0o6
 func (d *Dir) Publish(ctx context.Context, a *Authority) error {
 	for {
 		changed := a.Changed()
-		text, err := json.MarshalIndent(a.Status(), "", "  ")
-		if err == nil && !d.foreign() { // which may be mounted read-only
-			err = d.keep(statusFile, 0o644, append(text, '\n'))
-		}
-		if err != nil {
-			return fmt.Errorf("status of the certificate authority: %w", err)
+		if err := d.publish(a.Status()); err != nil {
+			a.config.Log.Error("status of the certificate authority not written", zap.Error(err))
 		}
 		select {
 		case <-changed:
@@ -257,6 +254,17 @@ func (d *Dir) Publish(ctx context.Context, a *Authority) error {
 			return ctx.Err()
 		}
 	}
+}
+
+func (d *Dir) publish(s Status) error {
+	if d.foreign() {
+		return nil // it may be mounted, and is nobody's to write to
+	}
+	text, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return err
+	}
+	return d.keep(statusFile, 0o644, append(text, '\n'))
 }
 
 // ReadStatus reads the status that the tacitd of a directory keeps in it.
