@@ -1,6 +1,6 @@
 # The images of the programs, one target each:
 #
-#   docker build --target tacit-proxy -t tacit-proxy .
+#   docker build --target tacit-proxy -t tacit-proxy:v1.2.3 --build-arg VERSION=v1.2.3 .
 #
 # What is in them is listed in deploy/images. The same sources give the same
 # bytes: with SOURCE_DATE_EPOCH set, --output rewrite-timestamp=true, and the
@@ -13,10 +13,13 @@ WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
+# What the programs say that they are.
+ARG VERSION=
+ENV LDFLAGS="-s -w -buildid= -X github.com/tacit-mesh/tacit/internal/version.release=${VERSION}"
 # What git says is left out: whether the tree has changes differs by who builds.
 ENV CGO_ENABLED=0 GOFLAGS="-trimpath -buildvcs=false"
-RUN go build -ldflags="-s -w -buildid=" -o /out/ ./cmd/...
-RUN go build -ldflags="-s -w -buildid=" -tags inpod -o /out/inpod/ ./cmd/tacit
+RUN go build -ldflags="$LDFLAGS" -o /out/ ./cmd/...
+RUN go build -ldflags="$LDFLAGS" -tags inpod -o /out/inpod/ ./cmd/tacit
 
 # No shell, no libc, no root: what parses bytes from the network has nothing.
 FROM scratch AS tacit-proxy

@@ -35,6 +35,8 @@ func permissions() map[string]string {
 		{"tacit-agent", "get list watch", "node.k8s.io/runtimeclasses", "which of them are in a sandbox and cannot be"},
 		{"tacit-agent", "patch", "/pods/status", "the report that a pod is captured"},
 		{"tacit-agent", "create patch", "/events", "why a pod is not captured"},
+		{"tacit-system/tacit-agent", "create", "/serviceaccounts/token=tacit-cni", "the CNI plugin's token"},
+		{"tacit-cni", "get", "/pods /namespaces", "whether a pod that is made while the agent is away is in the mesh"},
 	} {
 		for verb := range strings.FieldsSeq(p.verbs) {
 			for what := range strings.FieldsSeq(p.what) {
@@ -128,6 +130,7 @@ func TestPermissionsFollowSettings(t *testing.T) {
 		values values
 		change []string
 	}{
+		"cni":   {values{"cni": values{"enabled": false}}, []string{"tacit-cni get /namespaces", "tacit-cni get /pods", "tacit-system/tacit-agent create /serviceaccounts/token=tacit-cni"}},
 		"taint": {values{"startupTaint": values{"enabled": true}}, []string{"tacit-agent get /nodes", "tacit-agent patch /nodes"}},
 		"status": {values{"tacitd": values{"writeStatus": false}}, []string{
 			"tacit-system/tacitd create coordination.k8s.io/leases",

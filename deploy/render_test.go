@@ -112,7 +112,9 @@ func everything() values {
 			"extraArgs": []any{"--more"}},
 		"cni":          values{"enabled": false},
 		"startupTaint": values{"enabled": true}, "metrics": values{"annotations": false}, "networkPolicy": values{"enabled": true},
-		"crds": values{"install": false}, "resourceQuota": values{"enabled": true}, "openshift": values{"enabled": true},
+		"crl":               values{"configMap": "istio-ca-crl", "keys": []any{"ca-crl.pem", "more.crl"}, "files": []any{"/etc/pki/crl/ours.pem", "/var/lib/pki/crl/theirs.der"}},
+		"admissionPolicies": values{"enabled": false},
+		"crds":              values{"install": false}, "resourceQuota": values{"enabled": true}, "openshift": values{"enabled": true},
 	}
 }
 

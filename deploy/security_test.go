@@ -121,8 +121,9 @@ func TestSettingsReachPrograms(t *testing.T) {
 	}
 	pods := podsOf(objects)
 	for workload, want := range map[string][]string{
-		"tacitd":      {"--mesh-config=/etc/tacit/mesh.yaml", "--no-status", "--skips=listed", "--skip-ports=5432,9000-9100", "--trust-domain=example.org", "--more"},
-		"tacit-proxy": {"--spire=/run/spire/api.sock", "--drain=60s", "--direct-local=false", "--connections-per-pod=7", "--more"},
+		"tacitd": {"--mesh-config=/etc/tacit/mesh.yaml", "--no-status", "--skips=listed", "--skip-ports=5432,9000-9100", "--trust-domain=example.org", "--more"},
+		"tacit-proxy": {"--crl=/etc/tacit/crl/ca-crl.pem", "--crl=/etc/tacit/crl/more.crl", "--crl=/etc/tacit/crl-0/ours.pem", "--crl=/etc/tacit/crl-1/theirs.der",
+			"--spire=/run/spire/api.sock", "--drain=60s", "--direct-local=false", "--connections-per-pod=7", "--more"},
 		"tacit-agent": {"--iptables=nft", "--remove-taint", "--skips=listed", "--skip-ports=5432,9000-9100", "--trust-domain=example.org", "--more"},
 	} {
 		args := pods[workload].Spec.Containers[0].Args
@@ -132,8 +133,15 @@ func TestSettingsReachPrograms(t *testing.T) {
 			}
 		}
 	}
-	if mounts := hostPaths(pods["tacit-proxy"].Spec); mounts["/run/spire"] != "ro /run/spire/admin" {
-		t.Errorf("SPIRE's socket is not there: %v", mounts)
+	if diff := cmp.Diff(map[string]string{
+		"/run/tacit/agent": "ro /run/tacit/agent", "/run/spire": "ro /run/spire/admin",
+		"/etc/tacit/crl-0": "ro /etc/pki/crl", "/etc/tacit/crl-1": "ro /var/lib/pki/crl",
+	}, hostPaths(pods["tacit-proxy"].Spec)); diff != "" {
+		t.Errorf("mounts of the node (- wanted, + in the chart):\n%s", diff)
+	}
+	lists := projected(t, pods["tacit-proxy"].Spec, "/etc/tacit/crl")
+	if lists == nil || lists.Name != "istio-ca-crl" || lists.Optional != nil || len(lists.Items) != 2 || lists.Items[1] != (core.KeyToPath{Key: "more.crl", Path: "more.crl"}) {
+		t.Errorf("the lists of revoked certificates come from %+v", lists)
 	}
 	if slices.ContainsFunc(pods["tacit-proxy"].Spec.Containers[0].Args, func(a string) bool { return strings.HasPrefix(a, "--ca=") }) {
 		t.Error("the proxy has two sources of certificates")
@@ -142,6 +150,19 @@ func TestSettingsReachPrograms(t *testing.T) {
 	if len(plain.Volumes) != 0 {
 		t.Errorf("without a configuration there is a volume: %v", plain.Volumes)
 	}
+}
+
+// projected is the ConfigMap behind a mount that is projected.
+func projected(t *testing.T, pod core.PodSpec, mount string) *core.ConfigMapProjection {
+	t.Helper()
+	for _, m := range pod.Containers[0].VolumeMounts {
+		for _, v := range pod.Volumes {
+			if m.MountPath == mount && v.Name == m.Name && v.Projected != nil && len(v.Projected.Sources) == 1 {
+				return v.Projected.Sources[0].ConfigMap
+			}
+		}
+	}
+	return nil
 }
 
 // Every argument that the chart can give is a flag of the program.

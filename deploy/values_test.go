@@ -23,6 +23,8 @@ func TestSchemaRefuses(t *testing.T) {
 		"mode without list":   {"skips": values{"mode": "listed"}},
 		"no ports":            {"skips": values{"mode": "listed", "ports": "pg"}},
 		"directory":           {"cni": values{"binDir": "opt/cni/bin"}},
+		"list in no place":    {"crl": values{"files": []any{"ours.pem"}}},
+		"no list":             {"crl": values{"configMap": "ours", "keys": []any{}}},
 		"backend":             {"agent": values{"iptables": "ebpf"}},
 		"no duration":         {"tacitd": values{"maxCertificateTTL": "1 day"}},
 		"no flag":             {"proxy": values{"extraArgs": []any{"rm"}}},

@@ -9,7 +9,6 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
-	"k8s.io/client-go/rest"
 
 	"github.com/tacit-mesh/tacit/internal/kube/access"
 	"github.com/tacit-mesh/tacit/internal/kube/nodeapi"
@@ -47,7 +46,7 @@ func (o *options) cluster(log *zap.Logger) (*clusterNode, error) {
 		Client: client, Reader: pods.Reader{Node: o.node, TrustDomain: o.trustDomain, Skips: o.skips, Release: o.release}, Log: log,
 	}
 	if o.cniBinDir != "" {
-		if n.installer, err = o.installer(config, log); err != nil {
+		if n.installer, err = o.installer(&cluster.PluginAccess{Client: client, Config: config, Namespace: o.namespace}, log); err != nil {
 			return nil, err
 		}
 		settings.Enrolled = n.keepEnrolled
@@ -60,7 +59,7 @@ func (o *options) locator() *pods.Locator {
 	return pods.NewLocator(o.hostProc, cmp.Or(o.netnsDir, runtimePins))
 }
 
-func (o *options) installer(config *rest.Config, log *zap.Logger) (*install.Installer, error) {
+func (o *options) installer(access *cluster.PluginAccess, log *zap.Logger) (*install.Installer, error) {
 	binary := o.cniBinary
 	if binary == "" {
 		own, err := os.Executable()
@@ -74,7 +73,7 @@ func (o *options) installer(config *rest.Config, log *zap.Logger) (*install.Inst
 		Entry: cni.Config{
 			Type: cni.Type, Socket: o.cniSocket, SkipNamespaces: []string{"kube-system", o.namespace}, TimeoutSeconds: cniTimeout,
 		},
-		Kubeconfig: func() ([]byte, error) { return cluster.Kubeconfig(config) },
+		Kubeconfig: access.Kubeconfig,
 		Log:        log,
 	}), nil
 }

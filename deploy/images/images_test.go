@@ -21,7 +21,7 @@ const top = "../.."
 type stage struct {
 	base, user, entrypoint string
 	files                  []string // "FROM: SOURCE... DIRECTORY" of each COPY
-	runs                   []string
+	runs, settings         []string
 }
 
 // stages reads a Dockerfile, as far as ours goes: anything else is an error.
@@ -37,7 +37,9 @@ func stages(t *testing.T, path string) map[string]*stage {
 		word, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
 		fields := strings.Fields(rest)
 		switch word {
-		case "", "#", "ARG", "WORKDIR", "ENV":
+		case "", "#", "ARG", "WORKDIR":
+		case "ENV":
+			now.settings = append(now.settings, rest)
 		case "FROM":
 			now = &stage{base: fields[0]}
 			all[fields[2]] = now
@@ -71,6 +73,17 @@ func TestDockerfile(t *testing.T) {
 			return strings.HasPrefix(r, "go build ") && strings.HasSuffix(r, command) && strings.Contains(r, "-tags") == (tag != "")
 		}) {
 			t.Errorf("no go build that ends in %q", command)
+		}
+	}
+	const version = "-X github.com/tacit-mesh/tacit/internal/version.release=${VERSION}\""
+	if !slices.ContainsFunc(all["build"].settings, func(s string) bool {
+		return strings.HasPrefix(s, "LDFLAGS=") && strings.HasSuffix(s, version)
+	}) {
+		t.Errorf("no LDFLAGS with %s: %q", version, all["build"].settings)
+	}
+	for _, run := range all["build"].runs {
+		if strings.HasPrefix(run, "go build ") && !strings.Contains(run, `-ldflags="$LDFLAGS"`) {
+			t.Errorf("programs of %q do not know their version", run)
 		}
 	}
 	if !slices.Contains(all["userland"].runs, "sh /userland.sh /userland") ||

@@ -5,9 +5,15 @@
 package version
 
 import (
+	"cmp"
 	"runtime/debug"
 	"strings"
 )
+
+// release is set by whoever builds one, where no tag is at hand:
+//
+//	go build -ldflags "-X github.com/tacit-mesh/tacit/internal/version.release=v1.2.3"
+var release string
 
 // String is the module's version and the commit it was built from, such as
 // "v0.1.0 (1a2b3c4d5e6f, changed)", as far as the build recorded them.
@@ -16,11 +22,11 @@ func String() string {
 	if !ok {
 		return "unknown"
 	}
-	return describe(info)
+	return describe(release, info)
 }
 
-func describe(info *debug.BuildInfo) string {
-	version := info.Main.Version
+func describe(release string, info *debug.BuildInfo) string {
+	version := cmp.Or(release, info.Main.Version)
 	if version == "" || version == "(devel)" {
 		version = "development build"
 	}

@@ -93,20 +93,22 @@ func newKubeNode(t *testing.T, objects ...runtime.Object) *kubeNode {
 	n.install = install.New(install.Config{
 		Binary: built, BinDir: bin, ConfDir: n.conf, Log: n.log.Named("install"),
 		Entry:      cni.Config{Type: cni.Type, Socket: filepath.Join(dir, "cni/cni.sock"), SkipNamespaces: []string{"kube-system"}, TimeoutSeconds: 3},
-		Kubeconfig: func() ([]byte, error) { return cluster.Kubeconfig(n.config) },
+		Kubeconfig: func() ([]byte, error) { return cluster.Kubeconfig(n.config, apiToken) },
 	})
 	n.stopInstall = background(t, n.install.Run)
 	eventually(t, 10*time.Second, "the plugin installed", n.install.Installed)
 	return n
 }
 
+// apiToken is that of the plugin.
+const apiToken = "token-of-the-plugin"
+
 // serveAPI answers inside the node what the fake holds, to who has the token.
 func (n *kubeNode) serveAPI(t *testing.T) *rest.Config {
 	t.Helper()
-	const token = "token-of-the-agent"
 	mux := http.NewServeMux()
 	answer := func(w http.ResponseWriter, r *http.Request, o any, err error) {
-		if err != nil || r.Header.Get("Authorization") != "Bearer "+token {
+		if err != nil || r.Header.Get("Authorization") != "Bearer "+apiToken {
 			http.Error(w, "no", http.StatusForbidden)
 			return
 		}
@@ -126,7 +128,7 @@ func (n *kubeNode) serveAPI(t *testing.T) *rest.Config {
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
-	return &rest.Config{Host: "https://" + apiAddr.String(), BearerToken: token, TLSClientConfig: rest.TLSClientConfig{CAData: ca}}
+	return &rest.Config{Host: "https://" + apiAddr.String(), TLSClientConfig: rest.TLSClientConfig{CAData: ca}}
 }
 
 // startKube starts the agent as tacit-agent --kubernetes would; stop ends it.

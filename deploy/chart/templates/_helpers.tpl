@@ -69,3 +69,30 @@ seccompProfile:
 {{- define "tacit.server" -}}
 tacitd.{{ .Release.Namespace }}.svc
 {{- end }}
+
+{{/* agentRequests has a policy of admission concern the agents alone */}}
+{{- define "tacit.agentRequests" -}}
+matchConditions:
+- name: agent
+  expression: request.userInfo.username == 'system:serviceaccount:{{ .Release.Namespace }}:tacit-agent'
+{{- end }}
+
+{{/* agentNode compares variables.node with the node that the API server has
+     put into the agent's token */}}
+{{- define "tacit.agentNode" -}}
+- expression: variables.node != '' && request.userInfo.?extra['authentication.kubernetes.io/node-name'].orValue([]) == [variables.node]
+  messageExpression: >-
+    'tacit-agent changes only what is on its own node, and this is on "' + variables.node + '"'
+{{- end }}
+
+{{/* agentBinding puts a policy of admission into force, by name */}}
+{{- define "tacit.agentBinding" }}
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata:
+  name: {{ .name }}
+  labels: {{- .labels | nindent 4 }}
+spec:
+  policyName: {{ .name }}
+  validationActions: [Deny]
+{{- end }}

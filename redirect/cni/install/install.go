@@ -30,16 +30,18 @@ type Config struct {
 	BinDir  string // of the node's plugins
 	ConfDir string // of the node's network configurations
 	Entry   cni.Config
-	// Kubeconfig makes the file by which the plugin reaches the API.
+	// Kubeconfig makes the file by which the plugin reaches the API. While it
+	// fails the file stays as it was.
 	Kubeconfig func() ([]byte, error)
 	Log        *zap.Logger
 }
 
 // Installer keeps the plugin in place.
 type Installer struct {
-	cfg       Config
-	installed atomic.Bool
-	last      string // error, logged once
+	cfg         Config
+	installed   atomic.Bool
+	last        string // error, logged once
+	lastRenewal string // of the kubeconfig, likewise
 }
 
 // New makes an installer; nothing happens before Run.
@@ -117,11 +119,7 @@ func (i *Installer) report(err error) {
 // ensure puts in place what is missing, in the order in which it is needed.
 func (i *Installer) ensure() error {
 	if i.cfg.Kubeconfig != nil {
-		text, err := i.cfg.Kubeconfig()
-		if err == nil {
-			err = writeState(cni.Kubeconfig(i.cfg.BinDir), text)
-		}
-		if err != nil {
+		if err := i.writeKubeconfig(); err != nil {
 			return fmt.Errorf("how the CNI plugin reaches the API: %w", err)
 		}
 	}
@@ -129,6 +127,23 @@ func (i *Installer) ensure() error {
 		return fmt.Errorf("binary of the CNI plugin: %w", err)
 	}
 	return i.configure()
+}
+
+func (i *Installer) writeKubeconfig() error {
+	path := cni.Kubeconfig(i.cfg.BinDir)
+	text, err := i.cfg.Kubeconfig()
+	if err == nil {
+		i.lastRenewal = ""
+		return writeState(path, text)
+	}
+	if _, missing := os.Stat(path); missing != nil {
+		return err
+	}
+	if err.Error() != i.lastRenewal {
+		i.lastRenewal = err.Error()
+		i.cfg.Log.Warn("the CNI plugin reaches the API as before, for as long as that holds", zap.Error(err))
+	}
+	return nil
 }
 
 // KeepEnrolled leaves the list of enrolled namespaces for the plugin.

@@ -260,3 +260,33 @@ func TestBinary(t *testing.T) {
 		t.Errorf("to look at %d bytes takes %d bytes of memory: %v", large, used, err)
 	}
 }
+
+// While there is no new token for the plugin, the old one stays; without any,
+// the plugin is not in place.
+func TestKubeconfigStays(t *testing.T) {
+	p := newPlace(t)
+	p.configure("10-k8s.conflist", bridgeList)
+	works := p.cfg.Kubeconfig
+	fails := func() ([]byte, error) { return nil, errors.New("the API is away") }
+	p.cfg.Kubeconfig = fails
+	if err := p.ensure(); err == nil || !strings.Contains(err.Error(), "the API is away") {
+		t.Errorf("without a kubeconfig: %v", err)
+	}
+	p.cfg.Kubeconfig = works
+	if err := p.ensure(); err != nil {
+		t.Fatal(err)
+	}
+	p.cfg.Kubeconfig = fails
+	for range 3 {
+		if err := p.ensure(); err != nil {
+			t.Error(err)
+		}
+	}
+	text, err := os.ReadFile(cni.Kubeconfig(p.bin))
+	if err != nil || string(text) != "secret" {
+		t.Errorf("the file holds %q, %v", text, err)
+	}
+	if n := p.logs.FilterMessageSnippet("as before").Len(); n != 1 {
+		t.Errorf("it was logged %d times, want once", n)
+	}
+}
