@@ -91,8 +91,9 @@ func newStatus(m *build.Mesh, errs []error, lacking func(*model.Policy) []string
 		if message, ok := unread[p.Kind+" "+p.Namespace+"/"+p.Name]; ok {
 			p.Messages = append([]string{message}, p.Messages...)
 		}
+		p.Findings = findings[p.Kind+" "+p.Namespace+"/"+p.Name]
 		s.statuses = append(s.statuses, p)
-		s.Policies = append(s.Policies, policyStatus{p.Kind, p.Namespace, p.Name, p.Generation, p.Enforced, p.Layer, p.Ports, p.Messages, findings[p.Kind+" "+p.Namespace+"/"+p.Name]})
+		s.Policies = append(s.Policies, policyStatus{p.Kind, p.Namespace, p.Name, p.Generation, p.Enforced, p.Layer, p.Ports, p.Messages, p.Findings})
 	}
 	for _, p := range m.Problems() {
 		s.Problems = append(s.Problems, problem{p.Kind, p.Namespace, p.Name, p.Err.Error()})

@@ -93,6 +93,8 @@ type PolicyStatus struct {
 	// Messages say what is not enforced as written, where and why; none
 	// means that all of it is.
 	Messages []string
+	// Findings are parts that do something else than was probably meant.
+	Findings []string
 }
 
 // Policy is the key under which the object travels, if it does under one of its

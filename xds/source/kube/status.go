@@ -157,6 +157,9 @@ func condition(st *build.PolicyStatus) map[string]any {
 	if len(st.Messages) > 0 {
 		message += ": " + strings.Join(st.Messages, "; ")
 	}
+	if len(st.Findings) > 0 {
+		message += "; doubtful: " + strings.Join(st.Findings, "; ")
+	}
 	if len(message) > maxMessage {
 		message = strings.ToValidUTF8(message[:maxMessage], "") + "..."
 	}

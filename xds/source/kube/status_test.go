@@ -93,8 +93,9 @@ func TestStatusIsWrittenBesideOthers(t *testing.T) {
 		generation              int64
 	}{
 		{func() {}, "True", "Enforced", "enforced at L4", 1},
-		{func() { st.Messages = []string{"not on port 80", "nor there"} }, "False", "EnforcedInPart", "enforced at L4, but not everywhere as written: not on port 80; nor there", 1},
-		{func() { st.Enforced, st.Generation = false, 2 }, "False", "NotEnforced", "not enforced: not on port 80; nor there", 2},
+		{func() { st.Findings = []string{"a: does b; probably meant: c"} }, "True", "Enforced", "enforced at L4; doubtful: a: does b; probably meant: c", 1},
+		{func() { st.Messages = []string{"not on port 80", "nor there"} }, "False", "EnforcedInPart", "enforced at L4, but not everywhere as written: not on port 80; nor there; doubtful: a: does b; probably meant: c", 1},
+		{func() { st.Findings, st.Enforced, st.Generation = nil, false, 2 }, "False", "NotEnforced", "not enforced: not on port 80; nor there", 2},
 	} {
 		step.change()
 		s.Set([]build.PolicyStatus{st, {Kind: "AuthorizationPolicy", Namespace: "shop", Name: "gone"}, {Kind: "Unheard", Namespace: "shop", Name: "p"}})
