@@ -7,7 +7,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -276,8 +275,7 @@ func (c *Connection) clientSkips() bool {
 	if w == nil || !c.peer.IsZero() || w.Protocol != model.ProtocolHBONE {
 		return false
 	}
-	return w.SkipOutbound.Contains(c.original.Port()) ||
-		slices.ContainsFunc(w.SkipOutboundCIDRs, func(p netip.Prefix) bool { return p.Contains(c.original.Addr()) })
+	return w.SkipsOutbound(c.original)
 }
 
 // sourceFor is the client's own address where it is of the target's family.

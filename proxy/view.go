@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/tacit-mesh/tacit/proxy/admin"
+	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/proxy/telemetry"
 )
 
@@ -49,6 +50,22 @@ func (p *Proxy) Ended() []admin.Connection { return views(p.conns.Ended()) }
 
 // Find lists the sides of one connection, for people.
 func (p *Proxy) Find(id string) []admin.Connection { return views(p.conns.Find(id)) }
+
+// LiveFlows lists the connections that carry bytes now, as flows.
+func (p *Proxy) LiveFlows() []flows.Event {
+	now := time.Now()
+	var out []flows.Event
+	for _, c := range p.conns.Live() {
+		c.mu.Lock()
+		if c.opened && c.counts != nil {
+			e := c.record.Flow(flows.Live, now)
+			e.Sent, e.Received = c.moved()
+			out = append(out, e)
+		}
+		c.mu.Unlock()
+	}
+	return out
+}
 
 func views(list []*Connection) []admin.Connection {
 	out := make([]admin.Connection, len(list))

@@ -14,6 +14,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/internal/cli"
 	"github.com/tacit-mesh/tacit/proxy/admin"
+	"github.com/tacit-mesh/tacit/proxy/flows"
 )
 
 func main() { cli.Main(command()) }
@@ -52,6 +53,9 @@ const example = `  tacit-proxy --node node-1 --agent-socket /run/tacit/agent.soc
     --pod istio-system/ztunnel-x7k2p --direct-local=false \
     --root /var/run/secrets/istio/root-cert.pem --token /var/run/secrets/tokens/istio-token`
 
+// maxFlows bounds the memory that --flows may ask for to 0.7 GB.
+const maxFlows = 1 << 20
+
 // options are the flags, as given.
 type options struct {
 	node         string
@@ -74,6 +78,7 @@ type options struct {
 	directLocal  bool
 	tell         bool
 	tellIdentity bool
+	flows        int
 }
 
 func command() *cobra.Command {
@@ -115,6 +120,7 @@ func command() *cobra.Command {
 	f.DurationVar(&o.grace, "certificate-grace", 0, "how long live connections may go on once the certificate of either side has ended without a newer one; 0: for as long as they like")
 	f.IntVar(&o.podShare, "connections-per-pod", 0, "`number` of connections from one pod at a time, and as many to it; 0: by the limit of open files")
 	f.BoolVar(&o.directLocal, "direct-local", true, "join connections between two pods of this node, once authorized, without encrypting their bytes in between")
+	f.IntVar(&o.flows, "flows", flows.DefaultSize, "`number` of ended connections and requests to remember for tacit flows, tap and coverage, 0.7 KB each; 0: none")
 	f.BoolVar(&o.tell, "tell-policies", false, "name the policy in the answer to a request of HTTP that it denies")
 	f.BoolVar(&o.tellIdentity, "tell-identity", false, "put the caller's identity into X-Forwarded-Client-Cert of each request that a policy about requests covers, in the place of what the caller says there")
 	return cmd
@@ -135,6 +141,9 @@ func (o *options) check() (problems []error) {
 	}
 	if o.grace < 0 {
 		problems = append(problems, fmt.Errorf("--certificate-grace=%v: want 0 or more, such as 1h", o.grace))
+	}
+	if o.flows < 0 || o.flows > maxFlows {
+		problems = append(problems, fmt.Errorf("--flows=%d: want a number from 0 to %d", o.flows, maxFlows))
 	}
 	if o.podShare < 0 {
 		problems = append(problems, fmt.Errorf("--connections-per-pod=%d: want 0 or more", o.podShare))

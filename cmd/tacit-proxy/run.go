@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -15,6 +16,7 @@ import (
 	"github.com/tacit-mesh/tacit/identity/crl"
 	"github.com/tacit-mesh/tacit/proxy"
 	"github.com/tacit-mesh/tacit/proxy/admin"
+	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/proxy/sockets"
 	"github.com/tacit-mesh/tacit/proxy/state"
 	"github.com/tacit-mesh/tacit/proxy/telemetry"
@@ -33,6 +35,7 @@ type process struct {
 	store    *identity.Store
 	xds      *client.Client
 	recorder *telemetry.Recorder
+	flows    *flows.Log
 	proxy    *proxy.Proxy
 	exports  chan []byte // the newest of the xDS client's
 }
@@ -115,12 +118,14 @@ func newProcess(o options) (*process, error) {
 		Server: o.xds, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token,
 		ClusterID: o.clusterID, Node: o.xdsNode(), Sink: p.state, Saved: p.keepExport, Log: p.log,
 	})
+	p.flows = flows.New(o.flows, time.Now())
 	p.recorder = telemetry.New(telemetry.Options{
 		Log:             p.log,
 		Workloads:       func() []*model.Workload { return p.state.Snapshot().Workloads() },
 		Generation:      func() uint64 { return p.state.Snapshot().Generation() },
 		PoolConnections: func() int { return p.proxy.PoolConnections() },
 		Certificates:    p.certificates,
+		Flows:           p.flows,
 	})
 	p.proxy = proxy.New(proxy.Config{
 		Node: o.node, Sockets: p.agent, State: p.state, Identities: p.store, Recorder: p.recorder, Revocations: revocations,
@@ -151,6 +156,7 @@ func (p *process) admin() *admin.Server {
 		Snapshot:     p.state.Snapshot,
 		Certificates: p.certificateViews,
 		Live:         p.proxy.Live, Ended: p.proxy.Ended, Find: p.proxy.Find,
+		Flows: p.flows, LiveFlows: p.proxy.LiveFlows,
 		Sections: func() map[string]any {
 			return map[string]any{
 				"pods":         p.proxy.Pods(),

@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -24,6 +26,7 @@ import (
 type client struct {
 	socket string
 	output string
+	more   []string // forms of output besides text and JSON
 	remote remote
 }
 
@@ -47,6 +50,8 @@ const timeout = 30 * time.Second
 type answerer struct {
 	node string // "" for the one behind the socket
 	ask  func(ctx context.Context, path string, query url.Values) (io.ReadCloser, error)
+	// follow is ask for an answer that goes on until the context ends.
+	follow func(ctx context.Context, path string, query url.Values) (io.ReadCloser, error)
 }
 
 // about is what a question is about, where that decides which proxy is asked.
@@ -57,12 +62,14 @@ type about struct {
 
 // proxies are those to ask: the one behind the socket, or a cluster's.
 func (c *client) proxies(cmd *cobra.Command, what about) ([]answerer, error) {
-	if c.output != outputText && c.output != outputJSON {
-		return nil, fmt.Errorf("output %q: want text or json", c.output)
+	forms := append([]string{outputText, outputJSON}, c.more...)
+	if !slices.Contains(forms, c.output) {
+		last := len(forms) - 1
+		return nil, fmt.Errorf("output %q: want %s or %s", c.output, strings.Join(forms[:last], ", "), forms[last])
 	}
 	all, err := c.remote.proxies(cmd, c.socket, what)
 	if all == nil && err == nil {
-		all = []answerer{{ask: c.ask}}
+		all = []answerer{{ask: c.ask, follow: c.follow}}
 	}
 	return all, err
 }
@@ -118,6 +125,16 @@ func isTerminal(out io.Writer) bool {
 
 // ask is one question over the socket.
 func (c *client) ask(ctx context.Context, path string, query url.Values) (io.ReadCloser, error) {
+	return c.request(ctx, path, query, timeout)
+}
+
+// follow is one whose answer goes on for as long as it is read.
+func (c *client) follow(ctx context.Context, path string, query url.Values) (io.ReadCloser, error) {
+	return c.request(ctx, path, query, 0)
+}
+
+// request waits for the whole answer for at most a time; 0 is without end.
+func (c *client) request(ctx context.Context, path string, query url.Values, most time.Duration) (io.ReadCloser, error) {
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -129,7 +146,7 @@ func (c *client) ask(ctx context.Context, path string, query url.Values) (io.Rea
 	if err != nil {
 		return nil, err
 	}
-	response, err := (&http.Client{Transport: transport, Timeout: timeout}).Do(request)
+	response, err := (&http.Client{Transport: transport, Timeout: most}).Do(request)
 	if err != nil {
 		return nil, c.advise(err)
 	}

@@ -194,7 +194,10 @@ plane, as one JSON document.`,
 
 // askCommand is how the command on a person's machine asks this one in a pod.
 func askCommand() *cobra.Command {
-	var c client
+	var (
+		c      client
+		follow bool
+	)
 	cmd := &cobra.Command{
 		Use:    "ask PATH",
 		Short:  "Print the proxy's answer to a path of its admin socket as it is",
@@ -202,12 +205,17 @@ func askCommand() *cobra.Command {
 		Args:   cobra.ExactArgs(1),
 	}
 	cmd.Flags().StringVar(&c.socket, "socket", admin.DefaultPath, "admin `path` of the proxy to ask")
+	cmd.Flags().BoolVar(&follow, "follow", false, "wait for as long as the answer goes on")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		where, err := url.Parse(args[0])
 		if err != nil {
 			return fmt.Errorf("ask: %w", err)
 		}
-		return answerer{ask: c.ask}.copy(cmd.Context(), cmd.OutOrStdout(), where.Path, where.Query())
+		ask := c.ask
+		if follow {
+			ask = c.follow
+		}
+		return answerer{ask: ask}.copy(cmd.Context(), cmd.OutOrStdout(), where.Path, where.Query())
 	}
 	return cmd
 }

@@ -59,9 +59,10 @@ in Tacit's namespace.`,
 		Example: `  tacit status
   tacit explain --from shop/frontend --to shop/backend:8080
   tacit explain 4bf92f3577b34da6a3ce929d0e0e4736
-  tacit connections --denied`,
+  tacit connections --denied
+  tacit tap --outcome denied`,
 	}
-	root.AddCommand(statusCommand(), connectionsCommand(), certsCommand(), explainCommand(), dumpCommand(), askCommand(), lintCommand())
+	root.AddCommand(statusCommand(), connectionsCommand(), flowsCommand(), tapCommand(), coverageCommand(), certsCommand(), explainCommand(), dumpCommand(), askCommand(), lintCommand())
 	root.AddCommand(clusterCommands()...)
 	return cli.Prepare(root)
 }

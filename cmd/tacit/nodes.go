@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,7 +37,9 @@ func askAll[T any](cmd *cobra.Command, all []answerer, path string, query url.Va
 	for i, from := range all {
 		group.Go(func() error {
 			answers[i].node = from.node
-			body, err := from.ask(cmd.Context(), path, query)
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			body, err := from.ask(ctx, path, query)
 			if err == nil {
 				defer body.Close()
 				err = from.read(body, &answers[i].value)

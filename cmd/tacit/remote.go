@@ -68,7 +68,7 @@ func (r *remote) proxies(cmd *cobra.Command, socket string, what about) ([]answe
 	}
 	var all []answerer
 	for _, pod := range pods {
-		all = append(all, answerer{node: pod.Spec.NodeName, ask: askPod(c, pod.Name)})
+		all = append(all, answerer{node: pod.Spec.NodeName, ask: askPod(c, pod.Name), follow: followPod(c, pod.Name)})
 	}
 	return all, nil
 }
@@ -118,13 +118,32 @@ func askPod(c *cluster.Cluster, pod string) func(context.Context, string, url.Va
 	return func(ctx context.Context, path string, query url.Values) (io.ReadCloser, error) {
 		where := url.URL{Path: path, RawQuery: query.Encode()}
 		text, err := c.Run(ctx, pod, cluster.Proxy, []string{"tacit", "ask", where.String()})
-		var said *cluster.ExitError
-		if errors.As(err, &said) {
-			return nil, errors.New(strings.TrimPrefix(said.Error(), "tacit: "))
-		}
 		if err != nil {
-			return nil, err
+			return nil, saidIn(err)
 		}
 		return io.NopCloser(bytes.NewReader(text)), nil
 	}
+}
+
+// followPod reads what a program in the pod says as it says it. The program
+// ends with the reader: at the latest when it next says something.
+func followPod(c *cluster.Cluster, pod string) func(context.Context, string, url.Values) (io.ReadCloser, error) {
+	return func(ctx context.Context, path string, query url.Values) (io.ReadCloser, error) {
+		where := url.URL{Path: path, RawQuery: query.Encode()}
+		out, in := io.Pipe()
+		go func() {
+			err := c.Stream(ctx, pod, cluster.Proxy, []string{"tacit", "ask", "--follow", where.String()}, in)
+			in.CloseWithError(saidIn(err))
+		}()
+		return out, nil
+	}
+}
+
+// saidIn is the error that the program in the pod told, if it did.
+func saidIn(err error) error {
+	var said *cluster.ExitError
+	if errors.As(err, &said) {
+		return errors.New(strings.TrimPrefix(said.Error(), "tacit: "))
+	}
+	return err
 }

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -58,6 +59,9 @@ type Cluster struct {
 	Dynamic   dynamic.Interface
 	// Run runs a program in a pod; for tests, which have no pods.
 	Run func(ctx context.Context, pod, container string, command []string) (stdout []byte, err error)
+	// Stream is Run for a program that goes on saying things until the context
+	// ends.
+	Stream func(ctx context.Context, pod, container string, command []string, stdout io.Writer) error
 }
 
 // Connect reads the kubeconfig. Nothing is sent yet.
@@ -86,7 +90,7 @@ func (f Flags) Connect() (*Cluster, error) {
 		return nil, fmt.Errorf("reach the cluster: %w", err)
 	}
 	c := &Cluster{Namespace: f.Namespace, Getter: getter, Config: config, Client: client, Dynamic: objects}
-	c.Run = c.exec
+	c.Run, c.Stream = c.exec, c.stream
 	return c, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"time"
@@ -35,37 +36,44 @@ func (e *ExitError) Error() string {
 	return fmt.Sprintf("exit status %d", e.Code)
 }
 
-// exec runs a command by way of the API server: WebSocket, or SPDY where a
-// server or a proxy in between is older.
+// exec runs a command to its end and returns what it says.
 func (c *Cluster) exec(ctx context.Context, pod, container string, command []string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, runTimeout)
 	defer cancel()
+	stdout := bounded{limit: maxOutput}
+	err := c.stream(ctx, pod, container, command, &stdout)
+	return stdout.text.Bytes(), err
+}
+
+// stream runs a command by way of the API server: WebSocket, or SPDY where a
+// server or a proxy in between is older.
+func (c *Cluster) stream(ctx context.Context, pod, container string, command []string, stdout io.Writer) error {
 	url := c.Client.CoreV1().RESTClient().Post().Namespace(c.Namespace).Resource("pods").Name(pod).SubResource("exec").
 		VersionedParams(&core.PodExecOptions{Container: container, Command: command, Stdout: true, Stderr: true}, scheme.ParameterCodec).URL()
 	spdy, err := remotecommand.NewSPDYExecutor(c.Config, http.MethodPost, url)
 	if err != nil {
-		return nil, fmt.Errorf("run in pod %s: %w", pod, err)
+		return fmt.Errorf("run in pod %s: %w", pod, err)
 	}
 	websocket, err := remotecommand.NewWebSocketExecutor(c.Config, http.MethodGet, url.String())
 	if err != nil {
-		return nil, fmt.Errorf("run in pod %s: %w", pod, err)
+		return fmt.Errorf("run in pod %s: %w", pod, err)
 	}
 	executor, err := remotecommand.NewFallbackExecutor(websocket, spdy, func(err error) bool {
 		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("run in pod %s: %w", pod, err)
+		return fmt.Errorf("run in pod %s: %w", pod, err)
 	}
-	stdout, stderr := bounded{limit: maxOutput}, bounded{limit: 64 << 10}
-	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &stdout, Stderr: &stderr})
+	stderr := bounded{limit: 64 << 10}
+	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: stdout, Stderr: &stderr})
 	var code exec.CodeExitError
 	switch {
 	case err == nil:
-		return stdout.text.Bytes(), nil
+		return nil
 	case errors.As(err, &code):
-		return stdout.text.Bytes(), &ExitError{Code: code.Code, Stderr: strings.TrimSpace(stderr.text.String())}
+		return &ExitError{Code: code.Code, Stderr: strings.TrimSpace(stderr.text.String())}
 	}
-	return nil, fmt.Errorf("run %s in pod %s: %w (it takes the right to create pods/exec in namespace %s)", command[0], pod, err, c.Namespace)
+	return fmt.Errorf("run %s in pod %s: %w (it takes the right to create pods/exec in namespace %s)", command[0], pod, err, c.Namespace)
 }
 
 // bounded keeps what is written, up to its limit.

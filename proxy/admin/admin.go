@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/net/netutil"
 
+	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -45,6 +46,10 @@ type Server struct {
 	Ended func() []Connection
 	// Find looks among both for the sides of one connection.
 	Find func(id string) []Connection
+	// Flows are the remembered ones; nil if none are.
+	Flows *flows.Log
+	// LiveFlows lists the connections that carry bytes now.
+	LiveFlows func() []flows.Event
 	// Certificates lists those of the node, sorted by identity.
 	Certificates func() []Certificate
 	// Sections are further parts of the status by name, such as "pods" or
@@ -89,6 +94,9 @@ func (s *Server) handler(started time.Time) http.Handler {
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.status(started)) })
 	mux.HandleFunc("GET /dump", func(w http.ResponseWriter, _ *http.Request) { dump(w, s.Snapshot()) })
 	mux.HandleFunc("GET /connections", s.connections)
+	mux.HandleFunc("GET /flows", s.flows)
+	mux.HandleFunc("GET /tap", s.tap)
+	mux.HandleFunc("GET /coverage", s.coverage)
 	mux.HandleFunc("GET /certificates", s.certificates)
 	mux.HandleFunc("GET /explain", s.explain)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)

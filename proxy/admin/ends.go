@@ -72,8 +72,8 @@ func (e *explainer) source(from string) (client, error) {
 }
 
 func (e *explainer) absent(what, name string) error {
-	return fmt.Errorf("%s %q: the proxy knows no pod or service of that name, among %d workloads and %d services of generation %d: write NAMESPACE/POD, and see `tacit dump` for what there is",
-		what, name, len(e.snapshot.Workloads()), len(e.snapshot.Services()), e.snapshot.Generation())
+	return fmt.Errorf("%s %q: the proxy knows no pod or service of that name, among %d workloads and %d services of generation %d: write NAMESPACE/POD, and see `tacit dump` for what there is%s",
+		what, name, len(e.snapshot.Workloads()), len(e.snapshot.Services()), e.snapshot.Generation(), didYouMean(e.snapshot, name))
 }
 
 // pod finds a workload by "NAMESPACE/NAME"; nil if there is none.

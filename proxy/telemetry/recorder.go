@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/time/rate"
 
+	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -37,6 +38,8 @@ type Options struct {
 	PoolConnections func() int
 	// Certificates are the identities held, each once.
 	Certificates func() []Certificate
+	// Flows are told of every connection and request; nil remembers none.
+	Flows *flows.Log
 }
 
 // Recorder counts and logs connections. Its methods may be called from any
@@ -119,6 +122,8 @@ func (r *Recorder) Opened(c *Record) {
 	c.series.opened.Add(1)
 	r.metrics.live[c.Direction].Add(1)
 	r.metrics.connections[c.Direction][c.Security].Inc()
+	event := c.Flow(flows.Opened, r.options.Now())
+	r.options.Flows.Add(&event)
 }
 
 // Progress counts the bytes of an opened connection so far, so that a long
@@ -172,6 +177,8 @@ func (r *Recorder) Closed(c *Record) {
 	if c.DryRun != "" {
 		r.metrics.dryRuns.Inc()
 	}
+	event := c.Flow(flows.Ended, now)
+	r.options.Flows.Add(&event)
 	level, message := zapcore.WarnLevel, "connection denied"
 	switch c.Outcome {
 	case OK, Reset:

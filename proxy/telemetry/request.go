@@ -39,6 +39,16 @@ type Request struct {
 	Sent, Received                    int64 // bytes of the bodies, as Record has it
 }
 
+func (q *Request) outcome() Outcome {
+	switch {
+	case q.Denied:
+		return Denied
+	case q.Err != nil:
+		return Reset
+	}
+	return OK
+}
+
 // requestLine is a request as it is logged.
 type requestLine struct {
 	*Request
@@ -50,14 +60,7 @@ func (l requestLine) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	addString(enc, "id", connectionID(l.Connection.ID))
 	enc.AddString("direction", l.Connection.Direction.String())
 	enc.AddString("security", l.Connection.Security.String())
-	outcome := OK
-	switch {
-	case l.Denied:
-		outcome = Denied
-	case l.Err != nil:
-		outcome = Reset
-	}
-	enc.AddString("outcome", outcome.String())
+	enc.AddString("outcome", l.outcome().String())
 	addEnd(enc, &l.Connection.Source, "src.addr", "src.workload", "src.namespace", "src.identity")
 	addEnd(enc, &l.Connection.Destination, "dst.addr", "dst.workload", "dst.namespace", "dst.identity")
 	enc.AddString("http.version", l.Version)
@@ -96,6 +99,8 @@ func (r *Recorder) Requested(q *Request) {
 	now := r.options.Now()
 	r.requests.count(q, now)
 	r.countPolicies(q)
+	event := q.flow(now)
+	r.options.Flows.Add(&event)
 	line := zap.Inline(requestLine{q, now})
 	if q.Denied {
 		c := q.Connection

@@ -2,6 +2,7 @@ package model
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -85,6 +86,13 @@ func (w *Workload) HasAddress(a netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// SkipsOutbound reports whether the workload's own connections to dst are not
+// captured.
+func (w *Workload) SkipsOutbound(dst netip.AddrPort) bool {
+	return w.SkipOutbound.Contains(dst.Port()) ||
+		slices.ContainsFunc(w.SkipOutboundCIDRs, func(p netip.Prefix) bool { return p.Contains(dst.Addr()) })
 }
 
 // Port is a service's port and the port that its endpoints listen on.

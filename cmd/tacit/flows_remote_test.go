@@ -1,0 +1,129 @@
+//go:build !inpod
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/tacit-mesh/tacit/deploy/cluster"
+	"github.com/tacit-mesh/tacit/proxy/flows"
+)
+
+// twoNodesThatStream is twoNodes whose programs may go on saying things.
+func twoNodesThatStream(sockets map[string]string) *cluster.Cluster {
+	c := twoNodes(sockets)
+	c.Stream = func(ctx context.Context, pod, _ string, command []string, out io.Writer) error {
+		var errOut bytes.Buffer
+		if code := run(ctx, append(command[1:], "--socket", sockets[pod]), out, &errOut); code != 0 {
+			return &cluster.ExitError{Code: code, Stderr: strings.TrimSpace(errOut.String())}
+		}
+		return nil
+	}
+	return c
+}
+
+// A node that does not answer leaves a partial result, marked as such.
+func TestFlowsOfSomeNodes(t *testing.T) {
+	socket, log := flowProxy(t, "node-a")
+	log.Add(denial("4bf9"))
+	connect := func() (*cluster.Cluster, error) {
+		return twoNodesThatStream(map[string]string{"proxy-a": socket, "proxy-b": socket + ".gone"}), nil
+	}
+	for output, want := range map[string]string{
+		outputText: "PARTIAL: 1 of 2 nodes gave no answer: node-b.",
+		outputJSON: `"partial":true,"missing":[{"node":"node-b","error":"no proxy here`,
+	} {
+		c, cmd, all, err := ask(t, connect, about{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		cmd.SetOut(&out)
+		c.output = output
+		err = c.listFlows(cmd, all, nil)
+		if !strings.Contains(out.String(), want) || !strings.Contains(out.String(), "4bf9") || err == nil || !strings.Contains(err.Error(), "node node-b: no proxy here") {
+			t.Errorf("%s: %v, %s; want %s", output, err, out.String(), want)
+		}
+	}
+	for output, want := range map[string]string{
+		outputText: "PARTIAL: 1 of 2 nodes gave no answer: node-b.", outputJSON: `"partial":true`, outputPrometheus: "tacit_coverage_nodes_missing 1\n",
+	} {
+		c, cmd, all, err := ask(t, connect, about{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		cmd.SetOut(&out)
+		c.output = output
+		if err := c.coverage(cmd, all, true); !strings.Contains(out.String(), want) || err == nil || !strings.Contains(err.Error(), "node node-b") {
+			t.Errorf("coverage as %s: %v, %s; want %s", output, err, out.String(), want)
+		}
+	}
+	// What all of them refuse is told once.
+	connect = func() (*cluster.Cluster, error) {
+		return twoNodesThatStream(map[string]string{"proxy-a": socket, "proxy-b": socket}), nil
+	}
+	c, cmd, all, err := ask(t, connect, about{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.listFlows(cmd, all, url.Values{"from": {"shop/aa"}}); err == nil || strings.Count(err.Error(), "did you mean") != 1 {
+		t.Errorf("%v", err)
+	}
+}
+
+// The tap of a cluster shows all nodes, by way of a program in each pod, and
+// goes on without one that goes.
+func TestTapOfNodes(t *testing.T) {
+	socketA, logA := flowProxy(t, "node-a")
+	socketB, logB := flowProxy(t, "node-b")
+	connect := func() (*cluster.Cluster, error) {
+		return twoNodesThatStream(map[string]string{"proxy-a": socketA, "proxy-b": socketB}), nil
+	}
+	c, cmd, all, err := ask(t, connect, about{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := answerer{node: "node-c", follow: func(context.Context, string, url.Values) (io.ReadCloser, error) {
+		return nil, errors.New("unreachable")
+	}}
+	var out, errOut bytes.Buffer
+	cmd.SetOut(&out)
+	cmd.SetErr(&errOut)
+	c.output = outputJSON
+	ended := make(chan error, 1)
+	go func() { ended <- c.tap(t.Context(), cmd, append(all, gone), nil, 2) }()
+	for !logA.HasTaps() || !logB.HasTaps() {
+		select {
+		case err := <-ended:
+			t.Fatal(err)
+		default:
+		}
+	}
+	logA.Add(denial("aaaa"))
+	logB.Add(denial("bbbb"))
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	nodes := map[string]string{}
+	for in := json.NewDecoder(&out); in.More(); {
+		var f flows.Flow
+		if err := in.Decode(&f); err != nil {
+			t.Fatal(err)
+		}
+		nodes[f.Node] = f.ID
+	}
+	if nodes["node-a"] != "aaaa" || nodes["node-b"] != "bbbb" {
+		t.Errorf("shown: %v", nodes)
+	}
+	if !strings.Contains(errOut.String(), "partial from here on: node node-c: unreachable") {
+		t.Errorf("said: %q", errOut.String())
+	}
+}

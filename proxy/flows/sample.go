@@ -1,0 +1,52 @@
+package flows
+
+import "time"
+
+// The classes of events, each with its own allowance.
+const (
+	classOrdinary = iota
+	classTrouble
+	classOpening
+	classes
+)
+
+func classOf(e *Event) int {
+	switch {
+	case e.Kind == Opened:
+		return classOpening
+	case e.Outcome == "ok" || e.Outcome == "reset":
+		return classOrdinary
+	}
+	return classTrouble
+}
+
+// sampler keeps at most perSecond events of each second. Where the second
+// before had more, it keeps every n-th from the start, so that what is kept is
+// spread over the whole second.
+type sampler struct {
+	second     int64
+	seen, kept int // in this second
+	stride     int // every so many are kept
+	skipped    int // since the last that was kept
+}
+
+// admit returns how many events this one stands for, itself included; 0 if it
+// is not kept. The sum of all weights is that of all events, but for the last
+// few that were not kept yet.
+func (s *sampler) admit(now time.Time) (weight int) {
+	if second := now.Unix(); second != s.second {
+		s.stride = 1
+		if second == s.second+1 {
+			s.stride = max(1, (s.seen+perSecond-1)/perSecond)
+		}
+		s.second, s.seen, s.kept = second, 0, 0
+	}
+	s.seen++
+	if s.kept >= perSecond || s.skipped+1 < s.stride {
+		s.skipped++
+		return 0
+	}
+	s.kept++
+	weight, s.skipped = s.skipped+1, 0
+	return weight
+}

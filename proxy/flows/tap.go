@@ -1,0 +1,74 @@
+package flows
+
+import "errors"
+
+// Bounds on taps: a few people, none of whom the data path waits for.
+const (
+	maxTaps   = 8
+	tapBuffer = 1024
+)
+
+// ErrTaps is that as many taps are open as there may be.
+var ErrTaps = errors.New("as many taps of this proxy are open as there may be: close one")
+
+// Tap gets flows as they happen. Whoever reads too slowly loses some and is
+// told how many.
+type Tap struct {
+	log    *Log
+	filter *Filter
+	flows  chan Flow
+	lost   int // since the last one that was taken; guarded by the log's mu
+}
+
+// Tap begins to show the flows that the filter takes; Close must follow.
+func (l *Log) Tap(f *Filter) (*Tap, error) {
+	if l == nil {
+		return nil, errors.New("this proxy keeps no flows: it runs with --flows 0")
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.taps) >= maxTaps {
+		return nil, ErrTaps
+	}
+	t := &Tap{log: l, filter: f, flows: make(chan Flow, tapBuffer)}
+	l.taps[t] = struct{}{}
+	return t, nil
+}
+
+// HasTaps reports whether anybody watches.
+func (l *Log) HasTaps() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.taps) > 0
+}
+
+// Flows brings them, in the order in which they happened. It is never closed.
+func (t *Tap) Flows() <-chan Flow { return t.flows }
+
+// Lost returns how many flows were lost since it was asked before.
+func (t *Tap) Lost() int {
+	t.log.mu.Lock()
+	defer t.log.mu.Unlock()
+	lost := t.lost
+	t.lost = 0
+	return lost
+}
+
+// Close ends the tap.
+func (t *Tap) Close() {
+	t.log.mu.Lock()
+	defer t.log.mu.Unlock()
+	delete(t.log.taps, t)
+}
+
+// offer is called with the log's mu held.
+func (t *Tap) offer(r *record) {
+	if !t.filter.takes(r) {
+		return
+	}
+	if len(t.flows) == cap(t.flows) { // nobody else sends
+		t.lost += r.weight
+		return
+	}
+	t.flows <- r.flow()
+}
