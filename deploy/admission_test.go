@@ -8,8 +8,8 @@ import (
 )
 
 // What the roles of agents leave too wide is narrowed, for every right to
-// write that they have but that to events; what the expressions say is tested
-// by an API server (test/kube).
+// write that they have but that to events. What the expressions mean, only an
+// API server could say.
 func TestAdmissionPolicies(t *testing.T) {
 	for name, test := range map[string]struct {
 		values values
