@@ -20,7 +20,7 @@ func permissions() map[string]string {
 	for _, p := range []struct{ who, verbs, what, reason string }{
 		{"tacitd", "list watch", "/pods /namespaces /services /nodes /serviceaccounts discovery.k8s.io/endpointslices",
 			"the mesh is built from them"},
-		{"tacitd", "update", "policy.tacit.mesh/ratelimits/status policy.linkerd.io/httplocalratelimitpolicies/status", "the condition tacit.mesh/Enforced"},
+		{"tacitd", "update", "policy.tacit.mesh/ratelimits/status policy.tacit.mesh/revokedidentities/status policy.linkerd.io/httplocalratelimitpolicies/status", "the condition tacit.mesh/Enforced"},
 		{"tacitd", "update", "security.istio.io/authorizationpolicies/status security.istio.io/peerauthentications/status security.istio.io/requestauthentications/status",
 			"the condition tacit.mesh/Enforced"},
 		{"tacitd", "create", "authentication.k8s.io/tokenreviews", "whether a token is that of a proxy"},
@@ -138,6 +138,7 @@ func TestPermissionsFollowSettings(t *testing.T) {
 			"tacit-system/tacitd update coordination.k8s.io/leases=tacitd",
 			"tacitd update policy.linkerd.io/httplocalratelimitpolicies/status",
 			"tacitd update policy.tacit.mesh/ratelimits/status",
+			"tacitd update policy.tacit.mesh/revokedidentities/status",
 			"tacitd update security.istio.io/authorizationpolicies/status",
 			"tacitd update security.istio.io/peerauthentications/status",
 			"tacitd update security.istio.io/requestauthentications/status",

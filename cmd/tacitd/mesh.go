@@ -30,6 +30,7 @@ type mesh struct {
 	tell       func([]build.PolicyStatus) // another taker of statuses; nil for none
 	log        *zap.Logger
 	stale      chan struct{} // holds one value when the status may be another
+	ends       chan struct{} // holds one value when what ends next may be another
 
 	mu      sync.Mutex
 	build   *build.Mesh
@@ -45,7 +46,7 @@ type mesh struct {
 }
 
 func newMesh(settings build.Settings, ads *server.Server, log *zap.Logger) *mesh {
-	return &mesh{ads: ads, log: log, build: build.New(settings), stale: make(chan struct{}, 1)}
+	return &mesh{ads: ads, log: log, build: build.New(settings), stale: make(chan struct{}, 1), ends: make(chan struct{}, 1)}
 }
 
 // update takes what a source found that reads all objects at once. Without
@@ -79,7 +80,12 @@ func (m *mesh) note(errs []error) {
 }
 
 func (m *mesh) apply(c build.Changes) {
-	m.send(m.build.Apply(c))
+	u := m.build.Advance(time.Now()) // what came late may be over already
+	m.send(merge(u, m.build.Apply(c)))
+	select {
+	case m.ends <- struct{}{}:
+	default:
+	}
 	m.wantKeys()
 }
 

@@ -99,7 +99,7 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return g.Serve(netutil.LimitListener(listener, maxConnections)) })
 	group.Go(func() error { return p.objects(ctx, mesh) })
-	for _, task := range append(p.tasks, mesh.followStatus, mesh.keys.Run) {
+	for _, task := range append(p.tasks, mesh.followStatus, mesh.followTime, mesh.keys.Run) {
 		group.Go(func() error { return task(ctx) })
 	}
 	if metrics != nil {

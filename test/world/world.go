@@ -108,6 +108,9 @@ func (w *World) build(ctx context.Context) error {
 // Manifests is the world's own copy of the manifests, one object a file.
 func (w *World) Manifests() string { return filepath.Join(w.dir, "manifests") }
 
+// Executable is the file of one of the programs.
+func (w *World) Executable(name string) string { return w.program(name) }
+
 // Dir is where the world keeps its files; it is gone when the world is.
 func (w *World) Dir() string { return w.dir }
 

@@ -64,6 +64,7 @@ type Objects struct {
 	RateLimits             []*kinds.RateLimit
 	LinkerdRateLimits      []*kinds.HTTPLocalRateLimitPolicy
 	Servers                []*kinds.Server
+	RevokedIdentities      []*kinds.RevokedIdentity
 }
 
 // Result is the mesh at one moment.
@@ -112,6 +113,7 @@ func (o *Objects) all() []metav1.Object {
 	out = appendObjects(out, o.RequestAuthentications)
 	out = appendObjects(out, o.RateLimits)
 	out = appendObjects(out, o.LinkerdRateLimits)
+	out = appendObjects(out, o.RevokedIdentities)
 	return appendObjects(out, o.Servers)
 }
 

@@ -104,6 +104,8 @@ func kindOf(o metav1.Object) string {
 		return "HTTPLocalRateLimitPolicy"
 	case *kinds.Server:
 		return "Server"
+	case *kinds.RevokedIdentity:
+		return "RevokedIdentity"
 	}
 	panic(fmt.Sprintf("build: objects of type %T are not known", o))
 }

@@ -44,7 +44,7 @@ func (d *draws) meta(names ...string) metav1.ObjectMeta {
 }
 
 func (d *draws) object() metav1.Object {
-	switch rapid.IntRange(0, 11).Draw(d.t, "kind") {
+	switch rapid.IntRange(0, 12).Draw(d.t, "kind") {
 	case 0:
 		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
 			Name: d.namespace(), Labels: map[string]string{dataplaneLabel: d.one(enabled, disabled, "what")},
@@ -74,6 +74,13 @@ func (d *draws) object() metav1.Object {
 			p.Spec.Selector = &metav1.LabelSelector{MatchLabels: s.MatchLabels}
 		} else if refs := d.targets(); len(refs) > 0 {
 			p.Spec.TargetRef = &kinds.TargetRef{Group: refs[0].Group, Kind: refs[0].Kind, Name: refs[0].Name}
+		}
+		return p
+	case 11:
+		p := &kinds.RevokedIdentity{ObjectMeta: d.meta("v1", "v2")}
+		p.Spec.Identity = "spiffe://" + d.one("cluster.local", "other") + "/ns/" + d.namespace() + "/sa/" + d.one("default", "web")
+		if d.flip() {
+			p.Spec.Until = &metav1.Time{Time: time.Unix(int64(rapid.IntRange(1, 30).Draw(d.t, "until")), 0)}
 		}
 		return p
 	}
@@ -187,7 +194,9 @@ func TestChangesLeadToWhatABuildFromNothingDoes(t *testing.T) {
 		d := &draws{t: t}
 		mesh, snapshot := New(settings), model.NewSnapshot()
 		there := map[objectKey]metav1.Object{}
-		for range rapid.IntRange(1, 30).Draw(t, "rounds") {
+		for round := range rapid.IntRange(1, 30).Draw(t, "rounds") {
+			now := time.Unix(int64(round), 0)
+			snapshot = snapshot.Apply(mesh.Advance(now))
 			var c Changes
 			in := map[objectKey]bool{}
 			for range rapid.IntRange(1, 6).Draw(t, "changes") {
@@ -209,6 +218,7 @@ func TestChangesLeadToWhatABuildFromNothingDoes(t *testing.T) {
 				mesh.Statuses() // which are remembered
 			}
 			whole := New(settings)
+			whole.Advance(now)
 			whole.Apply(Changes{Set: slices.Collect(maps.Values(there))})
 			want, got := whole.Result(), mesh.Result()
 			if diff := cmp.Diff(want, got, sameResult...); diff != "" {
@@ -220,15 +230,16 @@ func TestChangesLeadToWhatABuildFromNothingDoes(t *testing.T) {
 			if diff := cmp.Diff(want.Workloads, snapshot.Workloads(), ignoreOrder, cmpopts.EquateEmpty()); diff != "" {
 				t.Fatalf("who followed has other workloads: %s", diff)
 			}
-			checkAttached(t, mesh, there)
+			checkAttached(t, mesh, there, now)
+			checkEnd(t, mesh, there, now)
 		}
 	})
 }
 
 // checkAttached compares what was remembered of policies with what their
 // translation says of all objects and workloads at once.
-func checkAttached(t *rapid.T, m *Mesh, there map[objectKey]metav1.Object) {
-	in := PolicyInput{RootNamespace: "root"}
+func checkAttached(t *rapid.T, m *Mesh, there map[objectKey]metav1.Object, now time.Time) {
+	in := PolicyInput{RootNamespace: "root", Now: now}
 	for _, o := range there {
 		if in.add(o); kindOf(o) == "Service" {
 			in.Services = append(in.Services, o.(*corev1.Service))
@@ -244,6 +255,20 @@ func checkAttached(t *rapid.T, m *Mesh, there map[objectKey]metav1.Object) {
 		if w := e.workload; w != nil && (!slices.Equal(w.Policies, want.Attached[w.UID]) || !maps.Equal(w.Labels, want.Labels(e.pod.Labels))) {
 			t.Fatalf("%s has policies %v and labels %v, want %v and %v", w.UID, w.Policies, w.Labels, want.Attached[w.UID], want.Labels(e.pod.Labels))
 		}
+	}
+}
+
+// checkEnd: nothing that ends by itself is forgotten.
+func checkEnd(t *rapid.T, m *Mesh, there map[objectKey]metav1.Object, now time.Time) {
+	var want time.Time
+	for _, o := range there {
+		r, ok := o.(*kinds.RevokedIdentity)
+		if ok && r.Spec.Until != nil && r.Spec.Until.After(now) && (want.IsZero() || r.Spec.Until.Time.Before(want)) {
+			want = r.Spec.Until.Time
+		}
+	}
+	if got := m.NextEnd(); !got.Equal(want) {
+		t.Fatalf("at %v the next end is %v, want %v", now, got, want)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	typev1beta1 "istio.io/api/type/v1beta1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
@@ -30,6 +31,8 @@ type PolicyInput struct {
 	LinkerdRateLimits      []*kinds.HTTPLocalRateLimitPolicy
 	Servers                []*kinds.Server   // that these target
 	Services               []*corev1.Service // that policies target
+	RevokedIdentities      []*kinds.RevokedIdentity
+	Now                    time.Time // decides which of them are over
 	// KeySets are those that were fetched, by [KeySource.Name].
 	KeySets   map[string]string
 	Providers map[string]*model.Provider
@@ -43,6 +46,7 @@ type PolicyInput struct {
 type PolicyTarget struct {
 	UID                  string
 	Namespace, Name      string
+	Identity             model.Identity
 	OwnerKind, OwnerName string            // of what made the pod; empty if nothing did
 	Labels               map[string]string // all labels of the pod
 	// Ports are those that services lead to, with what they declare.
@@ -109,6 +113,8 @@ func (s *PolicyStatus) Policy() string {
 		return s.Namespace + "/" + limitPrefix + s.Name
 	case "HTTPLocalRateLimitPolicy":
 		return s.Namespace + "/" + linkerdLimitPrefix + s.Name
+	case "RevokedIdentity":
+		return s.Namespace + "/" + revokedPrefix + s.Name
 	}
 	return ""
 }
@@ -127,6 +133,7 @@ func (s *PolicyStatus) say(format string, args ...any) {
 func Policies(in PolicyInput) PolicyResult {
 	b := policyBuilder{
 		root:      cmp.Or(in.RootNamespace, DefaultRootNamespace),
+		now:       in.Now,
 		workloads: in.Workloads,
 		providers: in.Providers,
 		keySets:   in.KeySets,
@@ -154,11 +161,15 @@ func Policies(in PolicyInput) PolicyResult {
 	for _, obj := range in.LinkerdRateLimits {
 		b.linkerdRateLimit(obj, in.Servers)
 	}
+	for _, obj := range in.RevokedIdentities {
+		b.revokedIdentity(obj)
+	}
 	return b.result()
 }
 
 type policyBuilder struct {
 	root      string
+	now       time.Time
 	workloads []PolicyTarget
 	providers map[string]*model.Provider
 	keySets   map[string]string

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	typev1beta1 "istio.io/api/type/v1beta1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
@@ -30,6 +31,9 @@ type policySet struct {
 	services map[objectName]*corev1.Service
 	targeted map[objectName]bool // Services that policies target
 	byObject bool                // some policy targets pods, or whose they are
+
+	revoked map[objectKey]*kinds.RevokedIdentity
+	now     time.Time // of the last Advance
 
 	providers map[string]*model.Provider
 	store     *model.LimitStore
@@ -66,6 +70,8 @@ func (in *PolicyInput) add(o metav1.Object) {
 		in.LinkerdRateLimits = append(in.LinkerdRateLimits, o)
 	case *kinds.Server:
 		in.Servers = append(in.Servers, o)
+	case *kinds.RevokedIdentity:
+		in.RevokedIdentities = append(in.RevokedIdentities, o)
 	}
 }
 
@@ -118,6 +124,9 @@ func (m *Mesh) setPolicy(o metav1.Object, gone bool) {
 	key := keyOf(o)
 	if m.policies.objects[key] = o; gone {
 		delete(m.policies.objects, key)
+	}
+	if r, ok := o.(*kinds.RevokedIdentity); ok {
+		m.policies.setRevoked(key, unless(gone, r))
 	}
 	m.stale.namespace[o.GetNamespace()] = true
 }
@@ -204,6 +213,7 @@ func (p *policySet) input(namespaces ...string) PolicyInput {
 			in.add(o)
 		}
 	}
+	in.Now = p.now
 	return in
 }
 
@@ -217,6 +227,9 @@ func (p *policySet) attached(w PolicyTarget) []string {
 	key := selectedKey{namespace, p.project(w.Labels)}
 	if p.byObject {
 		key.labels += "\n" + w.Name + "\n" + w.OwnerKind + "/" + w.OwnerName
+	}
+	if len(p.revoked) > 0 {
+		key.labels += "\n" + w.Identity.ServiceAccount
 	}
 	keys, ok := p.selected[key]
 	if !ok {
@@ -286,7 +299,7 @@ func (m *Mesh) RootNamespace() string { return m.settings.RootNamespace }
 
 func policyTarget(pod *corev1.Pod, w *model.Workload) PolicyTarget {
 	t := PolicyTarget{
-		UID: w.UID, Namespace: w.Namespace, Name: pod.Name, Labels: pod.Labels,
+		UID: w.UID, Namespace: w.Namespace, Name: pod.Name, Identity: w.Identity(), Labels: pod.Labels,
 		Ports: map[uint16]model.AppProtocol{}, SkipInbound: w.SkipInbound, Uncaptured: w.Protocol != model.ProtocolHBONE,
 	}
 	t.OwnerKind, t.OwnerName = controllerOf(pod)

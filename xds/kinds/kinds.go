@@ -1,7 +1,8 @@
 // Package kinds holds the kinds of Kubernetes objects that no module has Go
-// types for: our RateLimit, and what users of Linkerd have in its place.
+// types for: our RateLimit, what users of Linkerd have in its place, and our
+// RevokedIdentity.
 //
-// Decoding is strict, so that no part of a limit is passed over. What does not
+// Decoding is strict, so that no part of an object is passed over. What does not
 // belong here: what an object amounts to (xds/build).
 package kinds
 
@@ -21,6 +22,7 @@ import (
 // The API groups and versions of the kinds.
 const (
 	RateLimitVersion        = "policy.tacit.mesh/v1alpha1"
+	RevokedIdentityVersion  = "policy.tacit.mesh/v1alpha1"
 	LinkerdRateLimitVersion = "policy.linkerd.io/v1alpha1"
 )
 

@@ -154,6 +154,8 @@ func collect(list []manifests.Object) *build.Objects {
 			o.RateLimits = append(o.RateLimits, v)
 		case *policykinds.HTTPLocalRateLimitPolicy:
 			o.LinkerdRateLimits = append(o.LinkerdRateLimits, v)
+		case *policykinds.RevokedIdentity:
+			o.RevokedIdentities = append(o.RevokedIdentities, v)
 		case *policykinds.Server:
 			o.Servers = append(o.Servers, v)
 		case *securityv1.PeerAuthentication:

@@ -161,7 +161,7 @@ func (p *policies) follow(ctx context.Context) error {
 			p.listed.Store(true)
 		case now.version == "":
 			p.source.Log.Warn("no version of this kind of policy is served that is read here", zap.String("resource", p.resource()), zap.Strings("read", p.kind.Versions()))
-			p.listed.Store(p.listed.Load() || p.kind.Group() != security.Group)
+			p.listed.Store(p.listed.Load() || p.kind.Lenient)
 		case now.version != version:
 			stop()
 			var err error

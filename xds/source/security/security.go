@@ -1,4 +1,4 @@
-// Package security reads the kinds of policies, Istio's and limits of rates,
+// Package security reads the kinds of policies, Istio's and our own,
 // strictly: Istio's own types would pass over fields that they do not know, and
 // a policy of which a part is passed over is another policy.
 //
@@ -33,6 +33,9 @@ type Kind struct {
 	// Closed is what stands in for an object that never could be read: it
 	// denies whatever the object might have been about.
 	Closed func(metav1.ObjectMeta, *typev1beta1.WorkloadSelector) metav1.Object
+	// Lenient says that what is not known of the kind allows nothing more: it
+	// is not waited for.
+	Lenient bool
 }
 
 // Group is the kind's API group.
@@ -57,9 +60,10 @@ func Kinds() []Kind {
 		kind("AuthorizationPolicy", "authorizationpolicies", decodeAuthorizationPolicy, denyAll),
 		kind("PeerAuthentication", "peerauthentications", decodePeerAuthentication, strict),
 		kind("RequestAuthentication", "requestauthentications", decodeRequestAuthentication, denyTokens),
-		limits("RateLimit", "ratelimits", decodeLimit[kinds.RateLimit], noLimit, kinds.RateLimitVersion),
-		limits("HTTPLocalRateLimitPolicy", "httplocalratelimitpolicies", decodeLimit[kinds.HTTPLocalRateLimitPolicy], noLinkerdLimit, kinds.LinkerdRateLimitVersion),
-		limits("Server", "servers", decodeLimit[kinds.Server], noServer, kinds.ServerVersions()...),
+		revokedIdentities(),
+		limits("RateLimit", "ratelimits", decodeOwn[kinds.RateLimit], noLimit, kinds.RateLimitVersion),
+		limits("HTTPLocalRateLimitPolicy", "httplocalratelimitpolicies", decodeOwn[kinds.HTTPLocalRateLimitPolicy], noLinkerdLimit, kinds.LinkerdRateLimitVersion),
+		limits("Server", "servers", decodeOwn[kinds.Server], noServer, kinds.ServerVersions()...),
 	}
 }
 
@@ -73,8 +77,18 @@ func kind(name, resource string, decode func(*manifests.Document) (any, error), 
 // limits is a kind about limits of rates. One that cannot be read is none:
 // limits do not say who may do what.
 func limits(name, resource string, decode func(*manifests.Document) (any, error), empty func(metav1.ObjectMeta) metav1.Object, versions ...string) Kind {
-	k := Kind{Resource: resource, Closed: func(meta metav1.ObjectMeta, _ *typev1beta1.WorkloadSelector) metav1.Object { return empty(meta) }}
+	k := Kind{Resource: resource, Lenient: true, Closed: func(meta metav1.ObjectMeta, _ *typev1beta1.WorkloadSelector) metav1.Object { return empty(meta) }}
 	k.Kind.Kind, k.Decode, k.APIVersions = name, decode, versions
+	return k
+}
+
+// revokedIdentities: of one that cannot be read it is not known whom it is
+// about, which its status says.
+func revokedIdentities() Kind {
+	k := Kind{Resource: "revokedidentities", Closed: func(meta metav1.ObjectMeta, _ *typev1beta1.WorkloadSelector) metav1.Object {
+		return &kinds.RevokedIdentity{ObjectMeta: meta}
+	}}
+	k.Kind.Kind, k.Decode, k.APIVersions = "RevokedIdentity", decodeOwn[kinds.RevokedIdentity], []string{kinds.RevokedIdentityVersion}
 	return k
 }
 
@@ -86,7 +100,7 @@ func noLinkerdLimit(meta metav1.ObjectMeta) metav1.Object {
 
 func noServer(meta metav1.ObjectMeta) metav1.Object { return &kinds.Server{ObjectMeta: meta} }
 
-func decodeLimit[T any, P interface {
+func decodeOwn[T any, P interface {
 	*T
 	metav1.Object
 }](d *manifests.Document) (any, error) {

@@ -1,0 +1,155 @@
+//go:build !inpod
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tacit-mesh/tacit/cmd/tacit/revoked"
+	"github.com/tacit-mesh/tacit/cmd/tacit/show"
+	"github.com/tacit-mesh/tacit/deploy/cluster"
+)
+
+// records are where the flags say that revocations are recorded.
+type records struct {
+	from    string
+	cluster cluster.Flags
+	// connect is Flags.Connect but in tests.
+	connect func() (*cluster.Cluster, error)
+}
+
+func (r *records) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&r.from, "from", "", "`directory` of manifests that tacitd reads, where there is no Kubernetes")
+	clusterFlags(cmd.Flags(), &r.cluster)
+}
+
+func (r *records) open(cmd *cobra.Command) (revoked.Store, error) {
+	if r.from != "" {
+		if cmd.Flag("kubeconfig").Changed || cmd.Flag("context").Changed {
+			return nil, errors.New("--from is about a directory of manifests, --kubeconfig and --context about a cluster: give one or the other")
+		}
+		return revoked.Dir{Path: r.from, Namespace: r.cluster.Namespace}, nil
+	}
+	connect := r.connect
+	if connect == nil {
+		connect = r.cluster.Connect
+	}
+	c, err := connect()
+	if errors.Is(err, cluster.ErrNoKubeconfig) {
+		return nil, fmt.Errorf("%w; without Kubernetes, name the directory of manifests with --from", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return revoked.Cluster{Cluster: c}, nil
+}
+
+func identityCommand() *cobra.Command { return newIdentityCommand(nil) }
+
+func newIdentityCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "identity",
+		Short: "Revoke an identity for a while, restore it, and see which are revoked",
+		Long: `Take an identity out of the mesh at once, for a while: whatever comes from it is
+denied everywhere, and whatever goes to its pods; connections that live are
+reset. It ends by itself, and stays recorded: who revoked it, when, and why.
+
+The record is an object RevokedIdentity of policy.tacit.mesh/v1alpha1 in Tacit's
+namespace, or a manifest in the directory that tacitd reads (--from). tacitd
+tells all proxies, so it must be there to begin it and to end it.`,
+	}
+	cmd.AddCommand(revokeCommand(connect), identityListCommand(connect), restoreCommand(connect))
+	return cmd
+}
+
+func revokeCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
+	r := records{connect: connect}
+	var (
+		duration time.Duration
+		reason   string
+	)
+	cmd := &cobra.Command{
+		Use:     "revoke SPIFFE-ID --for DURATION --reason TEXT",
+		Short:   "Deny everything from an identity, and to its pods, for a while",
+		Example: `  tacit identity revoke spiffe://cluster.local/ns/shop/sa/web --for 24h --reason "key leaked, see incident 7"`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			s, err := r.open(cmd)
+			if err != nil {
+				return err
+			}
+			record, err := revoked.Revoke(ctx, s, args[0], duration, reason)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is revoked until %s; before that: tacit identity restore %s\n",
+				args[0], record.Spec.Until.UTC().Format(time.RFC3339), args[0])
+			return nil
+		},
+	}
+	r.flags(cmd)
+	cmd.Flags().DurationVar(&duration, "for", 24*time.Hour, "how long")
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for whoever finds the identity denied")
+	return cmd
+}
+
+func identityListCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
+	r := records{connect: connect}
+	output := outputText
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List which identities are revoked, for how long still, by whom and why, and which were",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			s, err := r.open(cmd)
+			if err != nil {
+				return err
+			}
+			all, err := s.List(ctx)
+			if err != nil {
+				return err
+			}
+			if output == outputJSON {
+				return printJSON(cmd.OutOrStdout(), map[string]any{"revokedIdentities": all})
+			}
+			return show.Printer{Out: cmd.OutOrStdout(), Now: time.Now()}.Revocations(all)
+		},
+	}
+	r.flags(cmd)
+	cmd.Flags().StringVarP(&output, "output", "o", outputText, "`form` of the answer: text or json")
+	return cmd
+}
+
+func restoreCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
+	r := records{connect: connect}
+	cmd := &cobra.Command{
+		Use:     "restore SPIFFE-ID",
+		Short:   "End the revocation of an identity now",
+		Example: `  tacit identity restore spiffe://cluster.local/ns/shop/sa/web`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			s, err := r.open(cmd)
+			if err != nil {
+				return err
+			}
+			if _, err := revoked.Restore(ctx, s, args[0]); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is restored\n", args[0])
+			return nil
+		},
+	}
+	r.flags(cmd)
+	return cmd
+}

@@ -1,0 +1,91 @@
+package build
+
+import (
+	"time"
+
+	"github.com/tacit-mesh/tacit/xds/kinds"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// The prefixes of the two policies that a RevokedIdentity amounts to. No object
+// of Kubernetes can have such a name.
+const (
+	revokedPrefix   = "revoked_identity_"
+	revokedToPrefix = "revoked_identity_to_"
+)
+
+// revokedIdentity denies the identity at all workloads, and everybody at the
+// identity's own: whoever holds its key must not answer, either.
+func (b *policyBuilder) revokedIdentity(obj *kinds.RevokedIdentity) {
+	st := newStatus("RevokedIdentity", &obj.ObjectMeta)
+	defer func() { b.statuses = append(b.statuses, st) }()
+	id, err := model.ParseIdentity(obj.Spec.Identity)
+	switch {
+	case obj.Namespace != b.root:
+		st.say("not enforced: identities are revoked in namespace %s, by those who run the mesh", b.root)
+		return
+	case err != nil:
+		st.say("spec.identity: not enforced: %v", err)
+		return
+	case obj.Ended(b.now):
+		st.say("not enforced any more: it ended at %s", obj.Spec.Until.UTC().Format(time.RFC3339))
+		return
+	}
+	from := &model.Policy{
+		Name: revokedPrefix + obj.Name, Namespace: obj.Namespace, Scope: model.ScopeGlobal, Action: model.ActionDeny,
+		Rules: []model.Rule{{Clauses: []model.Clause{{Matches: []model.Match{{
+			Principals: []model.StringMatch{{Kind: model.MatchExact, Value: id.Principal()}},
+		}}}}}},
+	}
+	b.publish(from, policyScope{scope: model.ScopeGlobal}, &st)
+	to := &model.Policy{
+		Name: revokedToPrefix + obj.Name, Namespace: obj.Namespace, Scope: model.ScopeSelector, Action: model.ActionDeny,
+		Rules: []model.Rule{{Clauses: []model.Clause{{}}}}, // matches always
+	}
+	b.policies = append(b.policies, to)
+	for i := range b.workloads {
+		if w := &b.workloads[i]; w.Identity == id {
+			b.attach(w.UID, to.Key())
+		}
+	}
+}
+
+// setRevoked notes a revocation, nil for one that is gone.
+func (p *policySet) setRevoked(key objectKey, r *kinds.RevokedIdentity) {
+	if r == nil {
+		delete(p.revoked, key)
+		return
+	}
+	if p.revoked == nil {
+		p.revoked = map[objectKey]*kinds.RevokedIdentity{}
+	}
+	p.revoked[key] = r
+}
+
+// Advance tells the mesh what time it is, and returns what that changes in it:
+// revocations end by themselves.
+func (m *Mesh) Advance(now time.Time) model.Update {
+	before := m.policies.now
+	m.policies.now = now
+	return m.again(func() {
+		for key, r := range m.policies.revoked {
+			if r.Ended(before) != r.Ended(now) {
+				m.stale.namespace[key.namespace] = true
+			}
+		}
+	})
+}
+
+// NextEnd is the first moment after that of Advance at which the mesh changes
+// by itself; zero if there is none.
+func (m *Mesh) NextEnd() (first time.Time) {
+	for _, r := range m.policies.revoked {
+		if r.Spec.Until == nil || r.Ended(m.policies.now) {
+			continue
+		}
+		if first.IsZero() || r.Spec.Until.Time.Before(first) {
+			first = r.Spec.Until.Time
+		}
+	}
+	return first
+}
