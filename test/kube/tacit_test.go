@@ -17,6 +17,8 @@ func TestTacit(t *testing.T) {
 		name string
 		run  func(environment)
 	}{
+		{"Rights", rights},
+		{"PluginRights", pluginRights},
 		{"OptIn", optIn},
 		{"Rolling", rolling},
 		{"Strict", strict},
