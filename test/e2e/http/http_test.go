@@ -49,22 +49,25 @@ func remove(t *testing.T, m *e2e.Mesh, kind, name string) {
 	settle(t, m)
 }
 
-// settle returns when node b has everything that was applied or deleted before.
+// settle returns when both nodes have everything that was applied or deleted
+// before.
 func settle(t *testing.T, m *e2e.Mesh) {
 	t.Helper()
 	await := func(present bool) {
 		t.Helper()
-		m.Eventually("node b has the change", func() error {
-			var dump struct{ Policies []struct{ Key string } }
-			if err := m.Admin("b", "/dump", &dump); err != nil {
-				return err
-			}
-			has := slices.ContainsFunc(dump.Policies, func(p struct{ Key string }) bool { return p.Key == "mesh/barrier" })
-			if has != present {
-				return fmt.Errorf("barrier there: %v", has)
-			}
-			return nil
-		})
+		for _, node := range []string{"a", "b"} {
+			m.Eventually("node "+node+" has the change", func() error {
+				var dump struct{ Policies []struct{ Key string } }
+				if err := m.Admin(node, "/dump", &dump); err != nil {
+					return err
+				}
+				has := slices.ContainsFunc(dump.Policies, func(p struct{ Key string }) bool { return p.Key == "mesh/barrier" })
+				if has != present {
+					return fmt.Errorf("barrier there: %v", has)
+				}
+				return nil
+			})
+		}
 	}
 	m.MustApply(object("AuthorizationPolicy", "barrier", "{action: DENY, selector: {matchLabels: {app: none}}, rules: [{}]}"))
 	await(true)
