@@ -3,6 +3,20 @@
 // privileges of its own. It parses no traffic.
 package main
 
-import "github.com/tacit-mesh/tacit/internal/cli"
+import (
+	"os"
+	"runtime/debug"
 
-func main() { cli.Main(command()) }
+	"github.com/tacit-mesh/tacit/internal/cli"
+)
+
+// garbage is how much of it, in percent of what is in use, the agent keeps. It
+// has little to do and is on every node: time is cheaper than memory.
+const garbage = 25
+
+func main() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(garbage)
+	}
+	cli.Main(command())
+}
