@@ -1,0 +1,314 @@
+package identity
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tacit-mesh/tacit/identity/ca"
+	"github.com/tacit-mesh/tacit/identity/identitytest"
+	"github.com/tacit-mesh/tacit/test/e2e"
+	"github.com/tacit-mesh/tacit/test/world"
+)
+
+// nginx serves a page on node b.
+const nginx = `
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: nginx, namespace: mesh}
+data:
+  nginx.conf: |
+    user root;
+    worker_processes 1;
+    daemon off;
+    pid /tmp/nginx.pid;
+    error_log /dev/stderr;
+    events {}
+    http {
+      access_log off;
+      client_body_temp_path /tmp/body;
+      proxy_temp_path /tmp/proxy;
+      fastcgi_temp_path /tmp/fastcgi;
+      uwsgi_temp_path /tmp/uwsgi;
+      scgi_temp_path /tmp/scgi;
+      server {
+        listen 80;
+        location / { return 200 "hello\n"; }
+      }
+    }
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: nginx, namespace: mesh, annotations: {tacit.mesh/redirection: enabled}}
+spec:
+  nodeName: b
+  serviceAccountName: nginx
+  containers:
+  - name: nginx
+    image: nginx
+    command: ["nginx", "-e", "/dev/stderr", "-c", "/etc/nginx/nginx.conf"]
+    ports: [{name: http, containerPort: 80}]
+    volumeMounts: [{name: config, mountPath: /etc/nginx}, {name: tmp, mountPath: /tmp}]
+  volumes: [{name: config, configMap: {name: nginx}}, {name: tmp, emptyDir: {}}]
+status:
+  podIPs: [{ip: "198.18.2.50"}]
+`
+
+const page = "http://198.18.2.50/"
+
+// certificateLife is short, for each phase of a rotation is somewhat longer;
+// half of it has to do for a restart of tacitd.
+const certificateLife = 30 * time.Second
+
+// rotationPatience is for all of a rotation, and for what is late in it.
+const rotationPatience = 4*certificateLife + 3*e2e.Patience
+
+// startCA runs the mesh under a CA that is in the directory returned.
+func startCA(t *testing.T) (m *e2e.Mesh, dir string) {
+	t.Helper()
+	m = e2e.StartWith(t, world.Config{ControlArgs: []string{"--max-certificate-ttl=" + certificateLife.String()}}, nginx)
+	m.Serve("mesh/server", ":8080", e2e.Echo)
+	return m, filepath.Join(filepath.Dir(m.NetnsDir()), "ca")
+}
+
+// background does something ten times a second until it fails or end is
+// called, which returns how often it went well, and the failure.
+func background(t *testing.T, once func() error) (end func() (int, error)) {
+	t.Helper()
+	stop, done := make(chan struct{}), make(chan struct{})
+	var n int
+	var failure error
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(time.Second / 10)
+		defer tick.Stop()
+		for failure == nil {
+			select {
+			case <-tick.C:
+			case <-stop:
+				return
+			}
+			if failure = once(); failure == nil {
+				n++
+			}
+		}
+	}()
+	end = sync.OnceValues(func() (int, error) {
+		close(stop)
+		<-done
+		return n, failure
+	})
+	t.Cleanup(func() { _, _ = end() })
+	return end
+}
+
+// everyWay is traffic of all kinds: end fails the test if any was lost.
+func everyWay(t *testing.T, m *e2e.Mesh) (end func()) {
+	t.Helper()
+	live := dialLive(t, m) // one connection through all of it
+	ends := map[string]func() (int, error){
+		"new connections": background(t, func() error {
+			_, err := m.Call("mesh/client", server)
+			return err
+		}),
+		"new connections of another pod": background(t, func() error {
+			_, err := m.Call("mesh/near", server)
+			return err
+		}),
+		"requests to nginx": background(t, func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), rotationPatience)
+			defer cancel()
+			text, err := m.Pod("mesh/client").Command(ctx, "curl", "-sSf", page, page, page).CombinedOutput()
+			if want := strings.Repeat("hello\n", 3); err != nil || string(text) != want {
+				return fmt.Errorf("curl: %w: %s", err, text)
+			}
+			return nil
+		}),
+		"a connection that lives on": background(t, func() error {
+			text, got := []byte("still here"), make([]byte, 10)
+			if err := live.SetDeadline(time.Now().Add(e2e.Patience)); err != nil {
+				return err
+			}
+			if _, err := live.Write(text); err != nil {
+				return err
+			}
+			if _, err := io.ReadFull(live, got); err != nil {
+				return err
+			}
+			if !bytes.Equal(text, got) {
+				return fmt.Errorf("%q came back", got)
+			}
+			return nil
+		}),
+	}
+	return func() {
+		t.Helper()
+		for name, end := range ends {
+			n, err := end()
+			if err != nil {
+				t.Errorf("%s: after %d that went well: %v", name, n, err)
+			}
+			if n < 10 {
+				t.Errorf("%s: only %d", name, n)
+			}
+		}
+	}
+}
+
+// issuers are those of all certificates of both nodes, with their numbers.
+func issuers(t *testing.T, m *e2e.Mesh) map[string]int {
+	t.Helper()
+	all := map[string]int{}
+	for _, node := range m.Nodes() {
+		for _, held := range certificates(t, m, node.Name) {
+			for _, c := range held {
+				all[c.Issuer]++
+			}
+		}
+	}
+	return all
+}
+
+// forged is a certificate of the client's identity that whoever has the CA's
+// key may make, good for long.
+func forged(t *testing.T, dir string) tls.Certificate {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "ca.crt"), filepath.Join(dir, "ca.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := identitytest.NewKey(t)
+	der, err := x509.CreateCertificate(rand.Reader, identitytest.Template(t, "spiffe://cluster.local/ns/mesh/sa/client"), pair.Leaf, key.Public(), pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// show presents a certificate to the server's proxy, and returns what that
+// says to it: nil if it goes on to speak HTTP/2.
+func show(t *testing.T, m *e2e.Mesh, certificate tls.Certificate) error {
+	t.Helper()
+	tcp, err := m.Pod("outside/plain").Dial(m.Context(), serverTunnels)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tcp.Close() }()
+	if err := tcp.SetDeadline(time.Now().Add(e2e.Patience)); err != nil {
+		t.Fatal(err)
+	}
+	c := tls.Client(tcp, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate}})
+	if err := c.HandshakeContext(m.Context()); err != nil {
+		return err
+	}
+	_, err = c.Read(make([]byte, 1))
+	return err
+}
+
+// bringRoots copies the CA's roots to the nodes, as whoever runs a mesh without
+// Kubernetes does in the first phase.
+func bringRoots(t *testing.T, m *e2e.Mesh, dir string) {
+	t.Helper()
+	roots, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, node := range m.Nodes() {
+		file := filepath.Join(filepath.Dir(node.AdminSocket()), "ca.crt")
+		if err := errors.Join(os.WriteFile(file+".new", roots, 0o644), os.Rename(file+".new", file)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func restartControl(t *testing.T, m *e2e.Mesh) {
+	t.Helper()
+	if err := errors.Join(m.Control().Kill(), m.StartControl(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Nobody notices that the root is replaced, whatever the command or tacitd is
+// interrupted by; when it is done, what the old one signed is refused.
+func TestRootRotation(t *testing.T) {
+	m, dir := startCA(t)
+	_, before, err := ca.ReadStatus(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stolen := forged(t, dir)
+	if err := show(t, m, stolen); err != nil {
+		t.Fatalf("a certificate of the present root: %v", err)
+	}
+	finish := everyWay(t, m)
+	patience, cancel := context.WithTimeout(t.Context(), rotationPatience)
+	defer cancel()
+	tacit := func(args ...string) (string, error) {
+		text, err := m.Node("a").Command(patience, "/run/tacit/bin/tacit", append([]string{"ca", "rotate", "--ca-dir", dir}, args...)...).CombinedOutput()
+		return string(text), err
+	}
+	if text, err := tacit("--dry-run"); err != nil || !strings.Contains(text, "Nothing is changed") || !strings.Contains(text, before.Signer.Name) {
+		t.Fatalf("%s: %v", text, err)
+	}
+	if text, err := tacit("--no-wait"); err != nil || !strings.Contains(text, "distribute") {
+		t.Fatalf("%s: %v", text, err)
+	}
+	bringRoots(t, m, dir)
+	type outcome struct {
+		text string
+		err  error
+	}
+	watched := make(chan outcome, 1)
+	go func() {
+		text, err := tacit()
+		watched <- outcome{text, err}
+	}()
+	restartControl(t, m)
+	eventually := func(what string, check func() error) {
+		t.Helper()
+		if err := world.Poll(patience, check); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	eventually("the new root signs", func() error {
+		_, s, err := ca.ReadStatus(dir)
+		if err == nil && s.Signer == before.Signer {
+			err = errors.New("the old one does")
+		}
+		return err
+	})
+	restartControl(t, m)
+	eventually("tacit certs shows the new root alone", func() error {
+		if all := issuers(t, m); all[before.Signer.Name] > 0 || len(all) != 1 {
+			return fmt.Errorf("issuers %v", all)
+		}
+		return nil
+	})
+	if err := show(t, m, stolen); err != nil {
+		t.Errorf("the old root is not accepted any more while certificates of it may be valid: %v", err)
+	}
+	seen := <-watched
+	for _, want := range []string{"A rotation is under way", "distribute", "overlap", "retire", "nobody knows the old root any more"} {
+		if seen.err != nil || !strings.Contains(seen.text, want) {
+			t.Fatalf("the command says %q, %v; want %q", seen.text, seen.err, want)
+		}
+	}
+	finish()
+	if err := show(t, m, stolen); err == nil || !strings.Contains(err.Error(), "remote error: tls") {
+		t.Errorf("a certificate of the old root: %v, want a refusal", err)
+	}
+	if _, now, err := ca.ReadStatus(dir); err != nil || len(now.Roots) != 1 || now.Signer.Name != now.Rotation.To || now.Rotation.From != before.Signer.Name {
+		t.Errorf("%+v, %v", now, err)
+	}
+}
