@@ -149,13 +149,18 @@ var decisive = map[string]bool{
 	"x-forwarded-client-cert": true,
 }
 
+// isDecisive takes "_" for "-", as some applications do.
+func isDecisive(name string) bool {
+	return decisive[strings.ReplaceAll(strings.ToLower(name), "_", "-")]
+}
+
 func (b *body) trailer(text []byte) error {
 	b.trailers += len(text) + 2
 	if b.trailers > maxTrailers {
 		return malformed(431, "trailers larger than 16 KiB")
 	}
 	f, err := fieldLine(string(text))
-	if err == nil && b.strict && decisive[strings.ToLower(f.Name)] {
+	if err == nil && b.strict && isDecisive(f.Name) {
 		err = malformed(400, "a trailer %.64s, which belongs into the header", f.Name)
 	}
 	return err

@@ -218,20 +218,47 @@ func looksLike(b []byte, declared Protocol) Protocol {
 	return looksLikeRequest(b)
 }
 
-// looksLikeRequest wants a method and a space. Methods are longer than what
-// other protocols begin with, in capitals and followed by a space, only by
-// chance; such a connection is refused as HTTP.
+// maxFirstLine is how long the first line of text may be until it counts as a
+// request.
+const maxFirstLine = 8 << 10
+
+// looksLikeRequest wants a method and a space, or a line that names HTTP. It is
+// as lenient as the most lenient server: what only that takes for a request
+// must not pass as something else, and is refused as HTTP. A method is longer
+// than what other protocols begin with, in capitals and followed by a space,
+// only by chance.
 func looksLikeRequest(b []byte) Protocol {
-	b = bytes.TrimPrefix(b, []byte("\r\n"))
-	for i, c := range b {
+	for len(b) > 0 && (isSpace[b[0]] || b[0] == '\n') {
+		b = b[1:]
+	}
+	line, _, whole := bytes.Cut(b, []byte("\n"))
+	line = bytes.TrimRight(line, "\r")
+	first, capitals := true, true
+	for i, c := range line {
 		switch {
-		case c == ' ' && i >= 3:
-			return HTTP1
-		case i >= 20 || (c < 'A' || c > 'Z') && c != '-' && c != '_':
+		case isSpace[c]:
+			if first && capitals && i >= 3 {
+				return HTTP1
+			}
+			first = false
+		case c < ' ' || c == 0x7f || first && classes[c]&inToken == 0:
 			return Opaque
 		}
+		capitals = capitals && (c >= 'A' && c <= 'Z' || c == '-' || c == '_')
+	}
+	switch {
+	case len(line) > maxFirstLine, whole && bytes.Contains(bytes.ToUpper(line), []byte("HTTP/")):
+		return HTTP1
+	case whole:
+		return Opaque
 	}
 	return Undeclared
+}
+
+// isSpace is whatever some server separates the words of a request by.
+var isSpace = [256]bool{
+	' ': true, '\t': true, '\v': true, '\f': true, '\r': true,
+	0x1c: true, 0x1d: true, 0x1e: true, 0x1f: true, 0x85: true, 0xa0: true,
 }
 
 // linger reads what the client still sends, within bounds, so that it can read

@@ -133,7 +133,7 @@ func appendField(to []byte, f *Field) []byte {
 // decision add must not end a line.
 func (e *Edits) valid() bool {
 	for i := range e.Fields {
-		if f := &e.Fields[i]; !isToken(f.Name) || !isValue(f.Value) || strings.TrimSpace(f.Value) != f.Value {
+		if f := &e.Fields[i]; !isToken(f.Name) || !isValue(f.Value) || strings.Trim(f.Value, " \t") != f.Value {
 			return false
 		}
 	}

@@ -293,6 +293,26 @@ func TestBulkOfHTTP1(t *testing.T) {
 	}
 }
 
+// Whatever some server takes for a request is one; other protocols are let be,
+// as soon as they differ.
+func TestLooksLike(t *testing.T) {
+	for text, want := range map[string]Protocol{
+		"GET / HTTP/1.1\r\n": HTTP1, "GET ": HTTP1, "GET": Undeclared, "PATCH": Undeclared,
+		"\n\r\n GET /": HTTP1, "\r": Undeclared, "\r\n\r\nGET / HTTP/1.1\r\n": HTTP1,
+		"GET\t/": HTTP1, "GET\v/": HTTP1, "GET\r/": HTTP1, "GET\r": Undeclared,
+		"get / http/1.1\r\n": HTTP1, "get / ": Undeclared, "get /\n": Opaque, "G / HTTP/1.1\n": HTTP1,
+		"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA / HTTP/1.1\n": HTTP1,
+		strings.Repeat("a", maxFirstLine+1):                  HTTP1,
+		"PING\r\n":                                           Opaque, "*1\r\n$4\r\nPING\r\n": Opaque, "SSH-2.0-x\r\n": Opaque, "quit\n": Opaque,
+		"{\"a\": 1}": Opaque, "\x16\x03\x01": Opaque, "AMQP\x00\x00\x09\x01": Opaque, "\x00\x00\x00\x08": Opaque,
+		"PRI * HTTP/2.0\r\n": Undeclared, "PRI * HTTP/1.1\r\n": HTTP1,
+	} {
+		if got := looksLike([]byte(text), Undeclared); got != want {
+			t.Errorf("%.40q: %v, want %v", text, got, want)
+		}
+	}
+}
+
 // What is not HTTP is the gate's to decide on, whoever speaks first.
 func TestOpaque(t *testing.T) {
 	echo := raw(t, func(c *net.TCPConn) {

@@ -136,6 +136,7 @@ func TestSmugglingInChunks(t *testing.T) {
 		{"trailer Content-Length", "1\r\na\r\n0\r\nContent-Length: 5\r\n\r\n"},
 		{"trailer Host", "1\r\na\r\n0\r\nhost: y\r\n\r\n"},
 		{"trailer Authorization", "1\r\na\r\n0\r\nAuthorization: x\r\n\r\n"},
+		{"trailer X_Forwarded_Client_Cert", "1\r\na\r\n0\r\nX_Forwarded_Client_Cert: URI=x\r\n\r\n"},
 		{"continued trailer", "1\r\na\r\n0\r\nX: y\r\n z\r\n\r\n"},
 		{"trailers without end", "1\r\na\r\n0\r\n" + strings.Repeat("X: y\r\n", 4<<10) + "\r\n"},
 	}

@@ -274,7 +274,7 @@ func validTrailers(m h2.Message) bool {
 		return false
 	}
 	for _, f := range m.Fields {
-		if f.IsPseudo() || decisive[f.Name] {
+		if f.IsPseudo() || isDecisive(f.Name) {
 			return false
 		}
 	}

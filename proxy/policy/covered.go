@@ -31,9 +31,9 @@ type (
 	ofNames     string // joined: workloads that name the same policies share an index
 )
 
-// maxWorkloads is for how many workloads, and versions of one, it is remembered
-// what covers them.
-const maxWorkloads = 1024
+// maxKnown is of how many workloads, versions of one, namespaces and sets of
+// policies it is remembered what covers them.
+const maxKnown = 1024
 
 // covers finds the policies that cover a workload of the snapshot.
 func covers(s *model.Snapshot, w *model.Workload) *scopes {
@@ -82,20 +82,21 @@ func (c *covered) find(s *model.Snapshot, names []string) {
 	}
 }
 
-// forgetWorkloads keeps the memo small while pods come and go under the same
-// policies.
+// forgetWorkloads keeps the memo small while pods and namespaces come and go
+// under the same policies.
 func forgetWorkloads(memo *sync.Map) {
-	var workloads []*model.Workload
+	var known []any
 	for key := range memo.Range {
-		if w, ok := key.(*model.Workload); ok {
-			workloads = append(workloads, w)
+		switch key.(type) {
+		case *model.Workload, ofNamespace, ofNames:
+			known = append(known, key)
 		}
 	}
-	if len(workloads) < maxWorkloads {
+	if len(known) < maxKnown {
 		return
 	}
-	for _, w := range workloads {
-		memo.Delete(w)
+	for _, key := range known {
+		memo.Delete(key)
 	}
 }
 

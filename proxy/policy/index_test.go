@@ -106,7 +106,7 @@ func TestIndexAgreesWithThePlainEvaluation(t *testing.T) {
 // What is remembered of workloads that are gone has a bound.
 func TestMemoOfWorkloadsIsBounded(t *testing.T) {
 	s := world(destination(), named("p", model.ActionAllow, anyRule...))
-	for i := range 3 * maxWorkloads {
+	for i := range 3 * maxKnown {
 		w := destination()
 		w.UID = fmt.Sprint(i)
 		s = s.Apply(model.Update{Workloads: []*model.Workload{w}})
@@ -121,7 +121,7 @@ func TestMemoOfWorkloadsIsBounded(t *testing.T) {
 	for range s.Memo().Range {
 		n++
 	}
-	if n > maxWorkloads+3 {
+	if n > maxKnown+3 {
 		t.Errorf("%d are remembered", n)
 	}
 }

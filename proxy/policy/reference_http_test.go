@@ -66,8 +66,11 @@ func refRemote(prefixes []netip.Prefix, f model.Forwarding, r *Request) truth {
 		})
 	}
 	trusts := f.Proxies > 0 && r.Identity != model.Identity{} && slices.ContainsFunc(f.Callers, func(m model.StringMatch) bool { return glob(m, r.Identity.Principal()) })
-	if !trusts || r.HTTP == nil {
+	switch {
+	case !trusts:
 		return inside(r.Source.String())
+	case r.HTTP == nil:
+		return isMaybe
 	}
 	var lines []string
 	for _, h := range r.HTTP.Headers {

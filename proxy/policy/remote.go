@@ -25,10 +25,13 @@ func (e *evaluation) judgeRemote(h *model.HTTPMatch, wanted, deny bool) verdict 
 
 // remote is the address of the original client: that of the connection, unless
 // its caller is one whose X-Forwarded-For is believed. It is not known where
-// such a caller does not say it.
+// such a caller does not say it, or not as HTTP.
 func (e *evaluation) remote(f *model.Forwarding) netip.Addr {
-	if e.request.HTTP == nil || f.Proxies == 0 || !e.hasPrincipal(f.Callers) {
+	switch {
+	case f.Proxies == 0 || !e.hasPrincipal(f.Callers):
 		return e.source
+	case e.request.HTTP == nil:
+		return netip.Addr{}
 	}
 	return e.request.HTTP.forwarded(f.Proxies)
 }

@@ -68,7 +68,7 @@ func TestForwardedFor(t *testing.T) {
 
 // A connection that carries no HTTP has one client: whoever it is from.
 func TestRemoteAddressWithoutHTTP(t *testing.T) {
-	h := &model.HTTPMatch{RemoteIPs: cidrs("10.0.0.1/32"), Forwarding: model.Forwarding{Proxies: 1, Callers: texts("*")}}
+	h := &model.HTTPMatch{RemoteIPs: cidrs("10.0.0.1/32"), Forwarding: model.Forwarding{Proxies: 1, Callers: texts("td/ns/other/*")}}
 	s := world(destination(), named("p", model.ActionAllow, when(either(model.Match{HTTP: h}))))
 	r := request()
 	if !CoversHTTP(s, destination(), r.Destination.Port()) || !EvaluateConnection(s, &r).Allowed || !Evaluate(s, &r).Allowed {
@@ -80,5 +80,10 @@ func TestRemoteAddressWithoutHTTP(t *testing.T) {
 	}
 	if d := Evaluate(s, &r); d.Allowed || d.Attribute != "remoteIpBlocks" {
 		t.Errorf("from another address: %+v", d)
+	}
+	h.Forwarding.Callers = texts("*")
+	r.Source = netip.MustParseAddr("10.0.0.1")
+	if d := Evaluate(s, &r); d.Allowed || d.Attribute != "remoteIpBlocks" {
+		t.Errorf("from a trusted proxy that does not speak HTTP, which says nothing of its client: %+v", d)
 	}
 }

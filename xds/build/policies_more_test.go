@@ -256,6 +256,10 @@ rules: [{from: [{source: {remoteIpBlocks: [10.0.0.0/8], notRemoteIpBlocks: [10.1
 	if diff := cmp.Diff(want, r.Policies[0].Rules[0].Clauses, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" || r.Statuses[0].Layer != "L7" || len(r.Statuses[0].Messages) > 0 {
 		t.Errorf("%+v (-want +got):\n%s", r.Statuses, diff)
 	}
+	in.AuthorizationPolicies = []*securityv1.AuthorizationPolicy{authorization(t, `rules: [{from: [{source: {principals: [td/ns/a/sa/b]}}]}]`)}
+	if r := Policies(in); r.Policies[0].Rules[0].Clauses[0].Matches[0].HTTP != nil || r.Statuses[0].Layer != "L4" {
+		t.Errorf("a policy that names no address: %+v, %+v", r.Policies[0], r.Statuses)
+	}
 }
 
 func TestCustomTakesAProvider(t *testing.T) {

@@ -54,6 +54,9 @@ func (m *matchReader) trustDomains(field, notField string, list, not []string) {
 // to tell them, these can only be the connections' own: X-Forwarded-For is
 // whatever a client likes to say.
 func (m *matchReader) remoteIPs(field, notField string, list, not []string) {
+	if len(list)+len(not) == 0 {
+		return
+	}
 	if m.builder.forwarding.Proxies > 0 {
 		m.http().Forwarding = m.builder.forwarding
 		values(m, &m.http().RemoteIPs, field, list, model.ParseCIDR)
@@ -63,9 +66,7 @@ func (m *matchReader) remoteIPs(field, notField string, list, not []string) {
 	var remote []netip.Prefix
 	values(m, &remote, field, list, model.ParseCIDR)
 	values(m, &m.out.NotSourceIPs, notField, not, model.ParseCIDR)
-	if len(list)+len(not) > 0 {
-		m.status.say("%s: compared with the connection's source address; X-Forwarded-For is read where the mesh's configuration says trustedProxies, the PROXY protocol is not", m.path)
-	}
+	m.status.say("%s: compared with the connection's source address; X-Forwarded-For is read where the mesh's configuration says trustedProxies, the PROXY protocol is not", m.path)
 	switch {
 	case len(remote) == 0:
 	case len(m.out.SourceIPs) == 0:

@@ -23,8 +23,9 @@ type HTTPMatch struct {
 	Forwarding                              Forwarding // tells the address for RemoteIPs
 }
 
-// Forwarding says from whom X-Forwarded-For is believed. From anybody else, and
-// where there is no HTTP, the client is whoever the connection is from.
+// Forwarding says from whom X-Forwarded-For is believed. From anybody else the
+// client is whoever the connection is from; what such a caller sends that is no
+// HTTP has none that is known.
 type Forwarding struct {
 	// Proxies is how many add to the header one after the other, the last
 	// of them being the caller: the address of the client is as many from the end.
