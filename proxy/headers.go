@@ -46,7 +46,7 @@ func traceID(header string) string {
 	if len(parts) != 4 || len(parts[1]) != 32 || strings.Trim(parts[1], "0123456789abcdef") != "" {
 		return newID()
 	}
-	return parts[1]
+	return strings.Clone(parts[1]) // not the peer's whole header, for as long as the id is remembered
 }
 
 var workloadTypes = map[model.WorkloadType]string{

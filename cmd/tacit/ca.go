@@ -60,6 +60,7 @@ which everybody accepts what anybody presents:
 
 Each lasts somewhat longer than a certificate may live (--max-certificate-ttl of
 tacitd), so all of it takes days where that is 24 hours. No connection is cut.
+After that flag was lowered, wait for as long as it was before you rotate.
 
 It is tacitd that rotates; its state is with the CA. This command asks for it
 and shows how far it is: when it is interrupted nothing changes, and when it is

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/url"
@@ -149,7 +150,7 @@ func (c *client) listFlows(cmd *cobra.Command, all []answerer, query url.Values)
 	merged := []flows.Flow{}
 	for _, a := range answers {
 		for _, flow := range a.value.Flows {
-			flow.Node = a.value.Node
+			flow.Node = cmp.Or(a.node, a.value.Node)
 			merged = append(merged, flow)
 		}
 	}

@@ -58,6 +58,9 @@ func newIdentityCommand(connect func() (*cluster.Cluster, error)) *cobra.Command
 		Long: `Take an identity out of the mesh at once, for a while: whatever comes from it is
 denied everywhere, and whatever goes to its pods; connections that live are
 reset. It ends by itself, and stays recorded: who revoked it, when, and why.
+What its pods send in clear bears no identity: STRICT denies that. The proxies
+of the destination deny, so a node that is not to be trusted needs a list of
+revoked certificates (tacit-proxy --crl).
 
 The record is an object RevokedIdentity of policy.tacit.mesh/v1alpha1 in Tacit's
 namespace, or a manifest in the directory that tacitd reads (--from). tacitd

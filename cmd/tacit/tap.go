@@ -133,14 +133,14 @@ func followTap(ctx context.Context, from answerer, query url.Values, lines chan<
 	defer body.Close()
 	stop := context.AfterFunc(ctx, func() { body.Close() })
 	defer stop()
-	node := ""
+	node := from.node // and not what a proxy says of itself, where it is known
 	for in := json.NewDecoder(body); ; {
 		var line admin.TapLine
 		if err := in.Decode(&line); err != nil {
 			say(tapped{node: node, err: endOfTap(err)})
 			return
 		}
-		if line.Node != "" {
+		if node == "" {
 			node = line.Node
 		}
 		say(tapped{node: node, line: line})

@@ -36,7 +36,8 @@ func (m *mesh) advance(now time.Time) time.Duration {
 	case now.Before(end):
 		return min(end.Sub(now), clockStep)
 	}
-	m.send(m.build.Advance(now))
+	changes := m.build.Advance(now)
 	m.note(m.errs)
+	m.send(changes)
 	return 0 // something else may be next
 }

@@ -238,7 +238,7 @@ func (d *Dir) Requested(context.Context) (string, error) {
 
 // Request asks the tacitd of this directory for a rotation. The id tells it
 // from earlier ones.
-func (d *Dir) Request(id string) error { return replace(d.file(requestFile), 0o600, []byte(id+"\n")) }
+func (d *Dir) Request(id string) error { return replace(d.file(requestFile), 0o644, []byte(id+"\n")) }
 
 // Publish keeps the status of an authority in the directory, for
 // [ReadStatus], until the context ends; it returns the context's error.

@@ -25,21 +25,32 @@ func (i *issuer) fixed() string {
 	return ""
 }
 
+// maxRequestID is how long the name of a request may be, in bytes.
+const maxRequestID = 128
+
 // next is the state that the time, or a request, asks for; nil if the present
 // one is it. It depends on nothing but the state, so it does not matter who
 // carries it out, nor how often that was begun.
 func (a *Authority) next(i *issuer, request string) (*State, error) {
 	r, now := i.state.Rotation, a.now()
+	if len(request) > maxRequestID {
+		request = "" // the state must stay small enough to be saved
+	}
 	switch {
+	case r.active() && !now.Before(r.Until):
+		// Before all requests, which may come in any number.
+		next, err := a.advance(i, now)
+		if err == nil && request != "" {
+			next.Rotation.Request = request
+		}
+		return next, err
 	case r.active() && request != "" && request != r.Request:
 		// Whoever asks while one is under way is answered by that one.
 		next := i.state.rotated(*r)
 		next.Rotation.Request = request
 		return next, nil
-	case r.active() && now.Before(r.Until):
-		return nil, nil
 	case r.active():
-		return a.advance(i, now)
+		return nil, nil
 	case request == "" || r != nil && request == r.Request:
 		return nil, nil
 	}

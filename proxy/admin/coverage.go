@@ -109,10 +109,13 @@ func authorizes(p *model.Policy) bool {
 	return p.Action == model.ActionAllow || p.Action == model.ActionDeny || p.Action == model.ActionCustom
 }
 
+// deniesByDefault: such a policy decides by matching nothing.
+func deniesByDefault(p *model.Policy) bool { return p.Action == model.ActionAllow && len(p.Rules) == 0 }
+
 func policyUses(s *model.Snapshot, matched map[string]time.Time) []PolicyUse {
 	out := []PolicyUse{}
 	for _, p := range s.Policies() {
-		if authorizes(p) {
+		if authorizes(p) && !deniesByDefault(p) {
 			key := s.PolicyKey(p)
 			use := PolicyUse{Policy: key}
 			if last, ok := matched[key]; ok {

@@ -46,7 +46,10 @@ func TestWorkloadCoverage(t *testing.T) {
 			policy("deny"), policy("dry", func(p *model.Policy) { p.DryRun = true }),
 			policy("istio_converted_static_strict"), policy("converted_peer_authentication_x"),
 			policy("limit", func(p *model.Policy) { p.Action = model.ActionLimit }),
-			policy("namespace", func(p *model.Policy) { p.Namespace, p.Scope, p.Action = "all", model.ScopeNamespace, model.ActionAllow }),
+			policy("namespace", func(p *model.Policy) {
+				p.Namespace, p.Scope, p.Action, p.Rules = "all", model.ScopeNamespace, model.ActionAllow, []model.Rule{{}}
+			}),
+			policy("nothing", func(p *model.Policy) { p.Action = model.ActionAllow }), // decides by matching nothing
 		},
 	})
 	l := flows.New(10, noon)

@@ -2,6 +2,7 @@ package extauthz
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -102,7 +103,7 @@ func (p *provider) askHTTP(ctx context.Context, to *model.Provider, q *Question)
 	}
 	target, err := url.ParseRequestURI(to.PathPrefix + q.Target)
 	if err != nil {
-		return nil, fmt.Errorf("provider %s: %w", to.Name, err)
+		return nil, fmt.Errorf("provider %s: %w", to.Name, withoutURL(err))
 	}
 	target.Scheme, target.Host = scheme, hostPort(to)
 	r, err := http.NewRequestWithContext(ctx, q.Method, target.String(), http.NoBody)
@@ -121,10 +122,20 @@ func (p *provider) askHTTP(ctx context.Context, to *model.Provider, q *Question)
 	}
 	response, err := p.http.Do(r)
 	if err != nil {
-		return nil, err
+		return nil, withoutURL(err)
 	}
 	defer func() { _ = response.Body.Close() }()
 	return answerOf(to, response)
+}
+
+// withoutURL leaves out the target: its query may hold secrets, and errors are
+// logged.
+func withoutURL(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
 }
 
 // answerOf reads an answer of HTTP: 200 allows, an error of the server's is

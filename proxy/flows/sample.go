@@ -34,7 +34,7 @@ type sampler struct {
 // is not kept. The sum of all weights is that of all events, but for the last
 // few that were not kept yet.
 func (s *sampler) admit(now time.Time) (weight int) {
-	if second := now.Unix(); second != s.second {
+	if second := now.Unix(); second != s.second && second != s.second-1 { // events may come a little out of order
 		s.stride = 1
 		if second == s.second+1 {
 			s.stride = max(1, (s.seen+perSecond-1)/perSecond)

@@ -27,7 +27,7 @@ func (c *Record) Flow(kind flows.Kind, now time.Time) flows.Event {
 // matched reports whether a decision for this reason is the work of its
 // policy, rather than of none having matched.
 func matched(reason string) bool {
-	return reason == "allowed" || reason == "denied" || reason == "rate_limited"
+	return reason == "allowed" || reason == "denied" || reason == "ask" || reason == "rate_limited"
 }
 
 func (e *End) flow() flows.End {

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"strings"
 	"time"
 
 	"github.com/tacit-mesh/tacit/xds/kinds"
@@ -15,7 +16,7 @@ const (
 )
 
 // revokedIdentity denies the identity at all workloads, and everybody at the
-// identity's own: whoever holds its key must not answer, either.
+// identity's own workloads. Both are judged by the proxy of the destination.
 func (b *policyBuilder) revokedIdentity(obj *kinds.RevokedIdentity) {
 	st := newStatus("RevokedIdentity", &obj.ObjectMeta)
 	defer func() { b.statuses = append(b.statuses, st) }()
@@ -23,6 +24,9 @@ func (b *policyBuilder) revokedIdentity(obj *kinds.RevokedIdentity) {
 	switch {
 	case obj.Namespace != b.root:
 		st.say("not enforced: identities are revoked in namespace %s, by those who run the mesh", b.root)
+		return
+	case err == nil && id.TrustDomain != strings.ToLower(id.TrustDomain):
+		st.say("spec.identity: not enforced: no certificate has capitals in its trust domain")
 		return
 	case err != nil:
 		st.say("spec.identity: not enforced: %v", err)

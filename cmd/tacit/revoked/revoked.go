@@ -37,6 +37,9 @@ func Revoke(ctx context.Context, s Store, id string, duration time.Duration, rea
 	if err != nil {
 		return nil, err
 	}
+	if parsed.TrustDomain != strings.ToLower(parsed.TrustDomain) {
+		return nil, fmt.Errorf("%s: no certificate has capitals in its trust domain; write it as tacit certs does", id)
+	}
 	if duration <= 0 {
 		return nil, fmt.Errorf("a revocation for %v: want more than 0, such as 24h", duration)
 	}
