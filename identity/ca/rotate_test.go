@@ -230,6 +230,25 @@ func TestRotationIsInterrupted(t *testing.T) {
 	}
 }
 
+// Requests without end hold no rotation up; what is too long to be the name of
+// one is none.
+func TestFloodOfRequests(t *testing.T) {
+	store, c := newMemory(t)
+	a := replica(t, store, c)
+	for n, want := range []Phase{Distribute, Overlap, Retire, Done} {
+		store.request = fmt.Sprint("request ", n)
+		if follow(t, a); store.state.Rotation.Phase != want {
+			t.Fatalf("phase %s, want %s", store.state.Rotation.Phase, want)
+		}
+		c.at = c.at.Add(phase)
+	}
+	store.request = strings.Repeat("x", maxRequestID+1)
+	saves := store.saves
+	if follow(t, a); store.saves != saves {
+		t.Error("a request of any length begins a rotation")
+	}
+}
+
 // Replicas that see a request at the same time make one new root.
 func TestReplicasAgree(t *testing.T) {
 	store, c := newMemory(t)
