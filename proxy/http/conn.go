@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -233,26 +234,40 @@ func looksLikeRequest(b []byte) Protocol {
 	}
 	line, _, whole := bytes.Cut(b, []byte("\n"))
 	line = bytes.TrimRight(line, "\r")
-	first, capitals := true, true
+	method, rest, capitals := line, []byte(nil), true
 	for i, c := range line {
 		switch {
+		case isSpace[c] && rest == nil:
+			method, rest = line[:i], line[i:]
 		case isSpace[c]:
-			if first && capitals && i >= 3 {
-				return HTTP1
-			}
-			first = false
-		case c < ' ' || c == 0x7f || first && classes[c]&inToken == 0:
+		case c < ' ' || c == 0x7f || rest == nil && classes[c]&inToken == 0:
 			return Opaque
 		}
-		capitals = capitals && (c >= 'A' && c <= 'Z' || c == '-' || c == '_')
+		capitals = capitals && (rest != nil || c >= 'A' && c <= 'Z' || c == '-' || c == '_')
 	}
 	switch {
-	case len(line) > maxFirstLine, whole && bytes.Contains(bytes.ToUpper(line), []byte("HTTP/")):
+	case rest != nil && capitals && len(method) >= 3,
+		whole && bytes.Contains(bytes.ToUpper(line), []byte("HTTP/")):
 		return HTTP1
-	case whole:
+	case whole, !mayBeTarget(rest):
 		return Opaque
+	case len(line) > maxFirstLine:
+		return HTTP1
 	}
 	return Undeclared
+}
+
+// mayBeTarget reports whether a path or a URL comes after the method, as far as
+// one can see.
+func mayBeTarget(rest []byte) bool {
+	for len(rest) > 0 && isSpace[rest[0]] {
+		rest = rest[1:]
+	}
+	if len(rest) == 0 || rest[0] == '/' || rest[0] == '*' {
+		return true
+	}
+	end := slices.IndexFunc(rest, func(c byte) bool { return isSpace[c] })
+	return end < 0 || bytes.Contains(rest[:end], []byte("://"))
 }
 
 // isSpace is whatever some server separates the words of a request by.

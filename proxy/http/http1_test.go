@@ -300,7 +300,7 @@ func TestLooksLike(t *testing.T) {
 		"GET / HTTP/1.1\r\n": HTTP1, "GET ": HTTP1, "GET": Undeclared, "PATCH": Undeclared,
 		"\n\r\n GET /": HTTP1, "\r": Undeclared, "\r\n\r\nGET / HTTP/1.1\r\n": HTTP1,
 		"GET\t/": HTTP1, "GET\v/": HTTP1, "GET\r/": HTTP1, "GET\r": Undeclared,
-		"get / http/1.1\r\n": HTTP1, "get / ": Undeclared, "get /\n": Opaque, "G / HTTP/1.1\n": HTTP1,
+		"get / http/1.1\r\n": HTTP1, "get / ": Undeclared, "get /\n": Opaque, "get http://x/ ": Undeclared, "four score and seven": Opaque, "G / HTTP/1.1\n": HTTP1,
 		"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA / HTTP/1.1\n": HTTP1,
 		strings.Repeat("a", maxFirstLine+1):                  HTTP1,
 		"PING\r\n":                                           Opaque, "*1\r\n$4\r\nPING\r\n": Opaque, "SSH-2.0-x\r\n": Opaque, "quit\n": Opaque,
