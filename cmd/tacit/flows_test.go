@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"net/netip"
@@ -17,28 +16,8 @@ import (
 // flowProxy is a proxy's admin server with flows.
 func flowProxy(t *testing.T, node string) (socket string, log *flows.Log) {
 	t.Helper()
-	socket, log = filepath.Join(t.TempDir(), "admin.sock"), flows.New(100, time.Now())
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	server := admin.Server{Path: socket, Node: node, Snapshot: mesh, Flows: log}
-	go func() { ended <- server.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; !errors.Is(err, context.Canceled) {
-			t.Errorf("Run: %v", err)
-		}
-	})
-	look := time.NewTicker(10 * time.Millisecond)
-	defer look.Stop()
-	for deadline := time.Now().Add(20 * time.Second); ; <-look.C {
-		code, _, errOut := tacit("status", "--socket", socket)
-		if code == 0 {
-			return socket, log
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(errOut)
-		}
-	}
+	log = flows.New(100, time.Now())
+	return serveAdmin(t, admin.Server{Node: node, Snapshot: mesh, Flows: log}), log
 }
 
 func denial(id string) *flows.Event {

@@ -49,6 +49,18 @@ func (r *records) open(cmd *cobra.Command) (revoked.Store, error) {
 	return revoked.Cluster{Cluster: c}, nil
 }
 
+// with calls do with the records that the flags mean, for no longer than the
+// timeout.
+func (r *records) with(cmd *cobra.Command, do func(context.Context, revoked.Store) error) error {
+	ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+	defer cancel()
+	s, err := r.open(cmd)
+	if err != nil {
+		return err
+	}
+	return do(ctx, s)
+}
+
 func identityCommand() *cobra.Command { return newIdentityCommand(nil) }
 
 func newIdentityCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
@@ -82,19 +94,15 @@ func revokeCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
 		Example: `  tacit identity revoke spiffe://cluster.local/ns/shop/sa/web --for 24h --reason "key leaked, see incident 7"`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
-			defer cancel()
-			s, err := r.open(cmd)
-			if err != nil {
-				return err
-			}
-			record, err := revoked.Revoke(ctx, s, args[0], duration, reason)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s is revoked until %s; before that: tacit identity restore %s\n",
-				args[0], record.Spec.Until.UTC().Format(time.RFC3339), args[0])
-			return nil
+			return r.with(cmd, func(ctx context.Context, s revoked.Store) error {
+				record, err := revoked.Revoke(ctx, s, args[0], duration, reason)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s is revoked until %s; before that: tacit identity restore %s\n",
+					args[0], record.Spec.Until.UTC().Format(time.RFC3339), args[0])
+				return nil
+			})
 		},
 	}
 	r.flags(cmd)
@@ -111,20 +119,16 @@ func identityListCommand(connect func() (*cluster.Cluster, error)) *cobra.Comman
 		Short: "List which identities are revoked, for how long still, by whom and why, and which were",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
-			defer cancel()
-			s, err := r.open(cmd)
-			if err != nil {
-				return err
-			}
-			all, err := s.List(ctx)
-			if err != nil {
-				return err
-			}
-			if output == outputJSON {
-				return printJSON(cmd.OutOrStdout(), map[string]any{"revokedIdentities": all})
-			}
-			return show.Printer{Out: cmd.OutOrStdout(), Now: time.Now()}.Revocations(all)
+			return r.with(cmd, func(ctx context.Context, s revoked.Store) error {
+				all, err := s.List(ctx)
+				if err != nil {
+					return err
+				}
+				if output == outputJSON {
+					return printJSON(cmd.OutOrStdout(), map[string]any{"revokedIdentities": all})
+				}
+				return show.Printer{Out: cmd.OutOrStdout(), Now: time.Now()}.Revocations(all)
+			})
 		},
 	}
 	r.flags(cmd)
@@ -140,17 +144,13 @@ func restoreCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
 		Example: `  tacit identity restore spiffe://cluster.local/ns/shop/sa/web`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
-			defer cancel()
-			s, err := r.open(cmd)
-			if err != nil {
-				return err
-			}
-			if _, err := revoked.Restore(ctx, s, args[0]); err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s is restored\n", args[0])
-			return nil
+			return r.with(cmd, func(ctx context.Context, s revoked.Store) error {
+				if _, err := revoked.Restore(ctx, s, args[0]); err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s is restored\n", args[0])
+				return nil
+			})
 		},
 	}
 	r.flags(cmd)

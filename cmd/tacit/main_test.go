@@ -154,14 +154,12 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// The program and a proxy's real admin server understand each other.
-func TestAgainstServer(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "admin.sock")
-	ctx, cancel := context.WithCancel(t.Context())
+// serveAdmin runs a proxy's admin server until the test has ended.
+func serveAdmin(t *testing.T, server admin.Server) (socket string) {
+	t.Helper()
+	server.Path = filepath.Join(t.TempDir(), "admin.sock")
+	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	server := admin.Server{Path: socket, Node: "node-a", Snapshot: mesh, Live: func() []admin.Connection {
-		return []admin.Connection{{ID: "4bf9", Direction: admin.Outbound, Source: admin.End{Workload: "shop/a"}}}
-	}}
 	go func() { ended <- server.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
@@ -169,18 +167,24 @@ func TestAgainstServer(t *testing.T) {
 			t.Errorf("Run: %v", err)
 		}
 	})
-
 	look := time.NewTicker(10 * time.Millisecond)
 	defer look.Stop()
-	for deadline := time.Now().Add(10 * time.Second); ; <-look.C {
-		code, _, errOut := tacit("status", "--socket", socket)
+	for deadline := time.Now().Add(20 * time.Second); ; <-look.C {
+		code, _, errOut := tacit("status", "--socket", server.Path)
 		if code == 0 {
-			break
+			return server.Path
 		}
 		if time.Now().After(deadline) {
 			t.Fatal(errOut)
 		}
 	}
+}
+
+// The program and a proxy's real admin server understand each other.
+func TestAgainstServer(t *testing.T) {
+	socket := serveAdmin(t, admin.Server{Node: "node-a", Snapshot: mesh, Live: func() []admin.Connection {
+		return []admin.Connection{{ID: "4bf9", Direction: admin.Outbound, Source: admin.End{Workload: "shop/a"}}}
+	}})
 	for args, want := range map[string]string{
 		"status":                               "generation 1: 2 workloads, 0 services, 0 policies",
 		"connections --from shop/":             "4bf9  outbound",
