@@ -136,8 +136,6 @@ type kubeconfig struct {
 	Users []struct {
 		User struct {
 			Token string `json:"token"`
-			Cert  []byte `json:"client-certificate-data"`
-			Key   []byte `json:"client-key-data"`
 		} `json:"user"`
 	} `json:"users"`
 }
@@ -159,13 +157,6 @@ func readKubeconfig(path string) (*api, error) {
 	if len(where.CA) > 0 {
 		config.RootCAs = x509.NewCertPool()
 		config.RootCAs.AppendCertsFromPEM(where.CA)
-	}
-	if len(who.Cert) > 0 {
-		pair, err := tls.X509KeyPair(who.Cert, who.Key)
-		if err != nil {
-			return nil, fmt.Errorf("how to reach the API: %s: %w", path, err)
-		}
-		config.Certificates = []tls.Certificate{pair}
 	}
 	return &api{server: strings.TrimSuffix(where.Server, "/"), token: who.Token, transport: &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}}, nil
 }
