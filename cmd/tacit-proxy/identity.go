@@ -73,7 +73,7 @@ func logFailures(log *zap.Logger) func(identity.Status) {
 func (p *process) certificates() []telemetry.Certificate {
 	var all []telemetry.Certificate
 	for _, s := range p.store.All() { // sorted by identity
-		c := telemetry.Certificate{Identity: s.Identity, NotAfter: s.NotAfter(), Failures: s.Failures}
+		c := telemetry.Certificate{Identity: s.Identity, NotAfter: s.NotAfter(), Renewal: s.Renewal(), Failures: s.Failures, Roots: s.Roots}
 		last := len(all) - 1
 		if last < 0 || all[last].Identity != c.Identity {
 			all = append(all, c)
@@ -81,7 +81,7 @@ func (p *process) certificates() []telemetry.Certificate {
 		}
 		all[last].Failures += c.Failures
 		if !c.NotAfter.IsZero() && (all[last].NotAfter.IsZero() || c.NotAfter.Before(all[last].NotAfter)) {
-			all[last].NotAfter = c.NotAfter
+			all[last].NotAfter, all[last].Renewal, all[last].Roots = c.NotAfter, c.Renewal, c.Roots
 		}
 	}
 	return all

@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/http"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -21,6 +22,8 @@ func registry(m *mesh, ads *server.Server, certificates *ca.Service) http.Handle
 	counter := func(name, help string, read func() float64) {
 		r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, read))
 	}
+	gauge("tacitd_time_seconds", "The clock by which certificates are issued, as seconds since 1970.",
+		func() float64 { return float64(time.Now().UnixMilli()) / 1000 })
 	gauge("tacitd_proxies_connected", "Proxies that are sent the mesh now.",
 		func() float64 { return float64(ads.Stats().Streams) })
 	gauge("tacitd_snapshot_generation", "Generation of the mesh that is sent.",

@@ -12,13 +12,16 @@ import (
 type Certificate struct {
 	Identity model.Identity
 	NotAfter time.Time // of the certificate that ends first; zero if there is none yet
+	Renewal  time.Time // when a newer one than that was due
 	Failures uint64    // to get or renew it
+	// Roots is when the last of the roots ends by which its peers are judged.
+	Roots time.Time
 }
 
 // certificateCollector has series for the identities held now, no others.
 type certificateCollector struct {
-	options                   Options
-	left, istio, end, failure *prometheus.Desc
+	options                                   Options
+	left, istio, end, renewal, roots, failure *prometheus.Desc
 }
 
 func newCertificateCollector(o Options) certificateCollector {
@@ -31,6 +34,10 @@ func newCertificateCollector(o Options) certificateCollector {
 			"The same, by the name that Istio's dashboards know.", labels, nil),
 		end: prometheus.NewDesc("tacit_certificate_expiry_timestamp_seconds",
 			"When the workloads' current certificate ends, as seconds since 1970.", labels, nil),
+		renewal: prometheus.NewDesc("tacit_certificate_renewal_timestamp_seconds",
+			"When a newer certificate than the workloads' current one is due, as seconds since 1970.", labels, nil),
+		roots: prometheus.NewDesc("tacit_roots_expiry_timestamp_seconds",
+			"When the last of the roots ends by which peers of the workloads are judged, as seconds since 1970.", labels, nil),
 		failure: prometheus.NewDesc("tacit_certificate_failures_total",
 			"Failures to get or renew a certificate.", labels, nil),
 	}
@@ -38,7 +45,7 @@ func newCertificateCollector(o Options) certificateCollector {
 
 // Describe implements prometheus.Collector.
 func (c certificateCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.left, c.istio, c.end, c.failure} {
+	for _, d := range []*prometheus.Desc{c.left, c.istio, c.end, c.renewal, c.roots, c.failure} {
 		ch <- d
 	}
 }
@@ -56,5 +63,7 @@ func (c certificateCollector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(c.left, prometheus.GaugeValue, left, id)
 		ch <- prometheus.MustNewConstMetric(c.istio, prometheus.GaugeValue, left, id)
 		ch <- prometheus.MustNewConstMetric(c.end, prometheus.GaugeValue, float64(s.NotAfter.Unix()), id)
+		ch <- prometheus.MustNewConstMetric(c.renewal, prometheus.GaugeValue, float64(s.Renewal.Unix()), id)
+		ch <- prometheus.MustNewConstMetric(c.roots, prometheus.GaugeValue, float64(s.Roots.Unix()), id)
 	}
 }

@@ -39,6 +39,8 @@ func newMetrics(registry prometheus.Registerer, o Options) *metrics {
 		suppressed: prometheus.NewCounter(prometheus.CounterOpts{Name: "tacit_log_lines_suppressed_total",
 			Help: "Log lines that were summed up because they repeated."}),
 	}
+	m.denials.begin([]string{Inbound.String()}, "denied", "not_allowed")
+	m.handshakes.begin([]string{Inbound.String(), Outbound.String()}, "unknown_authority", "expired")
 	m.policies = newPolicyCounter(registry)
 	m.limitsAlone = prometheus.NewCounter(prometheus.CounterOpts{Name: "tacit_rate_limits_local_total",
 		Help: "Decisions about shared rate limits that this node made alone, their store being away."})
@@ -69,6 +71,9 @@ func (m *metrics) registerConnections(registry prometheus.Registerer) {
 }
 
 func (m *metrics) registerState(registry prometheus.Registerer, o Options) {
+	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "tacit_time_seconds",
+		Help: "The clock by which certificates are judged, as seconds since 1970."},
+		func() float64 { return float64(o.Now().UnixMilli()) / 1000 }))
 	if o.Generation != nil {
 		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "tacit_snapshot_generation",
 			Help: "Updates of the mesh's state applied since the start."},
@@ -108,6 +113,16 @@ func (c *boundedCounter) inc(values ...string) {
 	last := len(values) - 1
 	values[last] = c.bound(values[last])
 	c.vec.WithLabelValues(values...).Inc()
+}
+
+// begin makes the series of the usual reasons at zero, since a rate takes no
+// notice of the first increase of a series that was not there before.
+func (c *boundedCounter) begin(firsts []string, reasons ...string) {
+	for _, first := range firsts {
+		for _, reason := range reasons {
+			c.vec.WithLabelValues(first, c.bound(reason))
+		}
+	}
 }
 
 func (c *boundedCounter) bound(reason string) string {

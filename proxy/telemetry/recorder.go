@@ -174,8 +174,8 @@ func (r *Recorder) Closed(c *Record) {
 	if c.Outcome == Denied {
 		r.metrics.denials.inc(c.Direction.String(), c.Reason)
 	}
-	if c.DryRun != "" {
-		r.metrics.dryRuns.Inc()
+	if c.Direction == Inbound { // where policies decide
+		r.countPolicies(c.Outcome == Denied, c.Policy, c.DryRun, "")
 	}
 	event := c.Flow(flows.Ended, now)
 	r.options.Flows.Add(&event)

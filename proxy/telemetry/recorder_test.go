@@ -153,12 +153,15 @@ func TestStateGauges(t *testing.T) {
 		o.PoolConnections = func() int { return 3 }
 		o.Certificates = func() []Certificate { return held }
 	})
-	held = []Certificate{{Identity: web.Identity(), NotAfter: w.now.Add(90 * time.Second)}, {Identity: db.Identity(), Failures: 3}}
+	held = []Certificate{{Identity: web.Identity(), NotAfter: w.now.Add(90 * time.Second), Renewal: w.now.Add(time.Second), Roots: w.now.Add(time.Hour)}, {Identity: db.Identity(), Failures: 3}}
 	w.want("tacit_snapshot_generation", 7)
 	w.want("tacit_pool_connections", 3)
 	w.want("tacit_certificate_expiry_seconds", 90, "identity=spiffe://cluster.local/ns/shop/sa/web")
 	w.want("istio_cert_expiry_seconds", 90, "identity=spiffe://cluster.local/ns/shop/sa/web")
 	w.want("tacit_certificate_expiry_timestamp_seconds", float64(held[0].NotAfter.Unix()), "identity=spiffe://cluster.local/ns/shop/sa/web")
+	w.want("tacit_certificate_renewal_timestamp_seconds", float64(held[0].Renewal.Unix()), "identity=spiffe://cluster.local/ns/shop/sa/web")
+	w.want("tacit_roots_expiry_timestamp_seconds", float64(held[0].Roots.Unix()), "identity=spiffe://cluster.local/ns/shop/sa/web")
+	w.want("tacit_time_seconds", float64(w.now.Unix()))
 	w.want("tacit_certificate_failures_total", 3, "identity="+db.Identity().String())
 	w.now = w.now.Add(100 * time.Second)
 	w.want("tacit_certificate_expiry_seconds", -10)
@@ -166,6 +169,25 @@ func TestStateGauges(t *testing.T) {
 	if n := w.count("tacit_certificate_expiry_seconds"); n != 0 {
 		t.Errorf("%d series of identities that are not held", n)
 	}
+}
+
+// Where policies decide about a connection, they are counted, whichever way it
+// went; and the first denial is an increase of what was there before.
+func TestPoliciesOfConnections(t *testing.T) {
+	w := newWorld(t, nil)
+	w.want("tacit_denials_total", 0, "direction=inbound", "reason=denied")
+	for _, outcome := range []Outcome{OK, Denied} {
+		for _, d := range []Direction{Inbound, Outbound} {
+			r := w.record()
+			r.Direction, r.Outcome, r.Policy, r.Reason, r.DryRun = d, outcome, "data/p", "denied", "data/later"
+			w.Closed(r)
+		}
+	}
+	for _, decision := range []string{"allow", "deny"} {
+		w.want("tacit_policy_decisions_total", 1, "decision="+decision, "policy=data/p")
+		w.want("tacit_policy_decisions_total", 1, "decision=dry_run_"+decision, "policy=data/later")
+	}
+	w.want("tacit_dry_run_total", 2)
 }
 
 // Progress comes from another goroutine than the end, and scrapes at any time.

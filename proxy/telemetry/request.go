@@ -98,7 +98,7 @@ func bounded(text string) string {
 func (r *Recorder) Requested(q *Request) {
 	now := r.options.Now()
 	r.requests.count(q, now)
-	r.countPolicies(q)
+	r.countPolicies(q.Denied, q.Policy, q.DryRun, q.Audit)
 	event := q.flow(now)
 	r.options.Flows.Add(&event)
 	line := zap.Inline(requestLine{q, now})
@@ -123,24 +123,22 @@ func (r *Recorder) Requested(q *Request) {
 	}
 }
 
-func (r *Recorder) countPolicies(q *Request) {
-	if q.Policy != "" {
-		decision := "allow"
-		if q.Denied {
-			decision = "deny"
-		}
-		r.metrics.policies.inc(decision, q.Policy)
+// countPolicies counts what the policies decided about a connection or request:
+// those in force, on dry run, and for the record.
+func (r *Recorder) countPolicies(denied bool, policy, dryRun, audit string) {
+	decision, otherwise := "allow", "dry_run_deny"
+	if denied {
+		decision, otherwise = "deny", "dry_run_allow"
 	}
-	if q.DryRun != "" {
-		decision := "dry_run_deny"
-		if q.Denied {
-			decision = "dry_run_allow"
-		}
-		r.metrics.policies.inc(decision, q.DryRun)
+	if policy != "" {
+		r.metrics.policies.inc(decision, policy)
+	}
+	if dryRun != "" {
+		r.metrics.policies.inc(otherwise, dryRun)
 		r.metrics.dryRuns.Inc()
 	}
-	if q.Audit != "" {
-		r.metrics.policies.inc("audit", q.Audit)
+	if audit != "" {
+		r.metrics.policies.inc("audit", audit)
 	}
 }
 
@@ -156,7 +154,7 @@ func code(status int) string { return strconv.Itoa(status) }
 // policyCounter has policies by their keys, the limit of series in mind.
 func newPolicyCounter(registry prometheus.Registerer) *boundedCounter {
 	c := newBoundedCounter(registry, "tacit_policy_decisions_total",
-		"Requests, by what a policy decided about them or, on dry run, would have.", "decision", "policy")
+		"Connections and requests, by what a policy decided about them or, on dry run, would have.", "decision", "policy")
 	c.limit, c.valid = maxPolicies, isPolicy
 	return c
 }
