@@ -4,10 +4,13 @@
 package main
 
 import (
+	"context"
 	"os"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/tacit-mesh/tacit/internal/cli"
+	"github.com/tacit-mesh/tacit/internal/idle"
 )
 
 // garbage is how much of it, in percent of what is in use, the agent keeps. It
@@ -15,8 +18,10 @@ import (
 const garbage = 25
 
 func main() {
+	runtime.MemProfileRate = 0 // nobody could ask for the profile, and it takes memory
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(garbage)
 	}
+	go func() { _ = idle.ReturnMemory(context.Background()) }() // as long as the program lives
 	cli.Main(command())
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/identity/crl"
+	"github.com/tacit-mesh/tacit/internal/idle"
 	"github.com/tacit-mesh/tacit/proxy"
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/flows"
@@ -61,6 +62,7 @@ func run(ctx context.Context, o options) error {
 		group.Go(func() error { return p.crls.Run(draining) })
 	}
 	group.Go(func() error { return p.followControlPlane(draining) })
+	group.Go(func() error { return idle.ReturnMemory(draining) })
 	group.Go(func() error {
 		defer end()
 		return p.proxy.Run(serving)

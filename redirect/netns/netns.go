@@ -82,14 +82,16 @@ func (n *NS) ID() ID { return n.id }
 func (n *NS) Close() error { return n.file.Close() }
 
 // Do runs fn inside the namespace, on a thread of its own that fn must not
-// leave: what fn starts by `go` runs outside, what it executes runs inside. A
-// thread that cannot be brought back ends with the call.
+// leave: what fn starts by `go` runs outside, what it executes runs inside.
+// The thread ends with the call: the runtime never ends one that it has, so
+// that as many as were inside at once would be left for good, each with its
+// stacks.
 func (n *NS) Do(fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		restored, err := n.run(fn)
-		if restored {
+		if restored && unix.Gettid() == unix.Getpid() { // the main thread cannot end
 			runtime.UnlockOSThread()
 		}
 		done <- err

@@ -6,7 +6,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -86,6 +88,37 @@ func TestDo(t *testing.T) {
 		if id, err := At(task); err == nil && id == ns.ID() {
 			t.Errorf("%s is still inside", task)
 		}
+	}
+}
+
+// However many are inside at once, their threads do not stay.
+func TestThreadsEnd(t *testing.T) {
+	ns := fresh(t)
+	const atOnce = 32
+	threads := func() int {
+		tasks, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(tasks)
+	}
+	before := threads()
+	var inside, ended sync.WaitGroup
+	inside.Add(atOnce)
+	for range atOnce {
+		ended.Go(func() {
+			if err := ns.Do(func() error { inside.Done(); inside.Wait(); return nil }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	ended.Wait()
+	// A thread ends after its goroutine has; the kernel does not say when.
+	for deadline := time.Now().Add(30 * time.Second); threads() > before+atOnce/4; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d threads before, %d after %d were inside", before, threads(), atOnce)
+		}
+		runtime.Gosched()
 	}
 }
 
