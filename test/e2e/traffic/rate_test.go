@@ -55,15 +55,18 @@ func TestMinuteOfConnections(t *testing.T) {
 	serveGreeting(m)
 	// Without it the client itself would run out, with or without a mesh.
 	setting(t, m, "mesh/client", "tcp_tw_reuse", "1")
-	for what, port := range map[string]string{"the client closes first": "8080", "the server closes first": "8081"} {
-		made, err := hurry(t, m, "mesh/client", net.JoinHostPort("198.18.2.10", port), perSecond, duration)
+	for _, how := range []struct{ what, from, port string }{
+		{"the client closes first", "mesh/client", "8080"},
+		{"the server closes first", "mesh/twin", "8081"}, // what rests of one pair is in another's way, see README
+	} {
+		made, err := hurry(t, m, how.from, net.JoinHostPort("198.18.2.10", how.port), perSecond, duration)
 		if err != nil {
-			t.Errorf("%s: %v", what, err)
+			t.Errorf("%s: %v", how.what, err)
 		}
 		if wanted := int64(perSecond * duration.Seconds()); made < wanted*95/100 {
-			t.Errorf("%s: %d connections, want %d: the machine is too slow to tell", what, made, wanted)
+			t.Errorf("%s: %d connections, want %d: the machine is too slow to tell", how.what, made, wanted)
 		}
-		t.Logf("%s: %d connections", what, made)
+		t.Logf("%s: %d connections", how.what, made)
 	}
 }
 
