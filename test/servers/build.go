@@ -17,7 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/tacit-mesh/tacit/test/servers/cache"
 )
 
 // What is built of each module.
@@ -44,19 +44,15 @@ func Build(ctx context.Context, module string, progress io.Writer) (string, erro
 	if err != nil {
 		return "", err
 	}
-	dir, err := directory(module, source)
+	name, err := directory(module, source)
 	if err != nil {
 		return "", err
 	}
-	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	dir, release, err := cache.Open(name)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("build %s: %w", module, err)
 	}
-	defer func() { _ = lock.Close() }()
-	// Packages are tested side by side: one builds, the others wait.
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return "", fmt.Errorf("build %s: lock: %w", module, err)
-	}
+	defer release()
 	for program, pkg := range what.packages {
 		path := filepath.Join(dir, program)
 		if _, err := os.Stat(path); err == nil {
@@ -86,10 +82,6 @@ func top(ctx context.Context) (string, error) {
 
 // directory has in its name what the module says.
 func directory(module, source string) (string, error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", err
-	}
 	hash := sha256.New()
 	for _, file := range []string{"go.mod", "go.sum"} {
 		text, err := os.ReadFile(filepath.Join(source, file))
@@ -98,8 +90,7 @@ func directory(module, source string) (string, error) {
 		}
 		hash.Write(text)
 	}
-	dir := filepath.Join(cache, "tacit", fmt.Sprintf("%s-%x", module, hash.Sum(nil)[:6]))
-	return dir, os.MkdirAll(dir, 0o755)
+	return fmt.Sprintf("%s-%x", module, hash.Sum(nil)[:6]), nil
 }
 
 func compile(ctx context.Context, source, pkg, path, cgo string, progress io.Writer) error {
