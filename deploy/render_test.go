@@ -52,7 +52,8 @@ func documents(t *testing.T, text string) []string {
 }
 
 // decode reads objects as the API server would, where it is strict: unknown
-// and repeated fields are errors. Kinds of platforms stay as they are.
+// and repeated fields are errors. Kinds of platforms and of the Prometheus
+// operator stay as they are.
 func decode(t *testing.T, text string) []runtime.Object {
 	t.Helper()
 	kinds := runtime.NewScheme()
@@ -64,7 +65,7 @@ func decode(t *testing.T, text string) []runtime.Object {
 	strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, kinds, kinds, json.SerializerOptions{Yaml: true, Strict: true})
 	var all []runtime.Object
 	for _, doc := range documents(t, text) {
-		if strings.Contains(doc, "security.openshift.io") {
+		if strings.Contains(doc, "security.openshift.io") || strings.Contains(doc, "apiVersion: monitoring.coreos.com") {
 			o := &unstructured.Unstructured{}
 			if err := yaml.UnmarshalStrict([]byte(doc), &o.Object); err != nil {
 				t.Errorf("%v\n%s", err, doc)
@@ -111,7 +112,9 @@ func everything() values {
 		"agent": values{"maxUnavailable": "20%", "iptables": "nft", "priorityClassName": "", "seLinuxOptions": values{"type": "spc_t"},
 			"extraArgs": []any{"--more"}},
 		"cni":          values{"enabled": false},
-		"startupTaint": values{"enabled": true}, "metrics": values{"annotations": false}, "networkPolicy": values{"enabled": true},
+		"startupTaint": values{"enabled": true}, "networkPolicy": values{"enabled": true},
+		"metrics": values{"annotations": false, "podMonitors": true, "rules": true, "operatorLabels": values{"release": "prometheus"},
+			"dashboards": true, "dashboardLabels": values{"grafana": "yes"}},
 		"crl":               values{"configMap": "istio-ca-crl", "keys": []any{"ca-crl.pem", "more.crl"}, "files": []any{"/etc/pki/crl/ours.pem", "/var/lib/pki/crl/theirs.der"}},
 		"admissionPolicies": values{"enabled": false},
 		"crds":              values{"install": false}, "resourceQuota": values{"enabled": true}, "openshift": values{"enabled": true},

@@ -30,7 +30,9 @@ redis-server redis-server
 redis-cli redis-tools
 initdb postgresql
 pgbench postgresql-contrib
-nginx nginx" ;;
+nginx nginx
+prometheus prometheus
+promtool prometheus" ;;
     demo) echo "curl curl
 ss iproute2
 nginx nginx
