@@ -46,7 +46,7 @@ func (o *options) cleanup(ctx context.Context) error {
 	}
 	paths, err := o.namespaces()
 	errs = append(errs, err)
-	for _, path := range append(paths, ownNamespace) {
+	for _, path := range append(paths, netns.Own) {
 		err := pods.Cleanup(ctx, path)
 		// A file may be left of a namespace that is gone, and a process may
 		// end meanwhile.

@@ -27,8 +27,13 @@ tacit.mesh/redirection=enabled, and says what goes wrong in events of the pod.
 It installs the CNI plugin tacit-cni into --cni-bin-dir and --cni-conf-dir, so
 that new pods are captured before their first container starts.
 
-Without, it reads a directory of Kubernetes manifests, and finds network
+With --from it reads a directory of Kubernetes manifests, and finds network
 namespaces as the files NAMESPACE_NAME in --netns-dir.
+
+With --zds it takes ztunnel's place under Istio's CNI agent, which says what
+pods there are, brings their network namespaces, and installs the rules. This
+one then installs none, asks no API, and needs neither CAP_SYS_PTRACE nor
+iptables.
 
 It needs CAP_SYS_ADMIN (to enter namespaces), CAP_NET_ADMIN and CAP_NET_RAW (for
 rules, routes and sockets there), CAP_DAC_OVERRIDE and CAP_CHOWN (for the
@@ -44,6 +49,9 @@ const example = `  tacit-agent --node node-1 --from manifests/ --netns-dir /run/
   tacit-agent --node "$NODE_NAME" --kubernetes --run-dir /run/tacit/agent \
     --proxy-uid 13371 --cni-bin-dir /opt/cni/bin --cni-conf-dir /etc/cni/net.d
 
+  # Under Istio, in the place of ztunnel:
+  tacit-agent --zds /var/run/ztunnel/ztunnel.sock --run-dir /run/tacit/agent --proxy-uid 13371
+
   # Leave nothing behind, once the agent has ended:
   tacit-agent cleanup --netns-dir /run/netns`
 
@@ -52,6 +60,7 @@ type options struct {
 	node        string
 	from        string
 	kubernetes  bool
+	zds         string
 	kubeconfig  string
 	hostProc    string
 	removeTaint bool
@@ -77,7 +86,7 @@ type options struct {
 func command() *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
-		Use:     "tacit-agent --node NAME (--kubernetes | --from DIR --netns-dir DIR) --run-dir DIR --proxy-uid UID",
+		Use:     "tacit-agent {--node NAME {--kubernetes | --from DIR --netns-dir DIR} | --zds SOCKET} --run-dir DIR --proxy-uid UID",
 		Short:   "Captures the traffic of this node's pods and hands it to tacit-proxy",
 		Long:    help,
 		Example: example,
@@ -102,6 +111,7 @@ func command() *cobra.Command {
 	o.sharedFlags(cmd.PersistentFlags())
 	f := cmd.Flags()
 	f.StringVar(&o.from, "from", "", "`directory` of Kubernetes manifests, in the place of --kubernetes")
+	f.StringVar(&o.zds, "zds", "", "`socket` of Istio's CNI agent, which says which pods there are, in the place of --kubernetes")
 	f.StringVar(&o.cniBinary, "cni-binary", "", "`file` of the CNI plugin to install; tacit-cni beside this program if empty")
 	f.BoolVar(&o.removeTaint, "remove-taint", false, "take the taint "+taint+" off the node once the agent is ready")
 	f.BoolVar(&o.release, "release", false, "let all pods go, whatever their labels say, without cutting their connections; before an uninstallation")
@@ -137,6 +147,9 @@ const runtimePins = "/run/netns"
 
 // required are the flags without which there are no pods to be found.
 func (o *options) required() []string {
+	if o.zds != "" {
+		return nil
+	}
 	if o.kubernetes {
 		return []string{"node"}
 	}
@@ -155,6 +168,12 @@ func (o *options) exclusive(cmd *cobra.Command) error {
 	}
 	if o.kubernetes && o.from != "" {
 		return errors.New("--from and --kubernetes are two sources of pods: give one of them")
+	}
+	if o.zds != "" && (o.kubernetes || o.from != "") {
+		return errors.New("--zds is a source of pods by itself: give neither --from nor --kubernetes with it")
+	}
+	if o.zds != "" && o.cniBinDir != "" {
+		return errors.New("--cni-bin-dir has no effect with --zds: Istio's CNI agent installs its own plugin")
 	}
 	return nil
 }

@@ -35,6 +35,9 @@ func TestFlags(t *testing.T) {
 		{complete + "--remove-taint", "--remove-taint has no effect without --kubernetes"},
 		{"--kubernetes --run-dir r --proxy-uid 1", "--node is missing: "},
 		{"--kubernetes --node n --run-dir r --proxy-uid 1 --kubeconfig /nonexistent/kubeconfig", "/nonexistent/kubeconfig"},
+		{"--zds s --run-dir r", "--proxy-uid is missing: "},
+		{complete + "--zds s", "--zds is a source of pods by itself"},
+		{"--zds s --run-dir r --proxy-uid 1 --cni-bin-dir b --cni-conf-dir c", "--cni-bin-dir has no effect with --zds"},
 		{"cleanup", "--netns-dir is missing: "},
 		{"cleanup --kubernetes", "--node is missing: "},
 	} {

@@ -218,15 +218,16 @@ func (a *Agent) Dial(ctx context.Context, podUID string, src netip.Addr, dst net
 	if err != nil {
 		return nil, fmt.Errorf("dial %v: %w", dst, err)
 	}
-	return connect(ctx, fd, src, dst, a.isInbound(podUID, src, dst.Addr()))
+	return connect(ctx, fd, src, dst, a.byLoopback(podUID, src, dst.Addr()))
 }
 
-// isInbound reports whether a connection comes from elsewhere to the pod.
-func (a *Agent) isInbound(uid string, src, dst netip.Addr) bool {
+// byLoopback reports whether a connection comes from elsewhere to the pod, and
+// there is a way for it through the loopback device.
+func (a *Agent) byLoopback(uid string, src, dst netip.Addr) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p, ok := a.pods[uid]
-	return ok && src.IsValid() && slices.Contains(p.Addresses, dst) && !slices.Contains(p.Addresses, src)
+	return ok && !p.NoLoopbackRoute && src.IsValid() && slices.Contains(p.Addresses, dst) && !slices.Contains(p.Addresses, src)
 }
 
 // take returns a socket that is now the caller's.

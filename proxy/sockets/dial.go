@@ -15,15 +15,16 @@ import (
 )
 
 // connect uses up a dialing socket: it becomes a connection or is closed.
-// Inbound says that it stands for one from elsewhere to the socket's own pod.
-func connect(ctx context.Context, fd int, src netip.Addr, dst netip.AddrPort, inbound bool) (*net.TCPConn, error) {
+// byLoopback is for one that stands for another from elsewhere to the socket's
+// own pod.
+func connect(ctx context.Context, fd int, src netip.Addr, dst netip.AddrPort, byLoopback bool) (*net.TCPConn, error) {
 	f := os.NewFile(uintptr(fd), "dialing socket") // the descriptor is non-blocking, so f waits in the runtime's poller
 	defer f.Close()
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("dial %v: %w", dst, err)
 	}
-	if controlErr := raw.Control(func(fd uintptr) { err = start(int(fd), src, dst, inbound) }); controlErr != nil {
+	if controlErr := raw.Control(func(fd uintptr) { err = start(int(fd), src, dst, byLoopback) }); controlErr != nil {
 		err = controlErr
 	}
 	if errors.Is(err, unix.EINPROGRESS) {
@@ -42,8 +43,8 @@ func connect(ctx context.Context, fd int, src netip.Addr, dst netip.AddrPort, in
 // loopback is the index of the loopback device in every network namespace.
 const loopback = 1
 
-func start(fd int, src netip.Addr, dst netip.AddrPort, inbound bool) error {
-	if inbound {
+func start(fd int, src netip.Addr, dst netip.AddrPort, byLoopback bool) error {
+	if byLoopback {
 		// The ports of ended connections rest for a minute, so that some
 		// hundred a second use up all there are. Those of connections bound
 		// to loopback are lent again after a second (tcp_tw_reuse in Linux's

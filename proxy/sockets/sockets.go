@@ -23,6 +23,9 @@ type Pod struct {
 	TrustDomain    string
 	Addresses      []netip.Addr
 	Labels         map[string]string // nil where the agent does not tell
+	// NoLoopbackRoute says that the rules in the pod are not the agent's:
+	// sockets bound to the loopback device reach no application.
+	NoLoopbackRoute bool
 }
 
 // Listeners are a pod's three captured ports. Accepted connections are

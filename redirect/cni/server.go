@@ -14,7 +14,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/net/netutil"
-	"golang.org/x/sys/unix"
+
+	"github.com/tacit-mesh/tacit/redirect/procs"
 )
 
 // Agent does what the plugin asks for.
@@ -109,16 +110,9 @@ func (l *privateListener) Accept() (net.Conn, error) {
 }
 
 func checkPeer(c *net.UnixConn) error {
-	raw, err := c.SyscallConn()
+	cred, err := procs.Peer(c)
 	if err != nil {
-		return fmt.Errorf("peer: %w", err)
-	}
-	var cred *unix.Ucred
-	if controlErr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); controlErr != nil {
-		err = controlErr
-	}
-	if err != nil {
-		return fmt.Errorf("peer: %w", err)
+		return err
 	}
 	if int(cred.Uid) != os.Geteuid() {
 		return fmt.Errorf("process %d runs as user %d", cred.Pid, cred.Uid)

@@ -208,7 +208,7 @@ func (s *Server) newsOf(p *proxy, uid string) (*protocol.FromAgent, []int, error
 	switch {
 	case !due:
 		return nil, nil, nil
-	case ok && e.listeners == nil:
+	case ok && (e.listeners == nil || e.kept):
 		return &protocol.FromAgent{Message: &protocol.FromAgent_Keep{Keep: &protocol.KeepPod{Uid: uid}}}, nil, nil
 	case !ok:
 		return &protocol.FromAgent{Message: &protocol.FromAgent_Remove{Remove: &protocol.RemovePod{Uid: uid, Gone: gone}}}, nil, nil
@@ -217,7 +217,7 @@ func (s *Server) newsOf(p *proxy, uid string) (*protocol.FromAgent, []int, error
 	if err != nil {
 		return nil, nil, err
 	}
-	add := &protocol.AddPod{Uid: e.UID, Name: e.Name, Namespace: e.Namespace, ServiceAccount: e.ServiceAccount, TrustDomain: e.TrustDomain}
+	add := &protocol.AddPod{Uid: e.UID, Name: e.Name, Namespace: e.Namespace, ServiceAccount: e.ServiceAccount, TrustDomain: e.TrustDomain, NoLoopbackRoute: e.NoLoopbackRoute}
 	for _, a := range e.Addresses {
 		add.Addresses = append(add.Addresses, a.AsSlice())
 	}

@@ -50,6 +50,9 @@ type Pod struct {
 	TrustDomain    string
 	Addresses      []netip.Addr
 	Labels         map[string]string // at most protocol.MaxLabels long, or none are passed on
+	// NoLoopbackRoute says that the rules in the pod are not ours, and lack
+	// what sockets need that are bound to the loopback device.
+	NoLoopbackRoute bool
 }
 
 // Server is the agent's side.
@@ -74,6 +77,9 @@ type entry struct {
 	Pod
 	ns        *netns.NS
 	listeners []int
+	// kept is a pod of which the agent knows no more than a proxy has shown
+	// it; its namespace, if that is known, is the entry's own.
+	kept bool
 }
 
 // New makes a server; pods may be added before Run.
@@ -182,6 +188,7 @@ func (s *Server) closeAll() {
 	defer s.mu.Unlock()
 	for _, e := range s.pods {
 		protocol.CloseAll(e.listeners)
+		e.letGo()
 	}
 	for _, fds := range s.offers {
 		protocol.CloseAll(fds)
@@ -200,11 +207,12 @@ func (s *Server) Add(p Pod, ns *netns.NS) error {
 	if !ok {
 		e = &entry{}
 		s.pods[p.UID] = e
-	} else if e.ns.ID() != ns.ID() {
+	} else if e.ns == nil || e.ns.ID() != ns.ID() {
 		protocol.CloseAll(e.listeners)
 		e.listeners = nil
 	}
-	e.Pod, e.ns = p, ns
+	e.letGo()
+	e.Pod, e.ns, e.kept = p, ns, false
 	if fds, ok := s.offers[p.UID]; ok {
 		delete(s.offers, p.UID)
 		s.adopt(e, fds)
@@ -221,6 +229,31 @@ func (s *Server) Add(p Pod, ns *netns.NS) error {
 	}
 	s.changed(p.UID, false)
 	return nil
+}
+
+// Keep says that a pod is there whose namespace the caller has not got: what a
+// proxy has of it stays, and leads to the namespace.
+func (s *Server) Keep(uid string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.pods[uid]; ok {
+		return
+	}
+	e := &entry{Pod: Pod{UID: uid}, kept: true}
+	s.pods[uid] = e
+	if fds, ok := s.offers[uid]; ok {
+		delete(s.offers, uid)
+		s.adopt(e, fds)
+	}
+	s.changed(uid, false)
+}
+
+// letGo closes the namespace that belongs to the entry itself.
+func (e *entry) letGo() {
+	if e.kept && e.ns != nil {
+		e.ns.Close()
+		e.ns = nil
+	}
 }
 
 func listenAll(ns *netns.NS) (fds []int, err error) {
@@ -249,7 +282,7 @@ func ports() []int {
 func (s *Server) adopt(e *entry, fds []int) bool {
 	err := errors.New("it has listeners already")
 	if e.listeners == nil {
-		err = checkListeners(fds, e.ns)
+		err = e.check(fds)
 	}
 	if err != nil {
 		protocol.CloseAll(fds)
@@ -258,6 +291,39 @@ func (s *Server) adopt(e *entry, fds []int) bool {
 	}
 	e.listeners = fds
 	return true
+}
+
+// check makes sure that listeners are the pod's. Of a pod whose namespace is
+// not known they show it.
+func (e *entry) check(fds []int) error {
+	if e.ns != nil {
+		return checkListeners(fds, e.ns)
+	}
+	ns, err := namespaceOf(fds)
+	if err != nil {
+		return err
+	}
+	if err := checkListeners(fds, ns); err != nil {
+		ns.Close()
+		return err
+	}
+	e.ns = ns
+	return nil
+}
+
+// namespaceOf opens the namespace to which listeners belong. That of the node
+// is no pod's.
+func namespaceOf(fds []int) (*netns.NS, error) {
+	node, err := netns.At(netns.Own)
+	if err != nil {
+		return nil, err
+	}
+	ns, err := netns.FromSocket(fds[0])
+	if err == nil && ns.ID() == node {
+		ns.Close()
+		return nil, errors.New("listeners in the node's own network namespace")
+	}
+	return ns, err
 }
 
 // checkListeners makes sure that sockets from a proxy, whose word is not
@@ -306,6 +372,7 @@ func (s *Server) Remove(uid string, gone bool) {
 		return
 	}
 	protocol.CloseAll(e.listeners)
+	e.letGo()
 	delete(s.pods, uid)
 	s.changed(uid, gone)
 }

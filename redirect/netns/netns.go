@@ -15,6 +15,9 @@ import (
 // ID tells network namespaces of one boot apart while they exist.
 type ID struct{ Dev, Inode uint64 }
 
+// Own is the path of the namespace of the thread that opens it.
+const Own = "/proc/thread-self/ns/net"
+
 // NS is an open network namespace. It keeps the namespace alive until Close.
 type NS struct {
 	file *os.File
@@ -51,19 +54,35 @@ func adopt(f *os.File) (*NS, error) {
 	return &NS{file: f, id: ID{st.Dev, st.Ino}}, nil
 }
 
-// OfSocket is the identity of the namespace in which a socket was made. It
-// needs CAP_NET_ADMIN there.
-func OfSocket(socket int) (ID, error) {
+// FromDescriptor takes over a descriptor of a namespace. It closes one of
+// anything else.
+func FromDescriptor(fd int) (*NS, error) {
+	f := os.NewFile(uintptr(fd), "network namespace")
+	ns, err := adopt(f)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return ns, nil
+}
+
+// FromSocket opens the namespace in which a socket was made. It needs
+// CAP_NET_ADMIN there.
+func FromSocket(socket int) (*NS, error) {
 	fd, err := unix.IoctlRetInt(socket, unix.SIOCGSKNS)
 	if err != nil {
-		return ID{}, os.NewSyscallError("ioctl SIOCGSKNS", err)
+		return nil, os.NewSyscallError("ioctl SIOCGSKNS", err)
 	}
-	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return ID{}, os.NewSyscallError("fstat", err)
+	return FromDescriptor(fd)
+}
+
+// OfSocket is the identity of the namespace in which a socket was made.
+func OfSocket(socket int) (ID, error) {
+	ns, err := FromSocket(socket)
+	if err != nil {
+		return ID{}, err
 	}
-	return ID{st.Dev, st.Ino}, nil
+	return ns.ID(), ns.Close()
 }
 
 // At is the identity of the namespace at path, which it does not keep.
@@ -100,7 +119,7 @@ func (n *NS) Do(fn func() error) error {
 }
 
 func (n *NS) run(fn func() error) (restored bool, err error) {
-	home, err := os.Open("/proc/thread-self/ns/net")
+	home, err := os.Open(Own)
 	if err != nil {
 		return true, fmt.Errorf("own network namespace: %w", err)
 	}

@@ -120,11 +120,8 @@ func removeReturn(f rules.Family) error {
 	return nil
 }
 
-// checkAddresses makes sure that a namespace holds the addresses of the pod
-// that it is said to be. The gap names others, by which the pod can be reached
-// but is not known.
-func checkAddresses(ns *netns.NS, want []netip.Addr) (gap string, err error) {
-	var have []netip.Addr
+// Addresses are those of every interface in a pod's namespace.
+func Addresses(ns *netns.NS) (have []netip.Addr, err error) {
 	err = ns.Do(func() error {
 		list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 		for _, a := range list {
@@ -135,7 +132,18 @@ func checkAddresses(ns *netns.NS, want []netip.Addr) (gap string, err error) {
 		return err
 	})
 	if err != nil {
-		return "", fmt.Errorf("addresses in the pod's namespace: %w", err)
+		return nil, fmt.Errorf("addresses in the pod's namespace: %w", err)
+	}
+	return have, nil
+}
+
+// checkAddresses makes sure that a namespace holds the addresses of the pod
+// that it is said to be. The gap names others, by which the pod can be reached
+// but is not known.
+func checkAddresses(ns *netns.NS, want []netip.Addr) (gap string, err error) {
+	have, err := Addresses(ns)
+	if err != nil {
+		return "", err
 	}
 	if len(want) == 0 {
 		return "", errors.New("the pod has no address yet")

@@ -80,7 +80,7 @@ func (l *Locator) OnNode(path string, id netns.ID) (string, error) {
 // nodes are the namespaces that are no pod's: the agent's own, which is the
 // node's, and that of the first process, where that may be looked at.
 func (l *Locator) nodes() (map[netns.ID]bool, error) {
-	own, err := netns.At("/proc/thread-self/ns/net")
+	own, err := netns.At(netns.Own)
 	if err != nil {
 		return nil, fmt.Errorf("the node's own network namespace: %w", err)
 	}

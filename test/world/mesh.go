@@ -104,8 +104,11 @@ func writeOwned(path string, data []byte) error {
 func (n *Node) StartAgent(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	args := []string{"--node", n.Name, "--from", n.world.Manifests(), "--netns-dir", n.world.NetnsDir(),
-		"--run-dir", n.RunDir(), "--proxy-uid", fmt.Sprint(ProxyUID), "--trust-domain", trustDomain}
+	source := []string{"--node", n.Name, "--from", n.world.Manifests(), "--netns-dir", n.world.NetnsDir()}
+	if n.world.config.ZDS {
+		source = []string{"--zds", n.ZDSSocket()}
+	}
+	args := append(source, "--run-dir", n.RunDir(), "--proxy-uid", fmt.Sprint(ProxyUID), "--trust-domain", trustDomain)
 	if n.cgroup != "" {
 		args = append(args, "--proxy-cgroup", cgroupPath(n.cgroup))
 	}
@@ -123,6 +126,9 @@ func (n *Node) StartAgent(ctx context.Context) error {
 		return err
 	})
 }
+
+// ZDSSocket is where the agent looks for Istio's CNI agent.
+func (n *Node) ZDSSocket() string { return filepath.Join(n.dir, "ztunnel.sock") }
 
 func (n *Node) agentSocket() string { return filepath.Join(n.RunDir(), "agent.sock") }
 

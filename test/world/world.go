@@ -42,6 +42,9 @@ type Config struct {
 	// Programs is the directory of tacitd, tacit-agent and tacit-proxy;
 	// the default is what [Enter] was asked to build.
 	Programs string
+	// ZDS has agents get their pods from Istio's CNI agent in the place of
+	// the manifests; a test plays it at [Node.ZDSSocket].
+	ZDS bool
 	// SplitCPUs gives each node CPUs of its own, as far as there are enough:
 	// else a client and its server may share a cache by chance, or not.
 	SplitCPUs bool

@@ -7,7 +7,6 @@
 package protocol
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -84,25 +83,43 @@ func (c *Conn) Send(m proto.Message, fds ...int) error {
 
 // receive returns one packet; the descriptors are the caller's.
 func (c *Conn) receive() ([]byte, []int, error) {
-	n, cn, flags, _, err := c.c.ReadMsgUnix(c.payload[:], c.control)
+	n, fds, err := ReadPacket(c.c, c.payload[:], c.control)
 	if err != nil {
 		return nil, nil, fmt.Errorf("receive: %w", err)
 	}
-	fds, err := descriptors(c.control[:cn])
+	return c.payload[:n], fds, nil
+}
+
+// PacketError says that a packet did not arrive whole; the connection may have
+// others that do.
+type PacketError struct{ reason string }
+
+func (e *PacketError) Error() string { return e.reason }
+
+// ReadPacket reads one packet of a SOCK_SEQPACKET connection into payload,
+// which must be longer than any packet may be, with control as the room for
+// descriptors. These are the caller's. Of a packet that is a [PacketError]
+// there are none, but what payload has got of it.
+func ReadPacket(c *net.UnixConn, payload, control []byte) (n int, fds []int, err error) {
+	n, cn, flags, _, err := c.ReadMsgUnix(payload, control)
+	if err != nil {
+		return 0, nil, err
+	}
+	fds, err = descriptors(control[:cn])
 	switch {
 	case err != nil:
 	case flags&unix.MSG_CTRUNC != 0:
-		err = errors.New("descriptors were lost: is the limit of open files (RLIMIT_NOFILE) reached?")
-	case flags&unix.MSG_TRUNC != 0 || n > maxMessage:
-		err = fmt.Errorf("message longer than %d bytes", maxMessage)
+		err = &PacketError{"descriptors were lost: there are too many, or the limit of open files (RLIMIT_NOFILE) is reached"}
+	case flags&unix.MSG_TRUNC != 0 || n == len(payload):
+		err = &PacketError{fmt.Sprintf("message longer than %d bytes", len(payload)-1)}
 	case n == 0:
 		err = net.ErrClosed
 	}
 	if err != nil {
 		CloseAll(fds)
-		return nil, nil, fmt.Errorf("receive: %w", err)
+		return n, nil, err
 	}
-	return c.payload[:n], fds, nil
+	return n, fds, nil
 }
 
 func descriptors(control []byte) ([]int, error) {

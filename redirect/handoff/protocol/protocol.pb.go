@@ -724,9 +724,12 @@ type AddPod struct {
 	Addresses      [][]byte               `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"` // 4 or 16 bytes each
 	// The pod's labels, by which an identity may be given to it; none if all
 	// of them are longer than a message.
-	Labels        map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Labels map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The rules in the pod are not the agent's: sockets that are bound to the
+	// loopback device reach no application.
+	NoLoopbackRoute bool `protobuf:"varint,8,opt,name=no_loopback_route,json=noLoopbackRoute,proto3" json:"no_loopback_route,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *AddPod) Reset() {
@@ -806,6 +809,13 @@ func (x *AddPod) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *AddPod) GetNoLoopbackRoute() bool {
+	if x != nil {
+		return x.NoLoopbackRoute
+	}
+	return false
 }
 
 type RemovePod struct {
@@ -1095,7 +1105,7 @@ const file_redirect_handoff_protocol_protocol_proto_rawDesc = "" +
 	"\x06family\x18\x02 \x01(\x0e2\x18.tacit.handoff.v1.FamilyR\x06family\x12\x14\n" +
 	"\x05count\x18\x03 \x01(\rR\x05count\"\x06\n" +
 	"\x04Save\"\t\n" +
-	"\aRestore\"\xaf\x02\n" +
+	"\aRestore\"\xdb\x02\n" +
 	"\x06AddPod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -1103,7 +1113,8 @@ const file_redirect_handoff_protocol_protocol_proto_rawDesc = "" +
 	"\x0fservice_account\x18\x04 \x01(\tR\x0eserviceAccount\x12!\n" +
 	"\ftrust_domain\x18\x05 \x01(\tR\vtrustDomain\x12\x1c\n" +
 	"\taddresses\x18\x06 \x03(\fR\taddresses\x12<\n" +
-	"\x06labels\x18\a \x03(\v2$.tacit.handoff.v1.AddPod.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\a \x03(\v2$.tacit.handoff.v1.AddPod.LabelsEntryR\x06labels\x12*\n" +
+	"\x11no_loopback_route\x18\b \x01(\bR\x0fnoLoopbackRoute\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"1\n" +

@@ -42,7 +42,11 @@ func status(t *testing.T, pid int) map[string][]string {
 // The running proxy has no privilege at all, and nobody but root can look
 // into it.
 func TestPrivileges(t *testing.T) {
-	m := e2e.Start(t)
+	wantUnprivileged(t, e2e.Start(t))
+}
+
+func wantUnprivileged(t *testing.T, m *e2e.Mesh) {
+	t.Helper()
 	for _, node := range m.Nodes() {
 		pid := node.Proxy().PID()
 		got := status(t, pid)
