@@ -7,6 +7,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/cmd/tacit/traffic"
 	"github.com/tacit-mesh/tacit/proxy/admin"
+	"github.com/tacit-mesh/tacit/proxy/flows"
 )
 
 // outputPrometheus is the text form of Prometheus' metrics.
@@ -51,6 +52,11 @@ Pushgateway.`,
 
 func (c *client) coverage(cmd *cobra.Command, all []answerer, pairs bool) error {
 	answers := askAll[admin.Coverage](cmd, all, "/coverage", nil)
+	for i := range answers {
+		if a := &answers[i]; a.err == nil && a.value.Since.IsZero() {
+			a.err = flows.ErrOff // nothing counted is not nothing in clear
+		}
+	}
 	without, err := partly(answers)
 	if err != nil {
 		return err

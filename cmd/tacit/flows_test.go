@@ -66,6 +66,18 @@ func TestFlowsCommand(t *testing.T) {
 	}
 }
 
+// A proxy that keeps no flows has counted nothing, which is not that everything
+// was mutual TLS.
+func TestProxyWithoutFlows(t *testing.T) {
+	socket := serveAdmin(t, admin.Server{Node: "node-a", Snapshot: mesh})
+	for _, args := range []string{"coverage", "coverage -o json", "coverage -o prometheus", "flows", "flows -o json", "tap"} {
+		code, out, errOut := tacit(append(strings.Fields(args), "--socket", socket)...)
+		if code == 0 || !strings.Contains(errOut, "it runs with --flows 0") || strings.Contains(out, "100") || strings.Contains(out, "mtls") {
+			t.Errorf("%s: exit %d, %q, %q", args, code, out, errOut)
+		}
+	}
+}
+
 // tapping runs tap until it has shown as many flows, and makes those once it
 // watches.
 func tapping(t *testing.T, log *flows.Log, happens func(), args ...string) (code int, out, errOut string) {

@@ -15,8 +15,9 @@ import (
 // it began, and what of the mesh has no policy. The latter is the same on all
 // nodes.
 type Coverage struct {
-	Node  string       `json:"node"`
-	Now   time.Time    `json:"now"`
+	Node string    `json:"node"`
+	Now  time.Time `json:"now"`
+	// Since is zero where the proxy keeps no flows and so has counted nothing.
 	Since time.Time    `json:"since"`
 	Pairs []flows.Pair `json:"pairs"`
 	// Workloads are all of the mesh, a Deployment and such counting once.

@@ -59,6 +59,10 @@ func (s *Server) flows(w http.ResponseWriter, r *http.Request) {
 		answerWith(w, http.StatusBadRequest, problem{err.Error()})
 		return
 	}
+	if s.Flows == nil {
+		answerWith(w, http.StatusNotFound, problem{flows.ErrOff.Error()})
+		return
+	}
 	chosen := s.Flows.Flows(f, time.Now().Add(-since), limit)
 	for _, e := range s.liveFlows() {
 		if flow, takes := flows.Show(&e, f); takes {

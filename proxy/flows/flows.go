@@ -2,10 +2,11 @@
 // carried or denied, shows them as they happen to whoever taps it, and counts
 // who talks to whom.
 //
-// What it costs is bounded, whatever the traffic: a ring of records of fixed
+// What it costs is bounded, whatever the traffic: rings of records of fixed
 // size, a table of pairs with a limit, and a number of records a second beyond
 // which only a sample is kept, each record saying how many it stands for. The
-// counts of pairs are of everything.
+// counts of pairs are of everything. Denials and failures have a ring of their
+// own, so that ordinary traffic pushes none of them out.
 //
 // What does not belong here: metrics and logs (proxy/telemetry), and how flows
 // are served (proxy/admin) and shown (cmd/tacit).
@@ -13,7 +14,9 @@ package flows
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -76,26 +79,27 @@ type End struct {
 // Log remembers. A nil one remembers nothing. Its methods may be called from any goroutine, and those
 // that tell it something never wait for whoever reads.
 type Log struct {
-	size    int
 	started time.Time
+	tapping atomic.Int32 // how many taps there are
 
-	mu      sync.Mutex // guards what follows
-	chunks  [][]record
-	written uint64 // records in all; the newest is at (written-1) % size
+	mu      sync.Mutex    // guards what follows
+	rings   [opening]ring // none is kept of what opens
 	kept    [classes]sampler
 	taps    map[*Tap]struct{}
 	pairs   pairTable
 	matched map[string]time.Time // policies, by when they last decided
 }
 
-// New makes a log of the last size connections and requests; nil for none.
+// New makes a log of the last size connections and requests, a quarter of it for
+// those that were denied or failed; nil for none.
 func New(size int, started time.Time) *Log {
 	if size <= 0 {
 		return nil
 	}
-	return &Log{
-		size: size, started: started, taps: map[*Tap]struct{}{}, pairs: newPairTable(maxPairs), matched: map[string]time.Time{},
-	}
+	l := &Log{started: started, taps: map[*Tap]struct{}{}, pairs: newPairTable(maxPairs), matched: map[string]time.Time{}}
+	l.rings[trouble].size = max(size/4, 1)
+	l.rings[ordinary].size = max(size-l.rings[trouble].size, 1)
+	return l
 }
 
 // Add tells what happened.
@@ -111,14 +115,15 @@ func (l *Log) Add(e *Event) {
 	} else if len(l.taps) == 0 {
 		return
 	}
-	weight := l.kept[classOf(e)].admit(e.Time)
+	class := classOf(e)
+	weight := l.kept[class].admit(e.Time)
 	if weight == 0 {
 		return
 	}
-	var opening record
-	r := &opening
-	if e.Kind != Opened {
-		r = l.next()
+	var forTaps record
+	r := &forTaps
+	if class != opening {
+		r = l.rings[class].next()
 	}
 	r.fill(e, weight)
 	for t := range l.taps {
@@ -138,72 +143,48 @@ func (l *Log) match(e *Event) {
 	}
 }
 
-// chunk is how many records are made at a time: the ring takes memory only as
-// it fills for the first time.
-const chunk = 256
-
-// next is the record that is written next, in the place of the oldest.
-func (l *Log) next() *record {
-	i := int(l.written % uint64(l.size))
-	if i/chunk == len(l.chunks) {
-		l.chunks = append(l.chunks, make([]record, min(chunk, l.size-i)))
-	}
-	l.written++
-	return &l.chunks[i/chunk][i%chunk]
-}
-
 // Flows are the remembered ones since a time that the filter takes, oldest
 // first; of more than limit the newest.
 func (l *Log) Flows(f *Filter, since time.Time, limit int) []Flow {
 	if l == nil {
 		return nil
 	}
-	var newest []Flow
-	for before := ^uint64(0); before > 0 && len(newest) < limit; {
-		newest, before = l.read(newest, before, f, since, limit)
+	var all []Flow
+	for class := range l.rings {
+		all = append(all, l.newest(class, f, since, limit)...)
 	}
-	for i, j := 0, len(newest)-1; i < j; i, j = i+1, j-1 {
-		newest[i], newest[j] = newest[j], newest[i]
-	}
-	return newest
+	slices.SortStableFunc(all, func(a, b Flow) int { return a.Time.Compare(b.Time) })
+	return all[max(0, len(all)-limit):]
 }
 
-// read adds what fits of one chunk before a record, newest first, so that the
-// data path never waits for a whole ring to be read. It returns where to go on.
-func (l *Log) read(out []Flow, before uint64, f *Filter, since time.Time, limit int) ([]Flow, uint64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	before = min(before, l.written)
-	oldest := l.written - min(l.written, uint64(l.size))
-	for range chunk {
-		if before <= oldest || len(out) >= limit {
-			return out, 0
+// newest are the flows of a class, oldest first. Those who add flows wait for no
+// more than a chunk to be looked at, and for nothing to be allocated.
+func (l *Log) newest(class int, f *Filter, since time.Time, limit int) []Flow {
+	var flows []Flow
+	records := make([]record, chunk)
+	for before := ^uint64(0); before > 0 && len(flows) < limit; {
+		l.mu.Lock()
+		n, next := l.rings[class].read(records, before, f, since)
+		l.mu.Unlock()
+		for i := range records[:min(n, limit-len(flows))] {
+			flows = append(flows, records[i].flow())
 		}
-		before--
-		i := int(before % uint64(l.size))
-		r := &l.chunks[i/chunk][i%chunk]
-		// Records stand in the order of their ends, but for what was told late.
-		if r.time.Before(since.Add(-late)) {
-			return out, 0
-		}
-		if !r.time.Before(since) && f.takes(r) {
-			out = append(out, r.flow())
-		}
+		before = next
 	}
-	return out, before
+	slices.Reverse(flows)
+	return flows
 }
-
-// late is by how much a connection may be told of after others that ended
-// later.
-const late = 5 * time.Second
 
 // Matched are the policies that have decided about something since the log
 // began, by when they last did.
 func (l *Log) Matched() (since time.Time, policies map[string]time.Time) {
-	policies = map[string]time.Time{}
 	if l == nil {
-		return time.Time{}, policies
+		return time.Time{}, map[string]time.Time{}
 	}
+	l.mu.Lock()
+	n := len(l.matched)
+	l.mu.Unlock()
+	policies = make(map[string]time.Time, n+room)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for key, at := range l.matched {
@@ -211,3 +192,6 @@ func (l *Log) Matched() (since time.Time, policies map[string]time.Time) {
 	}
 	return l.started, policies
 }
+
+// room is for what comes to a table between two looks at it.
+const room = 64

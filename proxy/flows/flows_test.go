@@ -46,7 +46,7 @@ func outcome(o string) func(*Event) { return func(e *Event) { e.Outcome = o } }
 
 func TestRing(t *testing.T) {
 	const size = 700 // not a multiple of a chunk
-	l := New(size, noon)
+	l := New(size*4/3, noon) // a quarter is for others
 	for i := range 2 * size {
 		l.Add(event(noon.Add(time.Duration(i)*time.Second), func(e *Event) { e.Status = i; e.Kind = Requested }))
 	}
@@ -59,7 +59,7 @@ func TestRing(t *testing.T) {
 			t.Fatalf("flow %d is that of %d, want %d: oldest first", i, f.HTTP.Status, size+i)
 		}
 	}
-	if n := len(l.chunks); n != (size+chunk-1)/chunk {
+	if n := len(l.rings[ordinary].chunks); n != (size+chunk-1)/chunk {
 		t.Errorf("%d chunks", n)
 	}
 	newest := l.Flows(nil, time.Time{}, 3)
@@ -71,8 +71,45 @@ func TestRing(t *testing.T) {
 	}
 }
 
+// Ordinary traffic pushes no denial out, nor the other way round, and what is
+// remembered of both comes in the order in which it happened.
+func TestDenialsAreKeptApart(t *testing.T) {
+	const size = 1000
+	at := func(i int) time.Time { return noon.Add(time.Duration(i) * time.Second) }
+	l := New(size, noon)
+	for i := range 10 {
+		l.Add(event(at(2*i), outcome("denied")))
+		l.Add(event(at(2*i+1), outcome("failed")))
+	}
+	for i := range 3 * size {
+		l.Add(event(at(100 + i)))
+	}
+	troubles := l.Flows(&Filter{Outcomes: []string{"denied", "failed"}}, time.Time{}, 1<<20)
+	if len(troubles) != 20 {
+		t.Errorf("of 20 denials and failures %d are left after %d other flows", len(troubles), 3*size)
+	}
+	for i := range 3 * size {
+		l.Add(event(at(10_000+i), outcome("denied")))
+	}
+	l.Add(event(at(5000)))
+	all := l.Flows(nil, time.Time{}, 1<<20)
+	if len(all) != size {
+		t.Errorf("%d flows are remembered, want %d", len(all), size)
+	}
+	if !slices.IsSortedFunc(all, func(a, b Flow) int { return a.Time.Compare(b.Time) }) {
+		t.Error("they are not in the order in which they happened")
+	}
+	newest := l.Flows(nil, time.Time{}, size/4+1)
+	if len(newest) != size/4+1 || newest[0].Time != at(5000) || newest[1].Outcome != "denied" {
+		t.Errorf("of the newest %d the first are %+v", len(newest), newest[:2])
+	}
+}
+
 func TestNoLog(t *testing.T) {
 	l := New(0, noon)
+	if l.Takes(Ended) || l.Takes(Opened) {
+		t.Error("a log of size 0 asks for events")
+	}
 	l.Add(event(noon))
 	if l.Flows(nil, time.Time{}, 9) != nil || l.Pairs(nil) != nil {
 		t.Error("a log of size 0 remembers")
@@ -219,6 +256,9 @@ func TestFilter(t *testing.T) {
 
 func TestTap(t *testing.T) {
 	l := New(16, noon)
+	if l.Takes(Opened) || !l.Takes(Ended) {
+		t.Error("without a tap openings are of no interest, and ends are")
+	}
 	f := &Filter{Outcomes: []string{"denied"}}
 	tap, err := l.Tap(f)
 	if err != nil {
@@ -227,6 +267,9 @@ func TestTap(t *testing.T) {
 	all, err := l.Tap(nil)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !l.Takes(Opened) {
+		t.Error("a tap shows no openings")
 	}
 	l.Add(event(noon, func(e *Event) { e.Kind = Opened }))
 	l.Add(event(noon))

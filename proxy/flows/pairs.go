@@ -188,7 +188,10 @@ func (l *Log) Pairs(live []Event) []Pair {
 	if l == nil {
 		return nil
 	}
-	all := map[PairKey]Counts{}
+	l.mu.Lock()
+	n := len(l.pairs.pairs)
+	l.mu.Unlock()
+	all := make(map[PairKey]Counts, n+len(live)+room)
 	l.mu.Lock()
 	for key, p := range l.pairs.pairs {
 		all[key] = p.Counts

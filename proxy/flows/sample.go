@@ -4,20 +4,20 @@ import "time"
 
 // The classes of events, each with its own allowance.
 const (
-	classOrdinary = iota
-	classTrouble
-	classOpening
+	ordinary = iota
+	trouble
+	opening // for taps alone
 	classes
 )
 
 func classOf(e *Event) int {
 	switch {
 	case e.Kind == Opened:
-		return classOpening
+		return opening
 	case e.Outcome == "ok" || e.Outcome == "reset":
-		return classOrdinary
+		return ordinary
 	}
-	return classTrouble
+	return trouble
 }
 
 // sampler keeps at most perSecond events of each second. Where the second

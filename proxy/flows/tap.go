@@ -11,6 +11,9 @@ const (
 // ErrTaps is that as many taps are open as there may be.
 var ErrTaps = errors.New("as many taps of this proxy are open as there may be: close one")
 
+// ErrOff is that there is no log.
+var ErrOff = errors.New("this proxy keeps no flows: it runs with --flows 0")
+
 // Tap gets flows as they happen. Whoever reads too slowly loses some and is
 // told how many.
 type Tap struct {
@@ -23,7 +26,7 @@ type Tap struct {
 // Tap begins to show the flows that the filter takes; Close must follow.
 func (l *Log) Tap(f *Filter) (*Tap, error) {
 	if l == nil {
-		return nil, errors.New("this proxy keeps no flows: it runs with --flows 0")
+		return nil, ErrOff
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -32,14 +35,17 @@ func (l *Log) Tap(f *Filter) (*Tap, error) {
 	}
 	t := &Tap{log: l, filter: f, flows: make(chan Flow, tapBuffer)}
 	l.taps[t] = struct{}{}
+	l.tapping.Store(int32(len(l.taps)))
 	return t, nil
 }
 
 // HasTaps reports whether anybody watches.
-func (l *Log) HasTaps() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.taps) > 0
+func (l *Log) HasTaps() bool { return l.tapping.Load() > 0 }
+
+// Takes reports whether anything is done with events of a kind: whoever makes
+// them can spare itself the trouble.
+func (l *Log) Takes(k Kind) bool {
+	return l != nil && (k != Opened || l.HasTaps())
 }
 
 // Flows brings them, in the order in which they happened. It is never closed.
@@ -59,6 +65,7 @@ func (t *Tap) Close() {
 	t.log.mu.Lock()
 	defer t.log.mu.Unlock()
 	delete(t.log.taps, t)
+	t.log.tapping.Store(int32(len(t.log.taps)))
 }
 
 // offer is called with the log's mu held.

@@ -24,6 +24,14 @@ func (c *Record) Flow(kind flows.Kind, now time.Time) flows.Event {
 	return e
 }
 
+// flow tells the log of a connection, if it takes such events.
+func (r *Recorder) flow(c *Record, kind flows.Kind, now time.Time) {
+	if r.options.Flows.Takes(kind) {
+		event := c.Flow(kind, now)
+		r.options.Flows.Add(&event)
+	}
+}
+
 // matched reports whether a decision for this reason is the work of its
 // policy, rather than of none having matched.
 func matched(reason string) bool {

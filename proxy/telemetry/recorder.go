@@ -38,7 +38,8 @@ type Options struct {
 	PoolConnections func() int
 	// Certificates are the identities held, each once.
 	Certificates func() []Certificate
-	// Flows are told of every connection and request; nil remembers none.
+	// Flows are told of every connection and request; nil remembers none, and
+	// costs nothing.
 	Flows *flows.Log
 }
 
@@ -122,8 +123,7 @@ func (r *Recorder) Opened(c *Record) {
 	c.series.opened.Add(1)
 	r.metrics.live[c.Direction].Add(1)
 	r.metrics.connections[c.Direction][c.Security].Inc()
-	event := c.Flow(flows.Opened, r.options.Now())
-	r.options.Flows.Add(&event)
+	r.flow(c, flows.Opened, r.options.Now())
 }
 
 // Progress counts the bytes of an opened connection so far, so that a long
@@ -177,8 +177,7 @@ func (r *Recorder) Closed(c *Record) {
 	if c.Direction == Inbound { // where policies decide
 		r.countPolicies(c.Outcome == Denied, c.Policy, c.DryRun, "")
 	}
-	event := c.Flow(flows.Ended, now)
-	r.options.Flows.Add(&event)
+	r.flow(c, flows.Ended, now)
 	level, message := zapcore.WarnLevel, "connection denied"
 	switch c.Outcome {
 	case OK, Reset:

@@ -8,6 +8,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/time/rate"
+
+	"github.com/tacit-mesh/tacit/proxy/flows"
 )
 
 // Access lines beyond these are counted and summed up, denials apart, which
@@ -99,8 +101,10 @@ func (r *Recorder) Requested(q *Request) {
 	now := r.options.Now()
 	r.requests.count(q, now)
 	r.countPolicies(q.Denied, q.Policy, q.DryRun, q.Audit)
-	event := q.flow(now)
-	r.options.Flows.Add(&event)
+	if r.options.Flows.Takes(flows.Requested) {
+		event := q.flow(now)
+		r.options.Flows.Add(&event)
+	}
 	line := zap.Inline(requestLine{q, now})
 	if q.Denied {
 		c := q.Connection
