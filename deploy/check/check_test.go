@@ -3,6 +3,7 @@ package check
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -151,6 +152,20 @@ func TestFineCluster(t *testing.T) {
 		if !topics[topic] {
 			t.Errorf("%s was not looked at", topic)
 		}
+	}
+}
+
+// A kernel without IPv6 is nothing to mend, and said.
+func TestWithoutIPv6(t *testing.T) {
+	w := newWorld()
+	w.facts["node-b"].IPv6 = false
+	report, err := Run(t.Context(), w.connect(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := slices.ContainsFunc(report.Findings, func(f Finding) bool { return f.Topic == "IPv6" && f.Subject == "node-b" })
+	if !told || report.Worst() != Fine {
+		t.Errorf("IPv6 is not mentioned, or something is in the way:\n%+v", report.Findings)
 	}
 }
 
