@@ -169,7 +169,7 @@ func (r *rotation) run(ctx context.Context, dryRun bool) error {
 		return err
 	}
 	p := show.Printer{Out: r.out, Now: time.Now()}
-	underWay := s.Rotation != nil && s.Rotation.Phase != ca.Done
+	underWay := s.Rotation.Active()
 	if !underWay && s.Fixed != "" {
 		return errors.New("this root cannot be rotated by tacitd: " + s.Fixed)
 	}
@@ -197,7 +197,7 @@ func (r *rotation) follow(ctx context.Context, id string) error {
 	taken := time.After(caTaken)
 	for {
 		s, err := r.desk.status(ctx)
-		rotating := err == nil && s.Rotation != nil && (id == "" || s.Rotation.Request == id || s.Rotation.Phase != ca.Done)
+		rotating := err == nil && s.Rotation != nil && (id == "" || s.Rotation.Request == id || s.Rotation.Active())
 		switch {
 		case ctx.Err() != nil:
 			return r.interrupted()
@@ -206,7 +206,10 @@ func (r *rotation) follow(ctx context.Context, id string) error {
 		case rotating:
 			id, taken = "", nil
 			screen.Show(*s.Rotation, time.Now())
-			if r.noWait || s.Rotation.Phase == ca.Done {
+			switch {
+			case s.Rotation.Phase == ca.Abandoned:
+				return errors.New("the rotation was abandoned: somebody replaced the CA meanwhile, and that one is in force")
+			case r.noWait || !s.Rotation.Active():
 				return nil
 			}
 		}

@@ -13,7 +13,7 @@ const clockStep = 10 * time.Second
 // ends.
 func (m *mesh) followTime(ctx context.Context) error {
 	for {
-		timer := time.NewTimer(m.advance(time.Now()))
+		timer := time.NewTimer(m.advance(time.Now().Round(0)))
 		select {
 		case <-timer.C:
 		case <-m.ends:
@@ -25,17 +25,22 @@ func (m *mesh) followTime(ctx context.Context) error {
 	}
 }
 
-// advance ends what is over, and returns when to look again at the latest.
+// advance ends what is over, and returns when to look again at the latest. Of a
+// clock that was set back, what it took for over begins again.
 func (m *mesh) advance(now time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	end := m.build.NextEnd()
 	switch {
-	case !m.known || end.IsZero():
+	case !m.known:
+		return clockStep
+	case now.Before(m.now):
+	case end.IsZero():
 		return clockStep
 	case now.Before(end):
 		return min(end.Sub(now), clockStep)
 	}
+	m.now = now
 	changes := m.build.Advance(now)
 	m.note(m.errs)
 	m.send(changes)

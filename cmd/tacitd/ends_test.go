@@ -5,7 +5,14 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tacit-mesh/tacit/identity/nodeauth"
+	"github.com/tacit-mesh/tacit/xds/build"
+	"github.com/tacit-mesh/tacit/xds/kinds"
 	"github.com/tacit-mesh/tacit/xds/model"
+	"github.com/tacit-mesh/tacit/xds/server"
 )
 
 // A revocation ends by itself, without any news from the source.
@@ -33,5 +40,29 @@ spec: {identity: "spiffe://cluster.local/ns/shop/sa/web", until: %q}
 	s.until(t, "its end", func(s *model.Snapshot) bool { return !revoked(s) })
 	if time.Now().Before(end) {
 		t.Errorf("it ended before %v", end)
+	}
+}
+
+// A clock that went ahead, and was set right, ends nothing for good.
+func TestClockSetBack(t *testing.T) {
+	log := zap.NewNop()
+	m := newMesh(build.Settings{}, server.New(log, nodeauth.Node), log)
+	until := time.Now().Add(time.Hour).Round(0)
+	revocation := &kinds.RevokedIdentity{}
+	revocation.Namespace, revocation.Name = "tacit-system", "web"
+	revocation.Spec.Identity, revocation.Spec.Until = "spiffe://cluster.local/ns/shop/sa/web", &metav1.Time{Time: until}
+	m.change(build.Changes{Set: []metav1.Object{revocation}}, nil)
+	inForce := func() bool { return len(m.build.Policies()) > 0 }
+	if !inForce() {
+		t.Fatal("it is not in force at first")
+	}
+	if m.advance(until.Add(time.Minute)); inForce() {
+		t.Error("it does not end")
+	}
+	if m.advance(until.Add(-time.Minute)); !inForce() {
+		t.Error("the clock was set back before its end, and it is not in force")
+	}
+	if m.advance(until); inForce() {
+		t.Error("it does not end the second time")
 	}
 }

@@ -36,6 +36,7 @@ type mesh struct {
 	build   *build.Mesh
 	keys    *jwks.Fetcher  // nil in tests of other parts
 	objects *build.Objects // as last read, where all of them are read at once
+	now     time.Time      // of the last look at the clock that changed something
 	known   bool           // the first objects are in
 	unsent  model.Update   // what could not be sent
 	errs    []error
@@ -80,7 +81,8 @@ func (m *mesh) note(errs []error) {
 }
 
 func (m *mesh) apply(c build.Changes) {
-	u := m.build.Advance(time.Now()) // what came late may be over already
+	m.now = time.Now().Round(0)
+	u := m.build.Advance(m.now) // what came late may be over already
 	m.send(merge(u, m.build.Apply(c)))
 	select {
 	case m.ends <- struct{}{}:

@@ -173,7 +173,7 @@ func (a *Authority) use(state *State) error {
 	}
 	log := a.config.Log.With(zap.Stringer("signer", fresh.signer.Subject), zap.Time("not_after", fresh.signer.NotAfter), zap.Strings("roots", names(fresh.roots)))
 	if phase := fresh.phase(); phase != before.phase() {
-		if r := state.Rotation; r.active() {
+		if r := state.Rotation; r.Active() {
 			log = log.With(zap.Time("until", r.Until))
 		}
 		log.Info("rotation of the root", zap.String("phase", string(phase)))

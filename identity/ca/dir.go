@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,7 +35,12 @@ const (
 )
 
 // Dir is a [Store] in a directory.
-type Dir struct{ path string }
+type Dir struct {
+	path string
+	// behind says that what people know is not in line with the state that
+	// was saved last.
+	behind bool
+}
 
 // OpenDir opens a directory: ca.key, a private key in PKCS #8, with mode 0600,
 // and ca.crt, its certificate, after which intermediates and roots may follow.
@@ -44,7 +50,7 @@ type Dir struct{ path string }
 // If there is a tls.key, then tls.key, tls.crt and ca.crt are read instead, as
 // from a mounted Secret, and never written.
 func OpenDir(path, trustDomain string) (*Dir, error) {
-	d := &Dir{path}
+	d := &Dir{path: path}
 	if err := d.create(trustDomain); err != nil {
 		return nil, fmt.Errorf("open certificate authority in %s: %w", path, err)
 	}
@@ -80,7 +86,7 @@ func (d *Dir) create(trustDomain string) error {
 	}
 	if d.has(rotationFile) {
 		state, err := d.load()
-		if err == nil && state.Rotation.active() {
+		if err == nil && state.Rotation.Active() {
 			err = d.align(state)
 		}
 		return err
@@ -110,6 +116,11 @@ func (d *Dir) create(trustDomain string) error {
 // Load implements Store.
 func (d *Dir) Load(context.Context) (*State, error) {
 	state, err := d.load()
+	if err == nil && d.behind {
+		if err = d.align(state); err == nil {
+			d.behind = false
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority in %s: %w", d.path, err)
 	}
@@ -148,9 +159,10 @@ func (d *Dir) load() (*State, error) {
 		if err := json.Unmarshal(text, state); err != nil {
 			return nil, fmt.Errorf("%s: %d bytes that are no state of a rotation", rotationFile, len(text)) // the parser's text may quote keys
 		}
-		if state.Rotation.active() {
+		if state.Rotation.Active() && !d.replaced(state) {
 			return state, nil
 		}
+		state.Roots = nil
 	}
 	if state.Key, err = d.readKey(keyFile, ownerOnly); err == nil {
 		state.Chain, err = d.read(rootFile)
@@ -178,7 +190,7 @@ func (d *Dir) Save(_ context.Context, before, next *State) error {
 		return ErrChanged
 	}
 	kept := *next
-	if !next.Rotation.active() {
+	if !next.Rotation.Active() {
 		// What people know is the truth again, and holds it already.
 		if err := d.align(next); err != nil {
 			return err
@@ -192,10 +204,24 @@ func (d *Dir) Save(_ context.Context, before, next *State) error {
 	if err := replace(d.file(rotationFile), 0o600, text); err != nil {
 		return err
 	}
-	if !next.Rotation.active() {
+	if !next.Rotation.Active() {
 		return nil
 	}
-	return d.align(next)
+	err = d.align(next)
+	d.behind = err != nil
+	return err
+}
+
+// replaced reports whether somebody has put a certificate in the place of the
+// signer's that a rotation knows nothing of.
+func (d *Dir) replaced(state *State) bool {
+	text, err := d.read(rootFile)
+	if err != nil {
+		return false
+	}
+	there, err := parseCertificates(text)
+	known, err2 := parseCertificates(slices.Concat(state.Chain, state.Roots, state.Rotation.Old, state.Rotation.Next))
+	return err == nil && err2 == nil && len(there) > 0 && !contains(known, there[0])
 }
 
 // align brings ca.key and ca.crt in line with a state. ca.crt begins with the
@@ -269,7 +295,7 @@ func (d *Dir) publish(s Status) error {
 
 // ReadStatus reads the status that the tacitd of a directory keeps in it.
 func ReadStatus(path string) (*Dir, Status, error) {
-	d := &Dir{path}
+	d := &Dir{path: path}
 	text, err := d.read(statusFile)
 	if err != nil {
 		return nil, Status{}, fmt.Errorf("status of the CA (is %s the --ca-dir of a running tacitd, and its root tacitd's own?): %w", path, err)

@@ -121,3 +121,71 @@ func TestDirRefuses(t *testing.T) {
 		}
 	}
 }
+
+// Whoever replaces the CA while it is rotated has the last word.
+func TestDirReplacedDuringRotation(t *testing.T) {
+	for _, during := range []Phase{Distribute, Overlap, Retire} {
+		t.Run(string(during), func(t *testing.T) {
+			dir, c := t.TempDir(), &clock{time.Now().Truncate(time.Second)}
+			d := must(OpenDir(dir, "cluster.local"))
+			a := replica(t, d, c)
+			if err := d.Request("1"); err != nil {
+				t.Fatal(err)
+			}
+			for follow(t, a); a.issuer().phase() != during; follow(t, a) {
+				c.at = c.at.Add(phase)
+			}
+			key, root := must2(Generate("cluster.local"))
+			if err := replace(filepath.Join(dir, keyFile), 0o600, key); err != nil {
+				t.Fatal(err)
+			}
+			follow(t, a) // between the two
+			if err := replace(filepath.Join(dir, rootFile), 0o644, root); err != nil {
+				t.Fatal(err)
+			}
+			for range 3 {
+				follow(t, a)
+				if got := a.issuer().phase(); string(a.Roots()) != string(root) || got != Abandoned {
+					t.Fatalf("phase %s, roots %q", got, names(a.issuer().roots))
+				}
+				a = replica(t, must(OpenDir(dir, "cluster.local")), c)
+				c.at = c.at.Add(2 * phase)
+			}
+			if err := d.Request("2"); err != nil {
+				t.Fatal(err)
+			}
+			if follow(t, a).issuer().phase() != Distribute {
+				t.Error("it cannot be rotated any more")
+			}
+		})
+	}
+}
+
+// What people know is brought in line as soon as that can be done.
+func TestDirCatchesUp(t *testing.T) {
+	dir, c := t.TempDir(), &clock{time.Now().Truncate(time.Second)}
+	d := must(OpenDir(dir, "cluster.local"))
+	a := replica(t, d, c)
+	if err := d.Request("1"); err != nil {
+		t.Fatal(err)
+	}
+	follow(t, a)
+	file := filepath.Join(dir, rootFile)
+	text := must(os.ReadFile(file))
+	// A directory in its place cannot be written over.
+	if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o700), os.WriteFile(filepath.Join(file, "x"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	c.at = c.at.Add(phase)
+	if err := a.follow(t.Context()); err == nil {
+		t.Fatal("a file that cannot be written is no problem")
+	}
+	if err := errors.Join(os.RemoveAll(file), os.WriteFile(file, text, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	follow(t, a)
+	published := must(parseCertificates(must(os.ReadFile(file))))
+	if a.issuer().phase() != Overlap || !published[0].Equal(a.issuer().signer) {
+		t.Errorf("phase %s, ca.crt holds %q", a.issuer().phase(), names(published))
+	}
+}

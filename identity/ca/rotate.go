@@ -37,19 +37,22 @@ func (a *Authority) next(i *issuer, request string) (*State, error) {
 		request = "" // the state must stay small enough to be saved
 	}
 	switch {
-	case r.active() && !now.Before(r.Until):
+	case r.Active() && i.replaced():
+		next := i.state.rotated(Rotation{Request: r.Request, Phase: Abandoned, From: r.From, To: r.To, Began: r.Began})
+		return next, nil
+	case r.Active() && !now.Before(r.Until):
 		// Before all requests, which may come in any number.
 		next, err := a.advance(i, now)
 		if err == nil && request != "" {
 			next.Rotation.Request = request
 		}
 		return next, err
-	case r.active() && request != "" && request != r.Request:
+	case r.Active() && request != "" && request != r.Request:
 		// Whoever asks while one is under way is answered by that one.
 		next := i.state.rotated(*r)
 		next.Rotation.Request = request
 		return next, nil
-	case r.active():
+	case r.Active():
 		return nil, nil
 	case request == "" || r != nil && request == r.Request:
 		return nil, nil
@@ -78,6 +81,17 @@ func (a *Authority) begin(i *issuer, request string, now time.Time) (*State, err
 	next.Chain = encode(i.signer)
 	next.Roots = encode(append(slices.Clone(i.roots), fresh...)...)
 	return next, nil
+}
+
+// replaced reports whether another CA signs than the rotation under way has put
+// there: somebody has written over it.
+func (i *issuer) replaced() bool {
+	r := i.state.Rotation
+	if r.Phase != Distribute {
+		return i.signer.Subject.String() != r.To
+	}
+	old, err := parseCertificates(r.Old)
+	return err == nil && !contains(old, i.signer)
 }
 
 // until is the end of a phase: at the latest everything that the old root has

@@ -376,3 +376,20 @@ func TestServerCertificateFollows(t *testing.T) {
 		t.Error("people cannot tell the roots apart")
 	}
 }
+
+// So has whoever replaces what replicas share.
+func TestReplacedDuringRotation(t *testing.T) {
+	m, c := newMemory(t)
+	a := replica(t, m, c)
+	m.request = "1"
+	follow(t, a)
+	key, root := must2(Generate("cluster.local"))
+	m.state.Key, m.state.Chain, m.state.Roots = key, root, root
+	follow(t, a)
+	for range 3 {
+		c.at = c.at.Add(2 * phase)
+		if follow(t, a); string(a.Roots()) != string(root) || a.issuer().phase() != Abandoned || m.state.Rotation.NextKey != nil {
+			t.Fatalf("phase %s, roots %q", a.issuer().phase(), names(a.issuer().roots))
+		}
+	}
+}

@@ -75,6 +75,9 @@ const (
 	Retire Phase = "retire"
 	// Done: nobody knows the old root any more.
 	Done Phase = "done"
+	// Abandoned: somebody replaced the CA meanwhile, and what they put there
+	// counts.
+	Abandoned Phase = "abandoned"
 )
 
 // Rotation is the replacement of a root by a new one.
@@ -92,7 +95,8 @@ type Rotation struct {
 	Next    []byte `json:"next,omitempty"`
 }
 
-func (r *Rotation) active() bool { return r != nil && r.Phase != Done }
+// Active reports whether the rotation is under way.
+func (r *Rotation) Active() bool { return r != nil && r.Phase != Done && r.Phase != Abandoned }
 
 func (r *Rotation) equal(other *Rotation) bool {
 	if r == nil || other == nil {

@@ -25,7 +25,7 @@ var whatHappens = []struct {
 func (p Printer) RotationPlan(s ca.Status) error {
 	begin, from, to := p.Now, s.Signer.Name, "a new root"
 	left := whatHappens
-	if r := s.Rotation; r != nil && r.Phase != ca.Done {
+	if r := s.Rotation; r.Active() {
 		from, to = r.From, r.To
 		for left[0].phase != r.Phase && len(left) > 1 {
 			left = left[1:]
@@ -72,7 +72,7 @@ func (r *Rotation) Show(now ca.Rotation, at time.Time) {
 		r.phase = now.Phase
 		r.line(phaseLine(now))
 	}
-	if r.width == 0 || now.Phase == ca.Done {
+	if r.width == 0 || !now.Active() {
 		return
 	}
 	text := "            " + age(max(0, now.Until.Sub(at))) + " left"
@@ -85,6 +85,9 @@ func phaseLine(r ca.Rotation) string {
 		if w.phase == r.Phase {
 			return fmt.Sprintf("%-10s  until %s: %s", r.Phase, r.Until.UTC().Format(time.DateTime), w.text)
 		}
+	}
+	if r.Phase == ca.Abandoned {
+		return fmt.Sprintf("%-10s  the CA was replaced", r.Phase)
 	}
 	return fmt.Sprintf("%-10s  nobody knows the old root any more", r.Phase)
 }
