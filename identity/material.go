@@ -74,6 +74,12 @@ func (m *Material) rootsOf(domain string) *x509.CertPool {
 	return m.Roots
 }
 
+// RenewalDue is when a source that renews by itself at half of a certificate's
+// life is late.
+func (m *Material) RenewalDue() time.Time {
+	return m.Leaf.NotBefore.Add(m.NotAfter().Sub(m.Leaf.NotBefore) * 3 / 4)
+}
+
 // Identity is the one that the leaf names; zero if it names none.
 func (m *Material) Identity() model.Identity {
 	id, err := identityOf(m.Leaf)

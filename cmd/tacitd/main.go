@@ -101,6 +101,8 @@ func command() *cobra.Command {
 	f.StringVar(&o.caDir, "ca-dir", "", "`directory` of the CA's key and certificate; with --kubernetes, instead of the Secret")
 	f.StringVar(&o.tokens, "tokens", "", "`file` of lines \"TOKEN NODE\", mode 0600")
 	f.StringVar(&o.serverName, "server-name", "tacitd.tacit-system.svc", "DNS `name` in tacitd's own certificate")
+	f.StringVar(&o.workloadAPI, "workload-api", "", "`socket` of a SPIFFE Workload API, such as SPIRE's socket_path, which gives tacitd's own certificate in the place of its CA; its entry is to have --server-name as a DNS name")
+	f.StringVar(&o.spiffeID, "spiffe-id", "", "`id` that tacitd has from --workload-api; by default that of account tacitd in --namespace")
 	f.StringVar(&o.settings.TrustDomain, "trust-domain", model.DefaultTrustDomain, "`domain` of all identities: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT")
 	f.StringVar(&o.settings.RootNamespace, "root-namespace", build.DefaultRootNamespace, "`namespace` whose policies cover the whole mesh; --namespace unless it is set")
 	f.DurationVar(&o.maxTTL, "max-certificate-ttl", ca.DefaultTTL, "longest life of a proxy's certificate")
@@ -114,6 +116,7 @@ type options struct {
 	from, listen, caDir, tokens, serverName string
 	settings                                build.Settings
 	meshConfig                              string
+	workloadAPI, spiffeID                   string
 	maxTTL                                  time.Duration
 	statusFile, metrics                     string
 	clusterOptions
@@ -134,5 +137,5 @@ func (o *options) check() error {
 	case !o.kubernetes && o.kubeconfig != "":
 		errs = append(errs, errors.New("--kubeconfig has no effect without --kubernetes"))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, o.checkWorkloadAPI())...)
 }

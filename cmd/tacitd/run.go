@@ -71,7 +71,7 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
-	certificate, err := p.authority.ServerCertificate(o.serverName)
+	certificate, err := p.ownCertificate(o, log)
 	if err != nil {
 		return err
 	}

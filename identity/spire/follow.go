@@ -216,13 +216,7 @@ func trustDomain(s string) (string, error) {
 	return d.Name(), err
 }
 
-// renewalDue is well after SPIRE's own time, half of the life.
-func (f *follower) renewalDue() time.Time {
-	life := f.current.NotAfter().Sub(f.current.Leaf.NotBefore)
-	return f.current.Leaf.NotBefore.Add(life * 3 / 4)
-}
-
-func (f *follower) isOverdue() bool { return f.current != nil && !now().Before(f.renewalDue()) }
+func (f *follower) isOverdue() bool { return f.current != nil && !now().Before(f.current.RenewalDue()) }
 
 // overdue fires when there is reason to look whether the renewal is, once the
 // stream has said something: before, that is what is waited for.
@@ -230,7 +224,7 @@ func (f *follower) overdue() <-chan time.Time {
 	if f.current == nil || f.answer == nil {
 		return nil
 	}
-	return time.After(max(0, min(wallStep, f.renewalDue().Sub(now()))))
+	return time.After(max(0, min(wallStep, f.current.RenewalDue().Sub(now()))))
 }
 
 func (f *follower) left() time.Duration {

@@ -2,7 +2,10 @@ package spire_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -239,4 +242,69 @@ func TestStoppedAgent(t *testing.T) {
 	if !m.ValidAt(time.Now()) {
 		t.Error("reported after its end only")
 	}
+}
+
+// Workloads of two servers that federate accept each other, where their entries
+// say so, and nobody else's.
+func TestFederation(t *testing.T) {
+	home, _ := startSPIRE(t, time.Hour)
+	abroad := servers.StartSPIRE(t, servers.SPIREConfig{TrustDomain: "friend.test", Life: time.Hour, UID: os.Getuid()})
+	home.Delegate()
+	abroad.Delegate()
+	home.FederateWith(abroad)
+	abroad.FederateWith(home)
+	home.Entry(webID, []string{"k8s:sa:web"}, "-federatesWith", "spiffe://friend.test")
+	abroad.Entry("/ns/shop/sa/friend", []string{"k8s:sa:friend"}, "-federatesWith", "spiffe://td.test")
+	abroad.Entry("/ns/shop/sa/loner", []string{"k8s:sa:loner"})
+
+	pod := func(account string) identity.Pod {
+		return identity.Pod{Identity: model.Identity{TrustDomain: "friend.test", Namespace: "shop", ServiceAccount: account}}
+	}
+	federated := func(s *servers.SPIRE, pod identity.Pod, domain string) *identity.Material {
+		t.Helper()
+		sub := subscribe(t, newSource(t, spire.Config{Socket: s.AdminSocket(), Timeout: 5 * time.Second}), pod)
+		m := sub.update()
+		for domain != "" && m.Federated[domain] == nil {
+			m = sub.update() // the bundle is on its way
+		}
+		return m
+	}
+	web := federated(home, webPod, "friend.test")
+	friend, loner := federated(abroad, pod("friend"), "td.test"), federated(abroad, pod("loner"), "")
+	for name, test := range map[string]struct {
+		client, server *identity.Material
+		refused        bool
+	}{
+		"a friend calls":    {friend, web, false},
+		"a friend answers":  {web, friend, false},
+		"one without calls": {loner, web, true}, // it does not know home's roots
+		"one answers":       {web, loner, true},
+	} {
+		if err := handshake(t, test.client, test.server); (err != nil) != test.refused {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// handshake returns why either side refuses the other.
+func handshake(t *testing.T, client, server *identity.Material) error {
+	t.Helper()
+	a, b := net.Pipe()
+	defer func() { _, _ = a.Close(), b.Close() }()
+	served := make(chan error, 1)
+	go func() {
+		err := tls.Server(b, identity.ServerConfig(func() (*identity.Material, error) { return server, nil })).HandshakeContext(t.Context())
+		_ = b.Close()
+		served <- err
+	}()
+	c := tls.Client(a, identity.ClientConfig(client, []string{server.Identity().String()}))
+	err := c.HandshakeContext(t.Context())
+	if err == nil {
+		_, err = c.Read(make([]byte, 1)) // in which the server's refusal would come
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
+	}
+	_ = a.Close()
+	return errors.Join(err, <-served)
 }

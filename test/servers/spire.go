@@ -31,6 +31,7 @@ type SPIRE struct {
 	*bench
 	bin    string
 	port   int
+	bundle int // port of the server's bundle endpoint
 	server *world.Program
 	agent  *world.Program
 }
@@ -46,7 +47,9 @@ func StartSPIRE(t testing.TB, config SPIREConfig) *SPIRE {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &SPIRE{SPIREConfig: config, bench: newBench(t, "spire"), bin: bin, port: freePorts(t, 1)[0]}
+	s := &SPIRE{SPIREConfig: config, bench: newBench(t, "spire"), bin: bin}
+	ports := freePorts(t, 2)
+	s.port, s.bundle = ports[0], ports[1]
 	for _, sub := range []string{"server", "agent", "public", "admin"} {
 		s.must(os.MkdirAll(s.path(sub), 0o755))
 	}
@@ -71,13 +74,14 @@ server {
 	ca_ttl = "24h"
 	agent_ttl = "1h"
 	default_x509_svid_ttl = "%v"
+	federation { bundle_endpoint { address = "127.0.0.1", port = %d } }
 }
 plugins {
 	DataStore "sql" { plugin_data { database_type = "sqlite3", connection_string = %q } }
 	NodeAttestor "join_token" { plugin_data {} }
 	KeyManager "memory" { plugin_data {} }
 }
-`, s.port, s.path("server.sock"), s.TrustDomain, s.path("server"), s.Life, s.path("server/datastore.sqlite3"))
+`, s.port, s.path("server.sock"), s.TrustDomain, s.path("server"), s.Life, s.bundle, s.path("server/datastore.sqlite3"))
 }
 
 func (s *SPIRE) agentConfig() string {
@@ -161,6 +165,22 @@ func (s *SPIRE) Federate(domain string, root *x509.Certificate) {
 	s.t.Helper()
 	s.write("bundle.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw})))
 	s.run("bundle", "set", "-socketPath", s.path("server.sock"), "-id", "spiffe://"+domain, "-path", s.path("bundle.pem"))
+}
+
+// Bundle is the roots of the trust domain, PEM.
+func (s *SPIRE) Bundle() string {
+	s.t.Helper()
+	return s.run("bundle", "show", "-socketPath", s.path("server.sock"))
+}
+
+// FederateWith has the server fetch the bundle of another one, now and as it
+// changes.
+func (s *SPIRE) FederateWith(other *SPIRE) {
+	s.t.Helper()
+	s.write("bundle.pem", other.Bundle())
+	s.run("federation", "create", "-socketPath", s.path("server.sock"), "-trustDomain", other.TrustDomain,
+		"-bundleEndpointURL", fmt.Sprintf("https://127.0.0.1:%d", other.bundle), "-bundleEndpointProfile", "https_spiffe",
+		"-endpointSpiffeID", other.id("/spire/server"), "-trustDomainBundlePath", s.path("bundle.pem"), "-trustDomainBundleFormat", "pem")
 }
 
 func (s *SPIRE) id(path string) string      { return "spiffe://" + s.TrustDomain + path }
