@@ -89,6 +89,7 @@ func (p *Proxy) resolve(ctx context.Context, c *Connection) (route.Route, error)
 		Address:   c.source.Addr(),
 		Namespace: c.pod.Namespace,
 		Node:      p.Node,
+		Network:   p.Network,
 	}
 	r := route.Resolve(snapshot, source, c.original)
 	c.setRoute(source.Workload, r)
@@ -166,7 +167,7 @@ func (p *Proxy) tunnel(a *attempt, to route.Candidate) error {
 	request := hbone.Request{Authority: to.Target.String(), Headers: a.headers()}
 	var token string
 	var offer *handover
-	if p.isLocal(to.Workload) {
+	if !to.ByGateway() && p.isLocal(to.Workload) {
 		token, offer = p.local.offer(to.Workload.PodUID, to.Target)
 		defer p.local.withdraw(token)
 		request.Headers = append(request.Headers, hbone.Header{Name: localTokenHeader, Value: token})

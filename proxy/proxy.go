@@ -44,6 +44,7 @@ const (
 // Config is what a Proxy works with; all of it is required but the switches.
 type Config struct {
 	Node       string
+	Network    string // of the node, where the mesh has several
 	Sockets    sockets.Provider
 	State      *state.State
 	Identities *identity.Store

@@ -25,16 +25,23 @@ func (p *Proxy) key(c *Connection, to route.Candidate) hbone.Key {
 	slices.Sort(accepted)
 	return hbone.Key{
 		SourceUID:      c.pod.UID,
-		Source:         c.sourceFor(to.Target),
+		Source:         c.sourceFor(to.Dial()),
 		Identity:       c.pod.identity,
-		DestinationUID: tunnelUID(to.Workload),
+		DestinationUID: tunnelUID(to.Workload, to.ByGateway()),
 		Destination:    to.Dial(),
 		Accepted:       strings.Join(accepted, ","),
 	}
 }
 
-// tunnelUID tells a pod from the one that had its name before.
-func tunnelUID(w *model.Workload) string { return w.UID + "/" + w.PodUID }
+// tunnelUID tells a pod from the one that had its name before. Gateways speak
+// HBONE by themselves, captured or not.
+func tunnelUID(w *model.Workload, gateway bool) string {
+	uid := w.UID + "/" + w.PodUID
+	if gateway {
+		return "gateway " + uid
+	}
+	return uid
+}
 
 // dialPeer opens the TCP connection of a pooled one, inside the source pod.
 func (p *Proxy) dialPeer(ctx context.Context, k hbone.Key) (*net.TCPConn, error) {
@@ -62,8 +69,8 @@ func (p *Proxy) evictMoved(ctx context.Context) error {
 	for {
 		snapshot, changed := p.State.Watch()
 		p.pool.Evict(func(k hbone.Key) bool {
-			w := snapshot.WorkloadAt("", k.Destination.Addr())
-			return w == nil || tunnelUID(w) != k.DestinationUID || w.Protocol != model.ProtocolHBONE
+			w := snapshot.WorkloadAt(p.Network, k.Destination.Addr())
+			return w == nil || k.DestinationUID != tunnelUID(w, true) && (k.DestinationUID != tunnelUID(w, false) || w.Protocol != model.ProtocolHBONE)
 		}, false)
 		select {
 		case <-changed:

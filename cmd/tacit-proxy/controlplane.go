@@ -20,8 +20,14 @@ func (o *options) checkControlPlane() (problems []error) {
 func (o *options) xdsNode() client.Node {
 	namespace, name, _ := strings.Cut(o.pod, "/")
 	node := client.Node{Name: o.node, Pod: name, Namespace: namespace}
-	if o.clusterID != "" {
-		node.Metadata = map[string]string{"CLUSTER_ID": o.clusterID}
+	for name, value := range map[string]string{"CLUSTER_ID": o.clusterID, "NETWORK": o.network} {
+		if value == "" {
+			continue
+		}
+		if node.Metadata == nil {
+			node.Metadata = map[string]string{}
+		}
+		node.Metadata[name] = value
 	}
 	return node
 }

@@ -21,8 +21,8 @@ func TestWhatTheControlPlaneIsTold(t *testing.T) {
 			options{node: "node-1"}, client.Node{Name: "node-1"},
 			"ztunnel~0.0.0.0~tacit-proxy-node-1.tacit-system~tacit-system.svc.cluster.local",
 		}, {
-			options{node: "node-1", pod: "istio-system/ztunnel-x7k2p", clusterID: "Kubernetes"},
-			client.Node{Name: "node-1", Namespace: "istio-system", Pod: "ztunnel-x7k2p", Metadata: map[string]string{"CLUSTER_ID": "Kubernetes"}},
+			options{node: "node-1", pod: "istio-system/ztunnel-x7k2p", clusterID: "Kubernetes", network: "n1"},
+			client.Node{Name: "node-1", Namespace: "istio-system", Pod: "ztunnel-x7k2p", Metadata: map[string]string{"CLUSTER_ID": "Kubernetes", "NETWORK": "n1"}},
 			"ztunnel~0.0.0.0~ztunnel-x7k2p.istio-system~istio-system.svc.cluster.local",
 		},
 	} {

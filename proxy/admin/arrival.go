@@ -28,6 +28,14 @@ func (e *explainer) arrival(src client, to route.Candidate, captured bool) verdi
 		return e.skipped(src, to)
 	case route.HBONE:
 	}
+	if to.ByGateway() {
+		e.step("arrival", note, "What the waypoint's pod %s makes of it is the waypoint's to say.", podName(w))
+		return verdict{
+			endpoint: podName(w), outcome: Unchecked,
+			summary: fmt.Sprintf("Waypoint %s gets the connection, and decides what becomes of it.", podName(w)),
+			change:  "Ask the waypoint, and what is behind it about connections from the waypoint.",
+		}
+	}
 	request := policy.Request{Source: src.address(to.Target.Addr()), SourceWorkload: src.workload, Destination: to.Target, Workload: w, Time: e.now}
 	if captured {
 		request.Identity = src.workload.Identity()

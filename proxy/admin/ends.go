@@ -56,7 +56,7 @@ func addressLike(w *model.Workload, other netip.Addr) netip.Addr {
 // source finds who "NAMESPACE/POD" or an address is.
 func (e *explainer) source(from string) (client, error) {
 	if a, err := netip.ParseAddr(from); err == nil {
-		c := client{workload: e.snapshot.WorkloadAt("", a.Unmap()), bare: a.Unmap()}
+		c := client{workload: e.snapshot.WorkloadAt(e.network, a.Unmap()), bare: a.Unmap()}
 		if c.workload == nil {
 			e.step("source", note, "%s is the address of no pod that the proxy knows.", a)
 			return c, nil

@@ -60,7 +60,7 @@ const weighed = 5
 func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	id, from, to := query.Get("id"), query.Get("from"), query.Get("to")
-	e := &explainer{snapshot: s.Snapshot(), now: time.Now()}
+	e := &explainer{snapshot: s.Snapshot(), network: s.Network, now: time.Now()}
 	var err error
 	switch {
 	case id != "" && from == "" && to == "":
@@ -86,6 +86,7 @@ func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
 type explainer struct {
 	Explanation
 	snapshot *model.Snapshot
+	network  string // of the node
 	now      time.Time
 	// identify is what would give the client an identity, while it has none.
 	identify string
@@ -169,6 +170,8 @@ func routeChange(r route.Route) string {
 		return fmt.Sprintf("Add port %d to service %s, or connect to one that it has.", r.Destination.Port(), r.Service.Key())
 	case route.NoEndpoints:
 		return fmt.Sprintf("Service %s needs an endpoint that is ready and has the port; the steps say why each was left out.", r.Service.Key())
+	case route.NoWaypoint:
+		return "Start a pod of the waypoint that the destination is to be reached by, and look whether it is ready."
 	case route.Loop:
 		return "Connect to another port: this one belongs to the proxy."
 	case route.NotRefused:

@@ -45,11 +45,18 @@ type Candidate struct {
 	Target netip.AddrPort
 
 	service *model.Service
+	via     netip.AddrPort // of a gateway on the way, which is Workload then; invalid without one
 }
 
-// Dial is the address to open a TCP connection to: the target itself, or the
-// HBONE port beside it.
+// ByGateway reports whether Workload is a gateway on the way to the target.
+func (c Candidate) ByGateway() bool { return c.via.IsValid() }
+
+// Dial is the address to open a TCP connection to: the target itself, the
+// HBONE port beside it, or that of the gateway on the way.
 func (c Candidate) Dial() netip.AddrPort {
+	if c.ByGateway() {
+		return c.via
+	}
 	if c.Means != HBONE {
 		return c.Target
 	}
@@ -86,22 +93,32 @@ func (c Candidate) Identities() []model.Identity {
 // most connections take one.
 func (r Route) Candidates(seed uint64) iter.Seq[Candidate] {
 	return func(yield func(Candidate) bool) {
-		if c, ok := r.only(); ok {
-			yield(c)
-			return
-		}
-		if r.Service == nil || r.Refusal != NotRefused {
-			return
-		}
-		if r.Service.Affinity > 0 {
-			seed = addressSeed(r.source.Address)
-		}
-		for c, at, ok := r.after(place{tier: -1}, seed); ok; c, at, ok = r.after(at, seed) {
-			if !yield(c) {
-				return
-			}
+		if r.waypoints == nil {
+			r.straight(seed, yield)
+		} else {
+			r.throughWaypoints(seed, yield)
 		}
 	}
+}
+
+// straight yields the candidates of a route that passes no waypoint, and
+// reports whether all of them were taken.
+func (r Route) straight(seed uint64, yield func(Candidate) bool) bool {
+	if c, ok := r.only(); ok {
+		return yield(c)
+	}
+	if r.Service == nil || r.Refusal != NotRefused {
+		return true
+	}
+	if r.Service.Affinity > 0 {
+		seed = addressSeed(r.source.Address)
+	}
+	for c, at, ok := r.after(place{tier: -1}, seed); ok; c, at, ok = r.after(at, seed) {
+		if !yield(c) {
+			return false
+		}
+	}
+	return true
 }
 
 // only is the candidate of a route that has no choice.

@@ -21,6 +21,8 @@ func (r Route) Explain() []string {
 		return []string{fmt.Sprintf("%s is the proxy's own port in this pod: refused, it would lead back to the proxy.", r.Destination)}
 	case r.Refusal == NotReady:
 		return []string{"The control plane has not sent its first full list of workloads and services: nothing may leave until it has."}
+	case r.waypoints != nil:
+		return r.explainWaypoints()
 	case r.workload != nil:
 		return []string{
 			fmt.Sprintf("%s is the address of pod %s/%s.", r.Destination.Addr(), r.workload.Namespace, r.workload.Name),
@@ -30,6 +32,29 @@ func (r Route) Explain() []string {
 		return r.explainUnknown()
 	}
 	return append(r.explainService(), r.explainEndpoints()...)
+}
+
+// explainWaypoints covers what does not go straight to its destination.
+func (r Route) explainWaypoints() []string {
+	whose := fmt.Sprintf("%s is the address of a pod", r.Destination.Addr())
+	if r.Service != nil {
+		whose = fmt.Sprintf("%s is a virtual address of service %s", r.Destination.Addr(), r.Service.Key())
+	}
+	var names []string
+	for _, g := range r.waypoints {
+		names = append(names, g.String())
+	}
+	steps := []string{fmt.Sprintf("%s that is behind the waypoint %s, which decides where it goes from there.", whose, strings.Join(names, " or "))}
+	for c := range r.Candidates(0) {
+		if len(steps) > explained {
+			return append(steps, "Further pods of it may be used as well.")
+		}
+		steps = append(steps, fmt.Sprintf("Pod %s/%s of it is reached at %s by mutual TLS, as %s.", c.Workload.Namespace, c.Workload.Name, c.Dial(), c.Workload.Identity()))
+	}
+	if len(steps) == 1 {
+		steps = append(steps, "No pod of it is there and may be used: refused.")
+	}
+	return steps
 }
 
 // explainUnknown covers a destination that nothing is visible at.

@@ -21,19 +21,20 @@ const (
 
 // Source is the pod that opened the connection.
 type Source struct {
-	// Workload is nil until the control plane has named the pod; network,
-	// cluster and locality are then those of the zero value.
+	// Workload is nil until the control plane has named the pod; cluster and
+	// locality are then those of the zero value.
 	Workload *model.Workload
 	// Address is the client's own, by which ClientIP affinity chooses.
 	Address netip.Addr
 	// Namespace and Node are known from the node's agent at once.
 	Namespace string
 	Node      string
+	Network   string // of the node
 }
 
 func (s *Source) network() string {
 	if s.Workload == nil {
-		return ""
+		return s.Network
 	}
 	return s.Workload.Network
 }
@@ -55,7 +56,7 @@ func (s *Source) locality() model.Locality {
 // Refusal is why a connection goes nowhere.
 type Refusal uint8
 
-// The refusals. NoEndpoints and UnknownPort may pass with the next snapshot;
+// The refusals. NoEndpoints, NoWaypoint and UnknownPort may pass with the next snapshot;
 // NotReady passes with the first full list of workloads and services.
 const (
 	NotRefused Refusal = iota
@@ -63,6 +64,7 @@ const (
 	Loop        // the proxy's own port on the client's own address
 	UnknownPort // the service has no such port
 	NoEndpoints // the service has no endpoint that may be used
+	NoWaypoint  // what is to be passed on the way there is not there
 )
 
 // String is a short phrase for logs and metrics.
@@ -78,6 +80,8 @@ func (r Refusal) String() string {
 		return "service has no such port"
 	case NoEndpoints:
 		return "service has no usable endpoint"
+	case NoWaypoint:
+		return "its waypoint has no usable endpoint"
 	}
 	return "unknown refusal"
 }
@@ -95,6 +99,8 @@ type Route struct {
 	source   Source
 	port     model.Port      // of Service, for Destination
 	workload *model.Workload // at Destination itself
+	// waypoints are those of which one is passed; none: straight there.
+	waypoints []model.WeightedGateway
 }
 
 // Resolve finds what the original destination of a connection means to its
@@ -113,9 +119,12 @@ func Resolve(s *model.Snapshot, src Source, dst netip.AddrPort) Route {
 		return r
 	}
 	if r.workload = s.WorkloadAt(src.network(), dst.Addr()); r.workload != nil {
+		if g := r.workload.Waypoint; g != nil {
+			r.passes([]model.WeightedGateway{{Gateway: *g, Weight: 1}})
+		}
 		return r
 	}
-	if r.Service = visible(s.ServicesAt(src.network(), dst.Addr()), src.Namespace); r.Service != nil {
+	if r.Service = visible(s.ServicesAt(src.network(), dst.Addr()), src.Namespace); r.Service != nil && !r.passes(r.Service.Waypoints) {
 		r.Refusal = r.resolveService()
 	}
 	return r

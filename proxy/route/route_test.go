@@ -71,7 +71,6 @@ func describe(r Route) []string {
 }
 
 func TestResolve(t *testing.T) {
-	const vip = "198.19.0.1"
 	web := service("app", vip)
 	tests := []struct {
 		name      string

@@ -3,6 +3,7 @@ package model
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -71,6 +72,8 @@ type Workload struct {
 	SkipOutboundCIDRs []netip.Prefix
 
 	Paths PathNormalization // of requests to this workload
+
+	Waypoint *Gateway // which connections to the workload's own addresses pass; nil: none
 }
 
 // Identity is the workload's SPIFFE identity.
@@ -165,6 +168,34 @@ type Service struct {
 	// Affinity above zero sends a client address to the same endpoint for
 	// this long after its last connection (sessionAffinity: ClientIP).
 	Affinity time.Duration
+
+	// Waypoints are what connections to the service pass, one of them each,
+	// by weight; none: they go to endpoints.
+	Waypoints []WeightedGateway
+}
+
+// Gateway is a proxy to which connections go on their way.
+type Gateway struct {
+	// Service is the key, "NAMESPACE/HOSTNAME", of the gateway's service;
+	// empty for one that is named by its address.
+	Service string
+	Network string
+	Address netip.Addr // of the gateway's service or workload
+	Port    uint16     // on which it, or its service, takes HBONE
+}
+
+// String names the gateway.
+func (g Gateway) String() string {
+	if g.Service != "" {
+		return g.Service + ":" + strconv.Itoa(int(g.Port))
+	}
+	return netip.AddrPortFrom(g.Address, g.Port).String()
+}
+
+// WeightedGateway is one of several. One of weight 0 gets no connection.
+type WeightedGateway struct {
+	Gateway
+	Weight uint32
 }
 
 // Key is "NAMESPACE/HOSTNAME", the service's primary key.

@@ -54,6 +54,21 @@ var (
 	})
 )
 
+// gateway draws one that is named by its service, or by its address.
+var gateway = rapid.Custom(func(t *rapid.T) model.Gateway {
+	g := model.Gateway{Port: port.Draw(t, "gateway port")}
+	if rapid.Bool().Draw(t, "by service") {
+		g.Service = part.Draw(t, "gateway namespace") + "/" + part.Draw(t, "gateway hostname")
+	} else {
+		g.Network, g.Address = text.Draw(t, "gateway network"), address.Draw(t, "gateway address")
+	}
+	return g
+})
+
+var weighted = rapid.Custom(func(t *rapid.T) model.WeightedGateway {
+	return model.WeightedGateway{Gateway: gateway.Draw(t, "gateway"), Weight: rapid.Uint32Min(1).Draw(t, "weight")}
+})
+
 // list draws nil rather than an empty slice, as decoding does.
 func list[T any](t *rapid.T, g *rapid.Generator[T], what string) []T {
 	out := rapid.SliceOfN(g, 0, 3).Draw(t, what)
@@ -102,6 +117,7 @@ func drawWorkload(t *rapid.T) *model.Workload {
 		SkipOutbound:      list(t, portRange, "skip outbound"),
 		SkipOutboundCIDRs: list(t, prefix, "skip cidrs"),
 		Paths:             rapid.SampledFrom([]model.PathNormalization{model.NormalizeBase, model.NormalizeMergeSlashes, model.NormalizeDecodeAndMergeSlashes, model.NormalizeNone}).Draw(t, "paths"),
+		Waypoint:          rapid.Ptr(gateway, true).Draw(t, "waypoint"),
 	}
 }
 
@@ -122,6 +138,7 @@ func drawService(t *rapid.T) *model.Service {
 		Prefer:    list(t, rapid.SampledFrom([]model.Scope{model.ScopeRegion, model.ScopeZone, model.ScopeSubzone, model.ScopeNode, model.ScopeCluster, model.ScopeNetwork}), "prefer"),
 		Unhealthy: rapid.Bool().Draw(t, "unhealthy"),
 		Affinity:  time.Duration(rapid.Uint32().Draw(t, "affinity")) * time.Second,
+		Waypoints: list(t, weighted, "waypoints"),
 	}
 }
 

@@ -30,6 +30,7 @@ func EncodeService(v *model.Service) (*anypb.Any, error) {
 	if v.Private {
 		out.Visibility = workload.Visibility_NAMESPACE
 	}
+	encodeWaypoints(v.Waypoints, out)
 	if v.Affinity > 0 {
 		seconds := min((v.Affinity+time.Second-1)/time.Second, math.MaxUint32)
 		config, err := pack(&tacit.ServiceExtension{ClientIpAffinity: uint32(seconds)})
@@ -67,6 +68,9 @@ func decodeService(name string, v *workload.Service) (*model.Service, error) {
 		return nil, err
 	}
 	if out.Ports, err = decodeEach("ports", v.GetPorts(), decodePort); err != nil {
+		return nil, err
+	}
+	if out.Waypoints, err = decodeWaypoints(v); err != nil {
 		return nil, err
 	}
 	var ext tacit.ServiceExtension

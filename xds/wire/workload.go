@@ -59,6 +59,7 @@ func EncodeWorkload(w *model.Workload) (*anypb.Any, error) {
 		WorkloadType:          workload.WorkloadType(w.WorkloadType),
 		WorkloadName:          w.WorkloadName,
 		AuthorizationPolicies: w.Policies,
+		Waypoint:              encodeGateway(w.Waypoint),
 	}
 	if w.Protocol == model.ProtocolHBONE {
 		out.TunnelProtocol = workload.TunnelProtocol_HBONE
@@ -133,6 +134,9 @@ func decodeWorkload(name string, w *workload.Workload) (*model.Workload, error) 
 	var err error
 	if out.Addresses, err = decodeEach("addresses", w.GetAddresses(), decodeAddr); err != nil {
 		return nil, err
+	}
+	if out.Waypoint, err = decodeGateway(w.GetWaypoint()); err != nil {
+		return nil, fmt.Errorf("waypoint: %w", err)
 	}
 	if out.Services, err = decodeServicePorts(w.GetServices()); err != nil {
 		return nil, err
