@@ -62,7 +62,7 @@ in Tacit's namespace.`,
   tacit connections --denied
   tacit tap --outcome denied`,
 	}
-	root.AddCommand(statusCommand(), connectionsCommand(), flowsCommand(), tapCommand(), coverageCommand(), certsCommand(), explainCommand(), dumpCommand(), askCommand(), lintCommand())
+	root.AddCommand(statusCommand(), connectionsCommand(), flowsCommand(), tapCommand(), coverageCommand(), replayCommand(), certsCommand(), explainCommand(), dumpCommand(), askCommand(), lintCommand())
 	root.AddCommand(clusterCommands()...)
 	return cli.Prepare(root)
 }

@@ -33,7 +33,7 @@ type TapLine struct {
 // Bounds on answers about flows.
 const (
 	defaultFlows = 1000
-	maxFlows     = 65536
+	MaxFlows     = 65536
 	defaultSince = 5 * time.Minute
 	tapPulse     = 2 * time.Second
 	tapStall     = 30 * time.Second // how long a reader may take nothing
@@ -51,8 +51,8 @@ func (s *Server) flows(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if text := query.Get("limit"); err == nil && text != "" {
-		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > maxFlows {
-			err = fmt.Errorf("limit %.40q: want a number from 1 to %d", text, maxFlows)
+		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > MaxFlows {
+			err = fmt.Errorf("limit %.40q: want a number from 1 to %d", text, MaxFlows)
 		}
 	}
 	if err != nil {

@@ -45,7 +45,7 @@ func event(at time.Time, edits ...func(*Event)) *Event {
 func outcome(o string) func(*Event) { return func(e *Event) { e.Outcome = o } }
 
 func TestRing(t *testing.T) {
-	const size = 700 // not a multiple of a chunk
+	const size = 700         // not a multiple of a chunk
 	l := New(size*4/3, noon) // a quarter is for others
 	for i := range 2 * size {
 		l.Add(event(noon.Add(time.Duration(i)*time.Second), func(e *Event) { e.Status = i; e.Kind = Requested }))

@@ -66,17 +66,19 @@ func (r *record) fill(e *Event, weight int) {
 	}
 }
 
+// Cut is what texts end with that were too long to be kept whole.
+const Cut = "…"
+
 // cut shortens a text that is too long to a whole character.
 func cut(text string, most int) string {
 	if len(text) <= most {
 		return text
 	}
-	const mark = "…"
-	n := most - len(mark)
+	n := most - len(Cut)
 	for n > 0 && !utf8.RuneStart(text[n]) {
 		n--
 	}
-	return text[:n] + mark
+	return text[:n] + Cut
 }
 
 func recorded(e *End) recordedEnd {

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tacit-mesh/tacit/cmd/tacit/replay"
+	"github.com/tacit-mesh/tacit/proxy/admin"
+	"github.com/tacit-mesh/tacit/proxy/flows"
+	"github.com/tacit-mesh/tacit/xds/build"
+	"github.com/tacit-mesh/tacit/xds/source/files"
+)
+
+// replayFlags are what a replay is made of.
+type replayFlags struct {
+	policies, mesh    []string
+	flows             string
+	since             time.Duration
+	instead           bool
+	root, trustDomain string
+}
+
+func replayCommand() *cobra.Command {
+	var (
+		c client
+		f replayFlags
+	)
+	cmd := &cobra.Command{
+		Use:   "replay --policies DIR --mesh FILE",
+		Short: "Say which recorded connections other policies would deny or allow",
+		Long: `Decide about the connections and requests of the last minutes once more, with
+candidate policies that are not in force, and list what would newly be denied
+or allowed. So that STRICT, or a default that denies, comes without surprises.
+
+The candidates are AuthorizationPolicies, PeerAuthentications and
+RequestAuthentications. They take the place of those in --mesh that have the
+same name, and stand beside the others; with --instead, in the place of all.
+--mesh has the pods, namespaces, services and policies of the cluster, as
+kubectl or the manifests of tacitd --from have them.
+
+The records are those that tacit flows lists, of all nodes; with --flows, those
+of a file that tacit flows -o json has written, so that nothing is asked of
+anybody. Where a decision needs what was not recorded, such as a header, that
+is said. Limits of rates are not replayed.
+
+Exit status: 3 if something would newly be denied.`,
+		Example: `  kubectl get pods,namespaces,services,authorizationpolicies,peerauthentications -A -o yaml > mesh.yaml
+  tacit replay --mesh mesh.yaml --policies strict.yaml --since 1h
+  tacit flows --since 1h --limit 65536 -o json > flows.json
+  tacit replay --mesh mesh.yaml --policies policies/ --flows flows.json`,
+		Args: cobra.NoArgs,
+	}
+	c.flags(cmd)
+	flags := cmd.Flags()
+	flags.StringSliceVar(&f.policies, "policies", nil, "`files` or directories of the candidate policies")
+	flags.StringSliceVar(&f.mesh, "mesh", nil, "`files` or directories of the mesh's objects")
+	flags.StringVar(&f.flows, "flows", "", "`file` of tacit flows -o json, in the place of what proxies remember")
+	flags.DurationVar(&f.since, "since", 10*time.Minute, "how far to look back")
+	flags.BoolVar(&f.instead, "instead", false, "take the candidates in the place of all policies of the mesh")
+	flags.StringVar(&f.root, "root-namespace", build.DefaultRootNamespace, "`namespace` whose policies cover the whole mesh")
+	flags.StringVar(&f.trustDomain, "trust-domain", "", "trust `domain` of the mesh's identities, if it is not cluster.local")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if len(f.policies) == 0 || len(f.mesh) == 0 {
+			return errors.New("replay: name the candidate policies with --policies and the mesh's objects with --mesh; see tacit replay --help")
+		}
+		return c.replay(cmd, f)
+	}
+	return cmd
+}
+
+func (c *client) replay(cmd *cobra.Command, f replayFlags) error {
+	objects, errs := files.Read(f.mesh...)
+	candidates, more := files.Read(f.policies...)
+	if err := errors.Join(append(errs, more...)...); err != nil {
+		return fmt.Errorf("replay: %w", err)
+	}
+	if len(candidates.AuthorizationPolicies)+len(candidates.PeerAuthentications)+len(candidates.RequestAuthentications) == 0 {
+		return errors.New("replay: there is no policy among the candidates")
+	}
+	r, err := c.recorded(cmd, f)
+	if err != nil {
+		return err
+	}
+	settings := build.Settings{RootNamespace: f.root, TrustDomain: f.trustDomain}
+	only := build.Objects{AuthorizationPolicies: candidates.AuthorizationPolicies, PeerAuthentications: candidates.PeerAuthentications,
+		RequestAuthentications: candidates.RequestAuthentications}
+	result := replay.Run(replay.Mesh(settings, *objects, only, f.instead), r.flows)
+	if c.output == outputJSON {
+		err = printJSON(cmd.OutOrStdout(), struct {
+			replay.Result
+			Partial bool      `json:"partial"`
+			Missing []missing `json:"missing"`
+		}{result, len(r.missing) > 0, r.missing})
+	} else {
+		p := c.printer(cmd)
+		err = errors.Join(p.Replay(result), partial(p, r.missing, r.asked))
+	}
+	if err = errors.Join(err, r.failed); err == nil && result.Count(replay.NewlyDenied) > 0 {
+		return exitError(exitDenied)
+	}
+	return err
+}
+
+// recordings are what happened, and of whom it is not known.
+type recordings struct {
+	flows   []flows.Flow
+	missing []missing
+	asked   int   // nodes
+	failed  error // of the missing ones, where they were asked just now
+}
+
+func (c *client) recorded(cmd *cobra.Command, f replayFlags) (recordings, error) {
+	if f.flows != "" {
+		return readRecords(f.flows)
+	}
+	all, err := c.proxies(cmd, about{})
+	if err != nil {
+		return recordings{}, err
+	}
+	query := url.Values{"since": {f.since.String()}, "limit": {strconv.Itoa(admin.MaxFlows)}, "direction": {"inbound"}}
+	answers := askAll[admin.Flows](cmd, all, "/flows", query)
+	r := recordings{asked: len(all), failed: failures(answers)}
+	if r.missing, err = partly(answers); err != nil {
+		return recordings{}, err
+	}
+	for _, a := range answers {
+		r.flows = append(r.flows, a.value.Flows...)
+	}
+	return r, nil
+}
+
+// readRecords reads what tacit flows -o json has written.
+func readRecords(file string) (recordings, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return recordings{}, fmt.Errorf("replay: %w", err)
+	}
+	var written struct {
+		Flows   *[]flows.Flow
+		Missing []missing
+	}
+	if err := json.Unmarshal(text, &written); err != nil {
+		return recordings{}, fmt.Errorf("replay: %s is not what tacit flows -o json of this version writes: %w", file, err)
+	}
+	if written.Flows == nil {
+		return recordings{}, fmt.Errorf("replay: %s is not what tacit flows -o json writes: it has no flows", file)
+	}
+	nodes := map[string]bool{}
+	for _, flow := range *written.Flows {
+		nodes[flow.Node] = true
+	}
+	return recordings{flows: *written.Flows, missing: append([]missing{}, written.Missing...), asked: len(nodes) + len(written.Missing)}, nil
+}

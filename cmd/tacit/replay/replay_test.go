@@ -1,0 +1,190 @@
+package replay
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/tacit-mesh/tacit/proxy/flows"
+	"github.com/tacit-mesh/tacit/xds/build"
+	"github.com/tacit-mesh/tacit/xds/source/files"
+)
+
+const (
+	objects = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {tacit.mesh/dataplane: enabled}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}, annotations: {tacit.mesh/redirection: enabled}}
+spec: {nodeName: a, serviceAccountName: web, containers: [{name: web, image: web}]}
+status: {podIPs: [{ip: 198.18.1.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: api, namespace: shop, labels: {app: api}, annotations: {tacit.mesh/redirection: enabled}}
+spec: {nodeName: b, serviceAccountName: api, containers: [{name: api, image: api}]}
+status: {podIPs: [{ip: 198.18.2.1}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: api, namespace: shop}
+spec:
+  selector: {matchLabels: {app: api}}
+  action: ALLOW
+  rules:
+  - from: [{source: {principals: ["cluster.local/ns/shop/sa/web"]}}]
+  - from: [{source: {ipBlocks: ["203.0.113.0/24"]}}]
+`
+	strict = `
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+`
+	open = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: api, namespace: shop}
+spec:
+  selector: {matchLabels: {app: api}}
+  action: ALLOW
+  rules: [{from: [{source: {namespaces: [shop]}}]}, {from: [{source: {ipBlocks: ["203.0.113.0/24"]}}]}]
+`
+	paths = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-admin, namespace: shop}
+spec:
+  selector: {matchLabels: {app: api}}
+  action: DENY
+  rules: [{to: [{operation: {paths: ["/admin*"], ports: ["8080"]}}]}]
+`
+	headers = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: headers, namespace: shop}
+spec:
+  selector: {matchLabels: {app: api}}
+  action: DENY
+  rules: [{when: [{key: "request.headers[x-debug]", values: ["*"]}]}]
+`
+)
+
+func read(t *testing.T, text string) build.Objects {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "objects.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o, errs := files.Read(file)
+	if len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	return *o
+}
+
+// flow is a connection from the web pod to the api pod that ended well.
+func flow(edits ...func(*flows.Flow)) flows.Flow {
+	f := flows.Flow{
+		Kind: "ended", ID: "1", Direction: "inbound", Outcome: "ok", Security: "mtls", Weight: 1, Began: time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC),
+		Source: flows.Peer{Address: netip.MustParseAddrPort("198.18.1.1:40000"), Namespace: "shop", Pod: "web",
+			Identity: "spiffe://cluster.local/ns/shop/sa/web"},
+		Destination: flows.Peer{Address: netip.MustParseAddrPort("198.18.2.1:8080"), Namespace: "shop", Pod: "api"},
+	}
+	for _, edit := range edits {
+		edit(&f)
+	}
+	return f
+}
+
+func outside(f *flows.Flow) {
+	f.Source, f.Security = flows.Peer{Address: netip.MustParseAddrPort("203.0.113.9:40000")}, "plain"
+}
+
+func other(f *flows.Flow) {
+	f.Source.Pod, f.Source.Identity = "job", "spiffe://cluster.local/ns/shop/sa/job"
+	f.Source.Address = netip.MustParseAddrPort("198.18.1.2:40000")
+}
+
+func denied(reason string) func(*flows.Flow) {
+	return func(f *flows.Flow) { f.Outcome, f.Reason = "denied", reason }
+}
+
+func get(path string) func(*flows.Flow) {
+	return func(f *flows.Flow) {
+		f.Kind, f.HTTP = "request", &flows.HTTP{Method: "GET", Host: "api", Path: path, Status: 200}
+	}
+}
+
+func TestRun(t *testing.T) {
+	const (
+		noIdentity = "denied by policy tacit-system/istio_converted_static_strict (matched: notPrincipals)"
+		unread     = "a policy looks into its requests, which were not read when it was recorded"
+	)
+	for _, test := range []struct {
+		name, candidate string
+		flow            flows.Flow
+		instead         bool
+		change          Change
+		why             string
+	}{
+		{"STRICT, with an identity", strict, flow(), false, "", ""},
+		{"STRICT, in clear", strict, flow(outside), false, NewlyDenied, noIdentity},
+		{"the policy that there is goes on to deny", strict, flow(other, denied("not_allowed")), false, "", ""},
+		{"it is replaced by its name", open, flow(other, denied("not_allowed")), false, NewlyAllowed, "allowed by policy shop/api"},
+		{"and goes with all others", strict, flow(other, denied("not_allowed")), true, NewlyAllowed, "allowed: no ALLOW policy covers the workload"},
+		{"a client that skipped", open, flow(outside, denied("client_skips_port")), false, NewlyAllowed, "allowed by policy shop/api"},
+		{"requests that were not read", paths, flow(), false, Untold, unread},
+		{"a port that they are not about", paths, flow(func(f *flows.Flow) { f.Destination.Address = netip.MustParseAddrPort("198.18.2.1:9090") }), false, "", ""},
+		{"a request that is denied", paths, flow(get("/admin/users")), false, NewlyDenied, "denied by policy shop/no-admin (matched: ports)"},
+		{"a request that is not", paths, flow(get("/users")), false, "", ""},
+		{"a path that is not whole", paths, flow(get("/user" + flows.Cut)), false, Untold, "its path or host was too long to be recorded"},
+		{"headers", headers, flow(get("/users")), false, Untold, "policy shop/headers is about headers, tokens or clients behind proxies, which are not recorded"},
+		{"a server that there is no more", strict, flow(func(f *flows.Flow) { f.Destination.Pod = "api-2" }), false, Untold, "the server is not among the objects of the mesh"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got := Run(Mesh(build.Settings{}, read(t, objects), read(t, test.candidate), test.instead), []flows.Flow{test.flow})
+			if test.change == "" {
+				if got.Replayed != 1 || got.Unchanged != 1 || len(got.Rows) != 0 {
+					t.Errorf("%+v, want no change", got)
+				}
+				return
+			}
+			if got.Count(test.change) != 1 || got.Rows[0].Why != test.why {
+				t.Errorf("%+v, want %s: %s", got, test.change, test.why)
+			}
+		})
+	}
+}
+
+// What policies did not decide is not replayed; what is alike is one row, with
+// as many flows as the records stand for; denials come first.
+func TestRows(t *testing.T) {
+	mesh := Mesh(build.Settings{}, read(t, objects), read(t, strict+"---"+open), false)
+	got := Run(mesh, []flows.Flow{
+		flow(func(f *flows.Flow) { f.Direction = "outbound" }),
+		flow(outside, func(f *flows.Flow) { f.Outcome = "failed" }),
+		flow(outside, func(f *flows.Flow) { f.Kind = "opened" }),
+		flow(other, denied("rate_limited")),
+		flow(),
+		flow(other, denied("not_allowed")),
+		flow(outside, func(f *flows.Flow) { f.Weight = 20 }),
+		flow(outside, func(f *flows.Flow) { f.ID = "2"; f.Source.Address = netip.MustParseAddrPort("203.0.113.9:50000") }),
+	})
+	party := func(namespace, name string) flows.Party { return flows.Party{Namespace: namespace, Name: name} }
+	want := Result{Replayed: 23, Unchanged: 1, Rows: []Row{
+		{Change: NewlyDenied, Source: party("", "203.0.113.9"), Destination: party("shop", "api"), Port: 8080, Flows: 21, ID: "2"},
+		{Change: NewlyAllowed, Source: party("shop", "job"), Identity: "spiffe://cluster.local/ns/shop/sa/job", Destination: party("shop", "api"), Port: 8080, Flows: 1, ID: "1"},
+	}}
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(Row{}, "Why", "Policy")); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/tacit-mesh/tacit/proxy/flows"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+const (
+	replayedMesh = `
+apiVersion: v1
+kind: Pod
+metadata: {name: b, namespace: shop, labels: {tacit.mesh/dataplane: enabled}, annotations: {tacit.mesh/redirection: enabled}}
+spec: {nodeName: node-a, serviceAccountName: b, containers: [{name: b, image: b}]}
+status: {podIPs: [{ip: 198.18.1.2}]}
+`
+	replayedStrict = `
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+`
+)
+
+// Recorded flows are decided about anew, those that the proxy remembers and
+// those of a file alike.
+func TestReplayCommand(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	mesh, strict, none := file("mesh.yaml", replayedMesh), file("strict.yaml", replayedStrict), file("none.yaml", replayedMesh)
+	socket, log := flowProxy(t, "node-a")
+	plain := denial("4bf9")
+	plain.Outcome, plain.Err, plain.Security, plain.Policy = "ok", nil, "plain", ""
+	plain.Source = flows.End{Addr: netip.MustParseAddrPort("203.0.113.9:40000"), Identity: model.Identity{}}
+	log.Add(plain)
+	code, recorded, errOut := tacit("flows", "-o", "json", "--socket", socket)
+	if code != 0 {
+		t.Fatalf("flows: exit %d, %q", code, errOut)
+	}
+	dump, other := file("flows.json", recorded), file("other.json", `{"workloads":[]}`)
+	for _, args := range []string{"--socket " + socket, "--flows " + dump} {
+		code, out, errOut := tacit(append([]string{"replay", "--mesh", mesh, "--policies", strict}, strings.Fields(args)...)...)
+		if code != exitDenied || !strings.Contains(out, "newly denied  1      203.0.113.9  shop/b:80") || !strings.Contains(out, "4bf9") ||
+			!strings.Contains(out, "1 flows replayed: 1 newly denied, 0 newly allowed") {
+			t.Errorf("%s: exit %d, %q, %q", args, code, out, errOut)
+		}
+		code, out, _ = tacit(append([]string{"replay", "-o", "json", "--mesh", mesh, "--policies", strict}, strings.Fields(args)...)...)
+		if code != exitDenied || !strings.Contains(out, `"change":"newly_denied"`) || !strings.Contains(out, `"partial":false,"missing":[]`) {
+			t.Errorf("%s as JSON: exit %d, %q", args, code, out)
+		}
+	}
+	partial := file("partial.json", strings.Replace(recorded, `"missing":[]`, `"missing":[{"node":"node-b","error":"away"}]`, 1))
+	if _, out, _ := tacit("replay", "--mesh", mesh, "--policies", strict, "--flows", partial); !strings.Contains(out, "PARTIAL: 1 of 2 nodes gave no answer: node-b.") {
+		t.Errorf("of a partial record: %q", out)
+	}
+	for args, want := range map[string]string{
+		"--policies " + strict: "name the candidate policies with --policies and the mesh's objects with --mesh",
+		"--mesh " + mesh + " --policies " + none + " --flows " + dump:       "there is no policy among the candidates",
+		"--mesh " + mesh + " --policies " + strict + " --flows " + other:    "it has no flows",
+		"--mesh " + mesh + " --policies " + strict + " --flows " + mesh:     "is not what tacit flows -o json of this version writes",
+		"--mesh " + mesh + " --policies " + dir + "/absent --flows " + dump: "absent",
+	} {
+		if code, _, errOut := tacit(append([]string{"replay"}, strings.Fields(args)...)...); code != 1 || !strings.Contains(errOut, want) {
+			t.Errorf("%s: exit %d, %q; want %q", args, code, errOut, want)
+		}
+	}
+}
