@@ -3,6 +3,7 @@ package proxy
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -19,9 +20,13 @@ import (
 
 // ask has the provider of a CUSTOM policy decide. What it cannot be asked about
 // is denied, unless the provider is declared to fail open.
-func (x *exchange) ask(e *http.Edits) {
+func (x *exchange) ask(e *http.Edits, early http.Content) {
 	to := x.decision.Provider
-	answer, err := x.requests.proxy.providers.Ask(x.requests.conn.ctx, to, x.question())
+	if limit := visible(to); limit > 0 && len(early.Bytes) > limit {
+		x.tooLarge(limit)
+		return
+	}
+	answer, err := x.requests.proxy.providers.Ask(x.requests.conn.ctx, to, x.question(early))
 	switch {
 	case err != nil && to.FailOpen:
 		x.agreed()
@@ -40,19 +45,71 @@ func (x *exchange) ask(e *http.Edits) {
 	}
 }
 
+// visible is how much of a body a provider sees; 0 is none of it.
+func visible(to *model.Provider) int { return int(min(to.IncludeBody, maxBody)) }
+
+// Wants implements http.Exchange. A provider that is to see whole bodies alone
+// is not asked about longer ones, even if what it cannot be asked about passes.
+func (x *exchange) Wants() int {
+	if x.refusal != nil || x.decision.Reason != policy.ReasonAsk || x.request.Method == "CONNECT" {
+		return 0
+	}
+	to := x.decision.Provider
+	limit := visible(to)
+	if limit == 0 {
+		return 0
+	}
+	wants := limit
+	if !to.AllowPartial {
+		wants++ // to know that there is more
+	}
+	text, _ := x.request.Header("content-length")
+	switch length, err := strconv.ParseUint(text, 10, 63); {
+	case err != nil: // there is none, or the request is refused anyway
+	case length > uint64(limit) && !to.AllowPartial:
+		x.tooLarge(limit)
+		return 0
+	default:
+		wants = int(min(uint64(wants), length))
+	}
+	if !x.requests.conn.pod.share.reserve(wants) {
+		x.refuse(503, "too_many_bodies", errBodies)
+		return 0
+	}
+	x.reserved = wants
+	return wants
+}
+
+var errBodies = errors.New("bodies of too many requests to this pod wait for decisions")
+
+func (x *exchange) tooLarge(limit int) {
+	x.refuse(413, "body_too_large", fmt.Errorf("the body is longer than the %d bytes that provider %s decides on", limit, x.decision.Provider.Name))
+	x.refusal.Message = "the body is too large"
+}
+
+// unreserve gives back what the body took of the pod's share.
+func (x *exchange) unreserve() {
+	x.requests.conn.pod.share.free(x.reserved)
+	x.reserved = 0
+}
+
 func (x *exchange) agreed() {
 	x.requests.mu.Lock()
 	defer x.requests.mu.Unlock()
 	x.asked = x.decision.Policy
 }
 
-func (x *exchange) question() *extauthz.Question {
+func (x *exchange) question(early http.Content) *extauthz.Question {
 	c := x.requests.conn
-	return &extauthz.Question{
+	q := &extauthz.Question{
 		ID: c.record.ID, Method: x.http.Method, Target: x.http.Path + withQuery(x.request.Query()), Host: x.http.Host,
 		Protocol: version(x.request), Headers: x.fields,
 		Source: c.source, Destination: c.original, Principal: c.peer.String(), Local: c.pod.identity.String(),
 	}
+	if visible(x.decision.Provider) > 0 {
+		q.Body, q.Partial = early.Bytes, !early.Whole
+	}
+	return q
 }
 
 // framing fields and the host are not a provider's to change: they say where a
@@ -112,13 +169,17 @@ func (x *exchange) limit() {
 	}
 }
 
-// limited counts a connection that is allowed against the limits of
-// connections, all of them.
-func (p *Proxy) limited(ctx context.Context, d policy.Decision, r *policy.Request) policy.Decision {
-	limits := policy.Limits(nil, p.State.Snapshot(), r, model.LimitConnections)
+// limited counts a connection that is allowed against all limits of a unit. Of
+// bytes none have passed yet.
+func (p *Proxy) limited(ctx context.Context, d policy.Decision, r *policy.Request, unit model.LimitUnit) policy.Decision {
+	limits := policy.Limits(nil, p.State.Snapshot(), r, unit)
 	for i := range limits {
 		a := &limits[i]
-		o := p.limits.Take(ctx, a, 1)
+		take, n := p.limits.Take, uint64(1)
+		if unit == model.LimitBytes {
+			take, n = p.limits.Charge, 0
+		}
+		o := take(ctx, a, n)
 		if o.Alone {
 			p.Recorder.LimitsAlone()
 		}

@@ -21,6 +21,7 @@ import (
 // tells its story and as the table of live connections and the admin socket
 // read it.
 type Connection struct {
+	proxy  *Proxy
 	pod    *pod
 	conn   *net.TCPConn // the captured one; nil for a stream of HBONE
 	source netip.AddrPort
@@ -37,6 +38,7 @@ type Connection struct {
 	requests *requests  // those, if they are
 	record   telemetry.Record
 	opened   bool
+	metered  bool // its bytes are counted against limits
 	ended    time.Time
 	counts   *relay.Counts
 }
@@ -68,7 +70,7 @@ func (p *Proxy) begin(pod *pod, conn *net.TCPConn, direction telemetry.Direction
 }
 
 func (p *Proxy) newConnection(pod *pod, source netip.AddrPort, direction telemetry.Direction) *Connection {
-	c := &Connection{pod: pod, source: source}
+	c := &Connection{proxy: p, pod: pod, source: source}
 	c.ctx, c.cancel = context.WithCancelCause(pod.ctx)
 	c.record.Direction = direction
 	c.record.Start = time.Now()
@@ -114,10 +116,26 @@ func (c *Connection) facts(s *model.Snapshot, now time.Time) (policy.Request, bo
 		Time:        now,
 		Revoked:     c.takenBack != nil && c.takenBack(),
 	}
-	if w := s.WorkloadAt(c.pod.network, c.source.Addr()); w != nil && (c.peer.IsZero() || w.Identity() == c.peer) {
+	if w := s.WorkloadAt("", c.source.Addr()); w != nil && (c.peer.IsZero() || w.Identity() == c.peer) {
 		r.SourceWorkload = w
 	}
 	return r, true
+}
+
+// whole are the facts of an inbound connection that is decided on as a whole;
+// false for any other.
+func (c *Connection) whole(s *model.Snapshot) (policy.Request, bool) {
+	request, inbound := c.facts(s, time.Now())
+	c.mu.Lock()
+	r := c.requests
+	c.mu.Unlock()
+	if r == nil {
+		return request, inbound
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	request.ServerName = r.serverName
+	return request, inbound && r.opaque
 }
 
 // known reports whether a snapshot has what a decision needs.
@@ -194,6 +212,11 @@ func (c *Connection) judged(d policy.Decision, r policy.Request) {
 
 // opening counts the connection as one that carries bytes, which counts tells.
 func (p *Proxy) opening(c *Connection, security telemetry.Security, counts *relay.Counts) {
+	c.open(p.Recorder, security, counts)
+	p.meter(c)
+}
+
+func (c *Connection) open(recorder *telemetry.Recorder, security telemetry.Security, counts *relay.Counts) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.opened || !c.ended.IsZero() {
@@ -203,7 +226,7 @@ func (p *Proxy) opening(c *Connection, security telemetry.Security, counts *rela
 	c.counts = counts
 	c.record.Security = security
 	c.record.Err, c.record.Outcome = nil, telemetry.OK
-	p.Recorder.Opened(&c.record)
+	recorder.Opened(&c.record)
 }
 
 // moved is how many bytes have gone from the source to the destination, and
@@ -297,7 +320,7 @@ func newID() string {
 // belong to a predecessor there, whose policies are not this pod's.
 func workloadOf(s *model.Snapshot, pod *pod) *model.Workload {
 	for _, a := range pod.Addresses {
-		w := s.WorkloadAt(pod.network, a)
+		w := s.WorkloadAt("", a)
 		if w != nil && w.Name == pod.Name && w.Namespace == pod.Namespace && (w.PodUID == "" || w.PodUID == pod.UID) {
 			return w
 		}

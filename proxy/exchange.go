@@ -26,6 +26,7 @@ type exchange struct {
 	snapshot *model.Snapshot
 	decision policy.Decision
 	limits   []policy.AppliedLimit
+	reserved int           // of the pod's share, for the body
 	refusal  *http.Refusal // what is settled already
 	reason   string        // of a refusal that no policy decided
 	err      error
@@ -151,11 +152,12 @@ func (x *exchange) Ready() bool {
 }
 
 // Decision implements http.Exchange.
-func (x *exchange) Decision() http.Decision {
+func (x *exchange) Decision(early http.Content) http.Decision {
 	var out http.Decision
 	if x.refusal == nil && x.decision.Reason == policy.ReasonAsk {
-		x.ask(&out.Edits)
+		x.ask(&out.Edits, early)
 	}
+	x.unreserve()
 	if x.refusal == nil {
 		x.limit()
 	}
@@ -218,6 +220,7 @@ func (x *exchange) End(result http.Result) {
 	delete(r.live, x)
 	revoked := x.revoked
 	r.mu.Unlock()
+	x.unreserve()
 	x.charge(uint64(result.Sent + result.Received))
 	q := x.record(result)
 	if revoked != nil {

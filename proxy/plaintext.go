@@ -30,7 +30,11 @@ func (p *Proxy) plaintext(pod *pod, client *net.TCPConn) {
 		return
 	}
 	c.setDestination(dst)
+	p.carryPlaintext(c)
+}
 
+// carryPlaintext decides on a connection to where it goes, and carries it.
+func (p *Proxy) carryPlaintext(c *Connection) {
 	if !p.authorize(c) {
 		return
 	}
@@ -44,8 +48,8 @@ func (p *Proxy) plaintext(pod *pod, client *net.TCPConn) {
 	counts := new(relay.Counts)
 	p.opening(c, telemetry.Plain, counts)
 	if c.requests != nil {
-		c.closed(p.servePlain(c, client, app, counts))
+		c.closed(p.servePlain(c, c.conn, app, counts))
 		return
 	}
-	c.closed(relay.Copy(c.ctx, client, app, counts))
+	c.closed(relay.Copy(c.ctx, c.conn, app, counts))
 }

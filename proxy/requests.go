@@ -21,9 +21,10 @@ type requests struct {
 	proxy *Proxy
 	conn  *Connection
 
-	mu     sync.Mutex // guards what follows
-	live   map[*exchange]struct{}
-	opaque bool // the connection carries no HTTP: it is decided on as a whole
+	mu         sync.Mutex // guards what follows
+	live       map[*exchange]struct{}
+	opaque     bool   // the connection carries no HTTP: it is decided on as a whole
+	serverName string // in the ClientHello of one that is opaque
 }
 
 // coverage says whether the connection's requests are decided on, and decides
@@ -69,36 +70,45 @@ func (c *Connection) Review(s *model.Snapshot, now time.Time) (policy.Decision, 
 	case settled && policy.CoversHTTP(s, request.Workload, c.original.Port()):
 		return policy.Decision{Reason: policy.ReasonRequestsNow}, true
 	}
+	c.proxy.meter(c)
 	return policy.Evaluate(s, &request), true
 }
 
 // review ends the requests under way that are no longer allowed.
 func (r *requests) review(s *model.Snapshot, facts policy.Request) policy.Decision {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.opaque {
-		return policy.Evaluate(s, &facts)
-	}
+	opaque := r.opaque
+	facts.ServerName = r.serverName
 	for x := range r.live {
 		x.review(s, facts)
+	}
+	r.mu.Unlock()
+	if opaque {
+		r.proxy.meter(r.conn)
+		return policy.Evaluate(s, &facts)
 	}
 	return policy.EvaluateConnection(s, &facts)
 }
 
 // Opaque implements http.Gate: of what is no HTTP, conditions about requests
 // cannot be met.
-func (r *requests) Opaque() error {
+func (r *requests) Opaque(serverName string) error {
 	r.mu.Lock()
-	r.opaque = true
+	r.opaque, r.serverName = true, serverName
 	r.mu.Unlock()
 	s := r.proxy.State.Snapshot()
 	facts, _ := r.conn.facts(s, time.Now())
+	facts.ServerName = serverName
 	d := policy.Evaluate(s, &facts)
+	if d.Allowed {
+		d = r.proxy.limited(r.conn.ctx, d, &facts, model.LimitBytes)
+	}
 	r.conn.judged(d, facts)
 	if !d.Allowed {
 		r.conn.Deny(d)
 		return denied{Decision: d}
 	}
+	r.proxy.meter(r.conn)
 	return nil
 }
 

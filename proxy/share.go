@@ -3,6 +3,7 @@ package proxy
 import (
 	"net/netip"
 	"sync"
+	"sync/atomic"
 )
 
 // A pod's share bounds what is held for it, so that neither the pod nor those
@@ -15,7 +16,26 @@ type share struct {
 	// stream of mTLS, which has a connection to the application.
 	inbound    chan struct{}
 	handshakes handshakes
+	// Bytes of bodies that are held for decisions which look at them.
+	bodies atomic.Int64
 }
+
+// maxBodies bounds those, and maxBody the ones of one request.
+const (
+	maxBodies = 16 << 20
+	maxBody   = 1 << 20
+)
+
+// reserve takes n bytes for a body, if there are that many; free gives them back.
+func (s *share) reserve(n int) bool {
+	if s.bodies.Add(int64(n)) > maxBodies {
+		s.bodies.Add(int64(-n))
+		return false
+	}
+	return true
+}
+
+func (s *share) free(n int) { s.bodies.Add(int64(-n)) }
 
 func newShare(conns int) *share {
 	return &share{outbound: make(chan struct{}, conns), inbound: make(chan struct{}, conns)}

@@ -163,11 +163,11 @@ func (c *meshConfig) provider(text []byte) (*model.Provider, error) {
 	case grpc != nil:
 		err = fill(out, grpc.GetService(), grpc.GetPort(), grpc.GetTimeout(), grpc.GetStatusOnError())
 		out.FailOpen = grpc.GetFailOpen()
-		out.IncludeBody, out.AllowPartial = grpc.GetIncludeRequestBodyInCheck().GetMaxRequestBytes(), grpc.GetIncludeRequestBodyInCheck().GetAllowPartialMessage()
+		include(out, grpc.GetIncludeRequestBodyInCheck())
 	case http != nil:
 		err = fill(out, http.GetService(), http.GetPort(), http.GetTimeout(), http.GetStatusOnError())
 		out.Protocol, out.FailOpen, out.PathPrefix = model.ProviderHTTP, http.GetFailOpen(), http.GetPathPrefix()
-		out.IncludeBody, out.AllowPartial = http.GetIncludeRequestBodyInCheck().GetMaxRequestBytes(), http.GetIncludeRequestBodyInCheck().GetAllowPartialMessage()
+		include(out, http.GetIncludeRequestBodyInCheck())
 		out.IncludeRequestHeaders = matches(slices.Concat(http.GetIncludeRequestHeadersInCheck(), http.GetIncludeHeadersInCheck())) //nolint:staticcheck // users still have the older name
 		out.IncludeAdditionalHeaders = http.GetIncludeAdditionalHeadersInCheck()
 		out.HeadersToUpstreamOnAllow = matches(http.GetHeadersToUpstreamOnAllow())
@@ -211,6 +211,10 @@ func fill(p *model.Provider, service string, port uint32, timeout *durationpb.Du
 		p.StatusOnError = uint16(code)
 	}
 	return nil
+}
+
+func include(p *model.Provider, body *meshv1alpha1.MeshConfig_ExtensionProvider_EnvoyExternalAuthorizationRequestBody) {
+	p.IncludeBody, p.AllowPartial, p.BodyAsBytes = body.GetMaxRequestBytes(), body.GetAllowPartialMessage(), body.GetPackAsBytes()
 }
 
 func matches(list []string) (out []model.StringMatch) {

@@ -30,7 +30,7 @@ func TestMeshConfig(t *testing.T) {
 pathNormalization: {normalization: MERGE_SLASHES}
 extensionProviders:
 - name: grpc
-  envoyExtAuthzGrpc: {service: ns/authz.ns.svc.cluster.local, port: 9000, timeout: 0.5s, failOpen: true, statusOnError: "503", includeRequestBodyInCheck: {maxRequestBytes: 10, allowPartialMessage: true}}
+  envoyExtAuthzGrpc: {service: ns/authz.ns.svc.cluster.local, port: 9000, timeout: 0.5s, failOpen: true, statusOnError: "503", includeRequestBodyInCheck: {maxRequestBytes: 10, allowPartialMessage: true, packAsBytes: true}}
 - name: http
   envoyExtAuthzHttp: {service: authz.example, port: 80, pathPrefix: /check, includeRequestHeadersInCheck: [x-a, "x-b*"], headersToUpstreamOnAllow: [x-c], headersToDownstreamOnDeny: [x-d], headersToDownstreamOnAllow: [x-e], includeAdditionalHeadersInCheck: {a: b}}
 - name: tracing
@@ -47,7 +47,7 @@ trustedProxies: [cluster.local/ns/ingress/sa/gateway, "spiffe://other/*"]
 	want := build.Settings{
 		Paths: model.NormalizeMergeSlashes,
 		Providers: map[string]*model.Provider{
-			"grpc": {Name: "grpc", Host: "authz.ns.svc.cluster.local", Port: 9000, Timeout: 500 * time.Millisecond, FailOpen: true, StatusOnError: 503, IncludeBody: 10, AllowPartial: true},
+			"grpc": {Name: "grpc", Host: "authz.ns.svc.cluster.local", Port: 9000, Timeout: 500 * time.Millisecond, FailOpen: true, StatusOnError: 503, IncludeBody: 10, AllowPartial: true, BodyAsBytes: true},
 			"http": {
 				Name: "http", Protocol: model.ProviderHTTP, Host: "authz.example", Port: 80, Timeout: defaultProviderTimeout, TLS: true, ServerName: "s", Roots: "PEM",
 				PathPrefix: "/check", IncludeRequestHeaders: text("x-a", "x-b*"), IncludeAdditionalHeaders: map[string]string{"a": "b"},

@@ -1,6 +1,7 @@
 package extauthz
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,8 +21,8 @@ import (
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-func (p *provider) askGRPC(ctx context.Context, q *Question) (*Answer, error) {
-	answer, err := authv3.NewAuthorizationClient(p.grpc).Check(ctx, checkRequest(q))
+func (p *provider) askGRPC(ctx context.Context, to *model.Provider, q *Question) (*Answer, error) {
+	answer, err := authv3.NewAuthorizationClient(p.grpc).Check(ctx, checkRequest(to, q))
 	if err != nil {
 		return nil, err
 	}
@@ -63,28 +64,43 @@ func fieldOf(h *corev3.HeaderValueOption) policy.HeaderField {
 	return policy.HeaderField{Name: strings.ToLower(h.GetHeader().GetKey()), Value: value}
 }
 
-func checkRequest(q *Question) *authv3.CheckRequest {
+func checkRequest(to *model.Provider, q *Question) *authv3.CheckRequest {
 	headers := map[string]string{":method": q.Method, ":path": q.Target, ":authority": q.Host}
 	for _, f := range q.Headers {
 		name := strings.ToLower(f.Name)
+		if name == partialBody { // ours to say
+			continue
+		}
 		if before, ok := headers[name]; ok {
 			headers[name] = before + "," + f.Value
 		} else {
 			headers[name] = f.Value
 		}
 	}
+	about := &authv3.AttributeContext_HttpRequest{
+		Id: q.ID, Method: q.Method, Path: q.Target, Host: q.Host, Scheme: "http", Protocol: q.Protocol,
+		Headers: headers, Size: -1,
+	}
+	if len(q.Body) > 0 {
+		headers[partialBody] = strconv.FormatBool(q.Partial)
+		if !q.Partial {
+			about.Size = int64(len(q.Body))
+		}
+		if to.BodyAsBytes {
+			about.RawBody = q.Body
+		} else {
+			about.Body = strings.ToValidUTF8(string(q.Body), "!")
+		}
+	}
 	return &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
 		Source:      &authv3.AttributeContext_Peer{Address: addressOf(q.Source), Principal: q.Principal},
 		Destination: &authv3.AttributeContext_Peer{Address: addressOf(q.Destination), Principal: q.Local},
-		Request: &authv3.AttributeContext_Request{
-			Time: timestamppb.Now(),
-			Http: &authv3.AttributeContext_HttpRequest{
-				Id: q.ID, Method: q.Method, Path: q.Target, Host: q.Host, Scheme: "http", Protocol: q.Protocol,
-				Headers: headers, Size: -1,
-			},
-		},
+		Request:     &authv3.AttributeContext_Request{Time: timestamppb.Now(), Http: about},
 	}}
 }
+
+// partialBody is the header in which Envoy says whether the body is cut off.
+const partialBody = "x-envoy-auth-partial-body"
 
 func addressOf(a netip.AddrPort) *corev3.Address {
 	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
@@ -106,7 +122,7 @@ func (p *provider) askHTTP(ctx context.Context, to *model.Provider, q *Question)
 		return nil, fmt.Errorf("provider %s: %w", to.Name, withoutURL(err))
 	}
 	target.Scheme, target.Host = scheme, hostPort(to)
-	r, err := http.NewRequestWithContext(ctx, q.Method, target.String(), http.NoBody)
+	r, err := http.NewRequestWithContext(ctx, q.Method, target.String(), bytes.NewReader(q.Body))
 	if err != nil {
 		return nil, fmt.Errorf("provider %s: %w", to.Name, err)
 	}
@@ -119,6 +135,9 @@ func (p *provider) askHTTP(ctx context.Context, to *model.Provider, q *Question)
 	}
 	for name, value := range to.IncludeAdditionalHeaders {
 		r.Header.Set(name, value)
+	}
+	if r.Header.Del(partialBody); len(q.Body) > 0 {
+		r.Header.Set(partialBody, strconv.FormatBool(q.Partial))
 	}
 	response, err := p.http.Do(r)
 	if err != nil {

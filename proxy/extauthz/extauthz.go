@@ -47,6 +47,10 @@ type Question struct {
 	Headers     []policy.HeaderField
 	Source      netip.AddrPort
 	Destination netip.AddrPort
+	// Body is the beginning of the request's, as much as the provider is to
+	// see; Partial, unless it is all.
+	Body    []byte
+	Partial bool
 	// Principal is the caller's SPIFFE id, Local the application's; empty
 	// where there is none.
 	Principal, Local string
@@ -120,7 +124,7 @@ func (c *Client) Ask(ctx context.Context, to *model.Provider, q *Question) (*Ans
 	if to.Protocol == model.ProviderHTTP {
 		return p.askHTTP(ctx, to, q)
 	}
-	return p.askGRPC(ctx, q)
+	return p.askGRPC(ctx, to, q)
 }
 
 func (c *Client) provider(to *model.Provider) (*provider, error) {

@@ -3,10 +3,12 @@ package extauthz
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -156,5 +158,69 @@ func TestHTTP(t *testing.T) {
 	}
 	if _, err = c.Ask(t.Context(), to, question("broken")); err == nil {
 		t.Error("a provider that fails has decided")
+	}
+}
+
+// A provider sees what there is of the body, as text or as bytes, and whether
+// that is all, whatever the caller says about it.
+func TestBodies(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &authorizer{asked: make(chan *authv3.CheckRequest, 10)}
+	s := grpc.NewServer()
+	authv3.RegisterAuthorizationServer(s, a)
+	go func() { _ = s.Serve(l) }()
+	defer s.Stop()
+	type seen struct{ method, body, partial string }
+	overHTTP := make(chan seen, 10)
+	web := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		overHTTP <- seen{r.Method, string(body), strings.Join(r.Header.Values("X-Envoy-Auth-Partial-Body"), ",")}
+	}))
+	defer web.Close()
+	c := New((&net.Dialer{}).DialContext)
+	defer c.Close()
+	for _, test := range []struct {
+		name, body    string
+		partial       bool
+		text          string
+		size          int64
+		partialHeader string
+	}{
+		{"none", "", false, "", -1, ""},
+		{"whole", "hello", false, "hello", 5, "false"},
+		{"part", "hello", true, "hello", -1, "true"},
+		{"no text", "a\xffb", false, "a!b", 3, "false"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			q := question("user")
+			q.Method, q.Body, q.Partial = "POST", []byte(test.body), test.partial
+			q.Headers = append(q.Headers, policy.HeaderField{Name: "X-Envoy-Auth-Partial-Body", Value: "forged"})
+			for _, asBytes := range []bool{false, true} {
+				to := declared(t, model.ProviderGRPC, l.Addr())
+				to.BodyAsBytes = asBytes
+				if _, err := c.Ask(t.Context(), to, q); err != nil {
+					t.Fatal(err)
+				}
+				got := (<-a.asked).GetAttributes().GetRequest().GetHttp()
+				text, raw := test.text, ""
+				if asBytes {
+					text, raw = "", test.body
+				}
+				if got.GetBody() != text || string(got.GetRawBody()) != raw || got.GetSize() != test.size || got.GetHeaders()[partialBody] != test.partialHeader {
+					t.Errorf("asked about %v", got)
+				}
+			}
+			to := declared(t, model.ProviderHTTP, web.Listener.Addr())
+			to.IncludeRequestHeaders = []model.StringMatch{{Kind: model.MatchPrefix, Value: "x-"}}
+			if _, err := c.Ask(t.Context(), to, q); err != nil {
+				t.Fatal(err)
+			}
+			if got, want := <-overHTTP, (seen{"POST", test.body, test.partialHeader}); got != want {
+				t.Errorf("over HTTP it saw %q, want %q", got, want)
+			}
+		})
 	}
 }

@@ -28,15 +28,7 @@ func (c fromApp) onFrame(frame http2.Frame) error {
 	case *http2.GoAwayFrame:
 		c.onGoAway(f)
 	case *http2.WindowUpdateFrame:
-		id := uint32(0)
-		if f.StreamID != 0 {
-			s := c.stream(f.StreamID)
-			if s == nil {
-				return nil
-			}
-			id = s.id
-		}
-		c.toClient.frame(func(w *http2.Framer) error { return w.WriteWindowUpdate(id, f.Increment) })
+		c.onWindow(f)
 	case *http2.RSTStreamFrame:
 		c.mu.Lock()
 		s := c.byApp[f.StreamID]
@@ -50,12 +42,6 @@ func (c fromApp) onFrame(frame http2.Frame) error {
 		}
 	}
 	return nil
-}
-
-func (c fromApp) stream(id uint32) *stream2 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.byApp[id]
 }
 
 // onGoAway translates the last stream that the application takes. Streams
@@ -143,10 +129,10 @@ func (c *conn2) endApp(s *stream2, end bool) (over bool) {
 		return false
 	}
 	s.appEnd = true
-	if s.clientEnd {
+	if s.sentEnd {
 		c.forget(s)
 	}
-	return s.clientEnd
+	return s.sentEnd
 }
 
 // onData passes on a part of a response's body.
@@ -159,7 +145,7 @@ func (c fromApp) onData(id uint32, b []byte, from int, end, padded bool) error {
 		if s != nil && c.reset(s, http2.ErrCodeProtocol, http2.ErrCodeProtocol) {
 			s.over(protocolError("DATA in front of a response, or behind it"))
 		}
-		c.refund(&c.toApp, size)
+		c.refund(size)
 		return nil
 	}
 	over := c.endApp(s, end)
@@ -174,7 +160,7 @@ func (c fromApp) onData(id uint32, b []byte, from int, end, padded bool) error {
 		s.over(nil)
 	}
 	if !sent && err == nil {
-		c.refund(&c.toApp, size)
+		c.refund(size)
 	}
 	return err
 }

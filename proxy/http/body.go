@@ -20,6 +20,9 @@ type body struct {
 	strict bool  // of a request: trailers must not pass for the header
 	left   int64 // of the length, or of the chunk under way
 
+	// content, unless nil, gets what the body consists of.
+	content func([]byte)
+
 	stage    chunkStage
 	overhead int // bytes of chunk extensions, chunk data makes up for them
 	trailers int // bytes
@@ -54,6 +57,7 @@ func (b *body) scan(p []byte) (n int, done bool, err error) {
 	case bodyLength:
 		n = int(min(int64(len(p)), b.left))
 		b.left -= int64(n)
+		b.pass(p[:n])
 		return n, b.left == 0, nil
 	case bodyChunked:
 	}
@@ -69,12 +73,19 @@ func (b *body) scan(p []byte) (n int, done bool, err error) {
 	}
 }
 
+func (b *body) pass(p []byte) {
+	if b.content != nil {
+		b.content(p)
+	}
+}
+
 // scanChunk takes one line or what there is of one chunk's data.
 func (b *body) scanChunk(p []byte) (n int, done bool, err error) {
 	if b.stage == chunkData {
 		n = int(min(int64(len(p)), b.left))
 		b.left -= int64(n)
 		b.overhead = max(0, b.overhead-n/16)
+		b.pass(p[:n])
 		if b.left == 0 {
 			b.stage = chunkEnd
 		}

@@ -61,6 +61,7 @@ func Serve(ctx context.Context, client, app Side, declared Protocol, id string, 
 	other.Go(func() { c.serveApp(h1, h2) })
 	c.serveClient(h1, h2)
 	other.Wait()
+	h2.endAll(errAppGone) // what was begun behind the application's end
 	c.client.drop()
 	c.app.drop()
 	c.mu.Lock()
@@ -91,8 +92,8 @@ func (c *conn) settle(p Protocol) Protocol {
 }
 
 // opaque asks the gate about a connection that carries no HTTP, once.
-func (c *conn) opaque() error {
-	c.ask.Do(func() { c.refused = c.gate.Opaque() })
+func (c *conn) opaque(serverName string) error {
+	c.ask.Do(func() { c.refused = c.gate.Opaque(serverName) })
 	return c.refused
 }
 
@@ -105,7 +106,7 @@ func (c *conn) serveClient(h1 *conn1, h2 *conn2) {
 		case HTTP2:
 			err = h2.serveClient()
 		case Opaque, Undeclared:
-			if err = c.opaque(); err != nil {
+			if err = c.opaque(c.serverName()); err != nil {
 				c.fail(relay.Aborted, err)
 				return
 			}
@@ -130,7 +131,7 @@ func (c *conn) serveApp(h1 *conn1, h2 *conn2) {
 		case HTTP2:
 			err = h2.serveApp()
 		case Opaque, Undeclared:
-			if err = c.opaque(); err != nil {
+			if err = c.opaque(""); err != nil {
 				c.fail(relay.Aborted, err)
 				return
 			}
@@ -190,15 +191,39 @@ func (c *conn) recognizeApp() (Protocol, error) {
 		}
 		return Opaque, err
 	}
-	for greets := c.app.bytes(); len(greets) < frameHeader && greets[0] == 0; greets = c.app.bytes() {
-		if err := c.app.fill(); err != nil {
-			return Opaque, err
+	for !c.isRecognized() {
+		b := c.app.bytes()
+		if !looksLikeSettings(b) {
+			break
+		}
+		if len(b) >= frameHeader {
+			<-c.recognized
+			break
+		}
+		if c.app.fill() != nil {
+			break // what there is goes its way, and then the end
 		}
 	}
-	if b := c.app.bytes(); len(b) >= frameHeader && b[0] == 0 && http2.FrameType(b[3]) == http2.FrameSettings && b[4] == 0 {
-		<-c.recognized
-	}
 	return c.settle(Opaque), nil
+}
+
+func (c *conn) isRecognized() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.final
+}
+
+// looksLikeSettings wants the header of a frame with SETTINGS, as far as there
+// are bytes.
+func looksLikeSettings(b []byte) bool {
+	for i, c := range b[:min(len(b), frameHeader)] {
+		switch {
+		case i == 2: // length
+		case i == 3 && http2.FrameType(c) != http2.FrameSettings, i != 3 && c != 0:
+			return false
+		}
+	}
+	return true
 }
 
 // looksLike is Undeclared where more bytes are needed. A client of HTTP/2 says

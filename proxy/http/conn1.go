@@ -99,12 +99,17 @@ func (c *conn1) exchange(n int) (*exchange1, error) {
 	x.Abort = func() { c.fail(relay.Aborted, errRevoked) }
 	x.result.GRPCStatus = -1
 	x.gate = c.gate.Begin(&c.request, &x.Live)
-	decision := x.gate.Decision()
+	early, err := c.collect(n, x.gate.Wants())
+	if err != nil {
+		x.over(err)
+		return nil, err
+	}
+	decision := x.gate.Decision(early.Content)
 	if decision.Refusal == nil && !decision.Edits.valid() {
 		decision.Refusal = &Refusal{Status: 500, GRPC: grpcInternal, Message: "what is to be added to the request cannot be"}
 	}
 	if decision.Refusal != nil {
-		return nil, c.refuse(x, n, decision.Refusal)
+		return nil, c.refuse(x, n, early, decision.Refusal)
 	}
 	c.mu.Lock()
 	if c.ended {
@@ -114,7 +119,7 @@ func (c *conn1) exchange(n int) (*exchange1, error) {
 	}
 	c.current = x
 	c.mu.Unlock()
-	err := c.forward(x, n, &decision.Edits)
+	err = c.forward(x, n, early, &decision.Edits)
 	var bad *MalformedError
 	switch {
 	case errors.As(err, &bad):
@@ -135,11 +140,15 @@ func (c *conn1) exchange(n int) (*exchange1, error) {
 
 // forward passes on a request: its head as it came where nothing changes it,
 // together with what there is of the body.
-func (c *conn1) forward(x *exchange1, n int, edits *Edits) error {
+func (c *conn1) forward(x *exchange1, n int, early early1, edits *Edits) error {
 	ahead := n
-	if !c.head.plain(edits) {
-		b := c.head.rewrite(make([]byte, headRoom, headRoom+n+512), edits)
-		c.client.skip(n)
+	if early.taken || !c.head.plain(edits) {
+		b := c.head.rewrite(make([]byte, headRoom, headRoom+n+len(early.raw)+512), edits)
+		b = append(b, early.raw...)
+		x.Sent.Add(int64(len(early.raw)))
+		if !early.taken {
+			c.client.skip(n)
+		}
 		ahead = 0
 		if err := c.app.side.Send(b, headRoom, c.client.side.Err); err != nil {
 			return err
@@ -167,11 +176,13 @@ func passBody(from *reader, to Side, head int, b *body, count *atomic.Int64) err
 }
 
 // refuse answers in the place of the application.
-func (c *conn1) refuse(x *exchange1, n int, refusal *Refusal) error {
+func (c *conn1) refuse(x *exchange1, n int, early early1, refusal *Refusal) error {
 	x.status(refusal.Status)
 	x.over(nil)
 	last := c.head.body.kind != bodyNone
-	c.client.skip(n)
+	if !early.taken {
+		c.client.skip(n)
+	}
 	if err := answer1(c.client.side, c.app.side.Err, refusal, c.id, x.method, last); err != nil {
 		return err
 	}

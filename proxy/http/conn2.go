@@ -15,9 +15,12 @@ import (
 const (
 	// maxStreams is how many a client may have open at a time.
 	maxStreams = 1000
-	// maxQueued is how many bytes of bodies may wait for decisions; the
-	// client's next bytes wait beyond that.
-	maxQueued = 256 << 10
+	// maxWaiting is how many bytes of bodies may wait for decisions, besides
+	// what decisions want to see; the client's next bytes wait beyond that.
+	maxWaiting = 1 << 20
+	// startWindow is what a client may send of a body that is not decided
+	// on, and the default of the protocol.
+	startWindow = 65535
 	// maxLastStream is the id with which a GOAWAY is announced.
 	maxLastStream = 1<<31 - 1
 )
@@ -25,7 +28,7 @@ const (
 // conn2 is a connection that carries HTTP/2. Each stream of the client that is
 // allowed is one of the application's, under a number of its own there, since
 // those that are refused leave gaps. What one side grants the other may send:
-// nothing of a stream is held here, except while its decision is waited for.
+// nothing of a stream is held here, except around its decision; see held2.go.
 type conn2 struct {
 	*conn
 	toClient, toApp sender2
@@ -37,14 +40,22 @@ type conn2 struct {
 	byApp    map[uint32]*stream2
 	lastID   uint32 // highest of the client
 	nextApp  uint32
-	queued   int
-	greeted  bool // the client has acknowledged our own SETTINGS
-	ended    bool
-	cancels  h2.Allowance // streams that the client resets unanswered
+	flow     account
+	credit   int64             // what the client may send
+	initial  int64             // the application's window of a new stream
+	holding  map[*stream2]bool // decided on, with bytes that the application has no window for
+	waiting  int               // bytes of bodies that wait for decisions
+	room     *sync.Cond        // that waiting is less
+	greeted  bool              // the client has acknowledged our own SETTINGS
+	cancels  h2.Allowance      // streams that the client resets unanswered
 }
 
 func newConn2(c *conn) *conn2 {
-	h := &conn2{conn: c, nextApp: 1, byClient: map[uint32]*stream2{}, byApp: map[uint32]*stream2{}}
+	h := &conn2{
+		conn: c, nextApp: 1, byClient: map[uint32]*stream2{}, byApp: map[uint32]*stream2{},
+		flow: account{window: startWindow}, credit: startWindow, initial: startWindow, holding: map[*stream2]bool{},
+	}
+	h.room = sync.NewCond(&h.mu)
 	h.toClient.init(c.client.side, c.app.side.Err)
 	h.toApp.init(c.app.side, c.client.side.Err)
 	h.cancels = h2.NewAllowance(1000, 200)
@@ -109,9 +120,11 @@ func (c *conn2) serveApp() error {
 // endAll tells the gate that no stream goes on.
 func (c *conn2) endAll(err error) {
 	c.mu.Lock()
-	c.ended = true
 	streams := c.byClient
 	c.byClient, c.byApp = map[uint32]*stream2{}, map[uint32]*stream2{}
+	for _, s := range streams {
+		c.drop(s)
+	}
 	c.mu.Unlock()
 	for _, s := range streams {
 		s.over(err)
@@ -158,7 +171,7 @@ func (c fromClient) onWindow(f *http2.WindowUpdateFrame) error {
 		case s == nil:
 			return nil
 		case s.app == 0: // not forwarded yet
-			s.credit = min(s.credit+int64(f.Increment), maxLastStream)
+			s.allowed = min(s.allowed+int64(f.Increment), maxLastStream)
 			return nil
 		}
 		id = s.app
@@ -194,38 +207,49 @@ func (c fromClient) onReset(f *http2.RSTStreamFrame) error {
 	return nil
 }
 
-var errReset = errors.New("the stream was reset")
+var (
+	errReset    = errors.New("the stream was reset")
+	errSlowBody = errors.New("the body that a decision waits for did not come")
+)
 
 // onData passes on a part of a request's body.
 func (c fromClient) onData(id uint32, b []byte, from int, end, padded bool) error {
 	c.mu.Lock()
 	s := c.byClient[id]
 	size := len(b) - from
+	if c.credit -= int64(size); c.credit < 0 {
+		c.mu.Unlock()
+		return &h2Error{http2.ErrCodeFlowControl, "more DATA than the connection's window"}
+	}
 	switch {
 	case s == nil && (id > c.lastID || id%2 == 0):
 		c.mu.Unlock()
 		return protocolError("DATA on idle stream %d", id)
 	case s == nil: // refused, reset, or over
+		c.grant(size)
 		c.mu.Unlock()
-		c.refund(&c.toClient, size)
 		return nil
 	case s.clientEnd:
-		c.mu.Unlock()
 		return c.violate(s, http2.ErrCodeStreamClosed, size)
 	}
+	if s.credit -= int64(size); s.credit < 0 {
+		return c.violate(s, http2.ErrCodeFlowControl, size)
+	}
 	if !s.count(b, from, end, padded) {
-		c.mu.Unlock()
 		return c.violate(s, http2.ErrCodeProtocol, size)
 	}
 	s.clientEnd = end
-	if s.app == 0 {
-		return c.queue(s, b[from:], end, padded)
+	if s.app == 0 || len(s.held) > 0 || !s.fits(size) {
+		return c.hold(s, b[from:], padded)
 	}
-	over := s.clientEnd && s.appEnd
+	s.sentEnd = end
+	over := end && s.appEnd
 	if over {
 		c.forget(s)
 		s.sealed.Store(false)
 	}
+	s.flow.window -= int64(size)
+	c.flow.window -= int64(size)
 	app := s.app
 	c.mu.Unlock()
 	s.Sent.Add(int64(size))
@@ -235,40 +259,28 @@ func (c fromClient) onData(id uint32, b []byte, from int, end, padded bool) erro
 		s.over(nil)
 	}
 	if !sent && err == nil {
-		c.refund(&c.toClient, size)
+		c.mu.Lock()
+		c.flow.window += int64(size)
+		c.grant(size)
+		c.mu.Unlock()
 	}
 	return err
 }
 
-// queue keeps a part of a body until its stream is decided on. Called with mu
-// held, which it gives up.
-func (c *conn2) queue(s *stream2, data []byte, end, padded bool) error {
-	b := make([]byte, frameHeader, frameHeader+len(data))
-	s.queue = append(s.queue, queued{append(b, data...), end, padded})
-	c.queued += len(b) + len(data)
-	full := c.queued > maxQueued
-	c.mu.Unlock()
-	if full {
-		if err := c.toApp.flush(); err != nil {
-			return err
-		}
-		<-s.decided
-	}
-	return nil
-}
-
-// refund gives a side back what its bytes took of the connection's window,
-// where the other side has not received them.
-func (c *conn2) refund(to *sender2, n int) {
+// refund gives the application back what its bytes took of the connection's
+// window, where the client has not received them.
+func (c *conn2) refund(n int) {
 	if n > 0 {
-		to.frame(func(w *http2.Framer) error { return w.WriteWindowUpdate(0, uint32(n)) })
+		c.toApp.frame(func(w *http2.Framer) error { return w.WriteWindowUpdate(0, uint32(n)) })
 	}
 }
 
-// violate resets a stream of which the client broke the rules.
+// violate resets a stream of which the client broke the rules. Called with mu
+// held, which it gives up.
 func (c *conn2) violate(s *stream2, code http2.ErrCode, unsent int) error {
+	c.grant(unsent)
+	c.mu.Unlock()
 	c.reset(s, code, http2.ErrCodeProtocol)
-	c.refund(&c.toClient, unsent)
 	s.over(protocolError("the client broke the stream: %v", code))
 	return nil
 }
@@ -302,61 +314,7 @@ func (c *conn2) forget(s *stream2) {
 	s.sealed.Store(true)
 	delete(c.byClient, s.id)
 	delete(c.byApp, s.app)
-	for _, q := range s.queue {
-		c.queued -= len(q.frame)
-	}
-	s.queue = nil
-}
-
-// passSettings passes on what concerns the ends. Compression is each hop's
-// own, nothing is pushed, extended CONNECT is not offered, and limits are the
-// smaller of the end's and ours.
-func (c *conn2) passSettings(f *http2.SettingsFrame, to, back *sender2, fromClient bool) error {
-	if f.IsAck() {
-		c.mu.Lock()
-		ours := fromClient && !c.greeted
-		c.greeted = c.greeted || fromClient
-		c.mu.Unlock()
-		if !ours {
-			to.frame((*http2.Framer).WriteSettingsAck)
-		}
-		return nil
-	}
-	var out []http2.Setting
-	err := f.ForeachSetting(func(s http2.Setting) error {
-		if err := s.Valid(); err != nil {
-			return protocolError("invalid setting %v", s)
-		}
-		switch s.ID {
-		case http2.SettingHeaderTableSize:
-			back.mu.Lock()
-			back.encoder.SetMaxDynamicTableSize(min(s.Val, h2.TableSize))
-			back.mu.Unlock()
-			return nil
-		case http2.SettingMaxConcurrentStreams:
-			if fromClient {
-				return nil
-			}
-			s.Val = min(s.Val, maxStreams)
-		case http2.SettingMaxFrameSize:
-			s.Val = min(s.Val, maxFrame)
-		case http2.SettingMaxHeaderListSize:
-			s.Val = min(s.Val, maxHeaderList)
-		case http2.SettingInitialWindowSize:
-		default:
-			return nil
-		}
-		out = append(out, s)
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	if fromClient {
-		out = append(out, http2.Setting{ID: http2.SettingEnablePush, Val: 0})
-	}
-	to.frame(func(w *http2.Framer) error { return w.WriteSettings(out...) })
-	return nil
+	c.drop(s)
 }
 
 var (

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -23,16 +24,21 @@ const patience = 30 * time.Second
 // testGate decides by a function and remembers what it saw.
 type testGate struct {
 	decide func(*Request) Decision
-	slow   chan struct{} // decisions wait for it, where there is one
-	opaque error
+	slow   chan struct{} // decisions about slowPath wait for it, where there is one
+	// slowPath is what paths of these begin with.
+	slowPath string
+	opaque   error
+	wants    int           // of a body
+	see      func(Content) // unless nil, gets what there is of it
 
-	mu        sync.Mutex
-	requests  []Request
-	live      []*Live
-	results   []Result
-	malformed []*MalformedError
-	begun     chan struct{}
-	ended     chan Result
+	mu          sync.Mutex
+	requests    []Request
+	live        []*Live
+	results     []Result
+	malformed   []*MalformedError
+	serverNames []string
+	begun       chan struct{}
+	ended       chan Result
 }
 
 func newGate(decide func(*Request) Decision) *testGate {
@@ -62,7 +68,12 @@ func (g *testGate) Begin(r *Request, live *Live) Exchange {
 	return &testExchange{g, kept}
 }
 
-func (g *testGate) Opaque() error { return g.opaque }
+func (g *testGate) Opaque(serverName string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.serverNames = append(g.serverNames, serverName)
+	return g.opaque
+}
 
 func (g *testGate) Malformed(e *MalformedError) {
 	g.mu.Lock()
@@ -81,10 +92,17 @@ type testExchange struct {
 	request Request
 }
 
-func (x *testExchange) Ready() bool { return x.gate.slow == nil }
+func (x *testExchange) Ready() bool {
+	return x.gate.slow == nil || !strings.HasPrefix(x.request.Target, x.gate.slowPath)
+}
 
-func (x *testExchange) Decision() Decision {
-	if x.gate.slow != nil {
+func (x *testExchange) Wants() int { return x.gate.wants }
+
+func (x *testExchange) Decision(early Content) Decision {
+	if x.gate.see != nil {
+		x.gate.see(early)
+	}
+	if !x.Ready() {
 		<-x.gate.slow
 	}
 	return x.gate.decide(&x.request)

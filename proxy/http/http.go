@@ -76,8 +76,9 @@ type Gate interface {
 	// the decision. What it returns is told of the end, in any case.
 	Begin(*Request, *Live) Exchange
 	// Opaque decides on a connection that carries something else. Its error
-	// is why it must not.
-	Opaque() error
+	// is why it must not. serverName is what the ClientHello is for if the
+	// client's bytes begin with one; empty if it names nobody.
+	Opaque(serverName string) error
 	// Malformed is told of a request that is answered with a status without
 	// a decision, since it could mean different things to different parsers.
 	Malformed(*MalformedError)
@@ -85,12 +86,21 @@ type Gate interface {
 
 // Exchange is a request and its response, as the Gate follows them.
 type Exchange interface {
-	// Decision is what becomes of the request. It is called once and may
-	// wait for others if ready is false.
-	Decision() Decision
+	// Wants is how many bytes of the request's body the decision looks at:
+	// so many are waited for, or the whole of a shorter one. It is called once.
+	Wants() int
+	// Decision is what becomes of the request. It is called at most once, not
+	// for a request that ends before, and may wait for others if ready is false.
+	Decision(Content) Decision
 	Ready() bool
 	// End is the end, whatever led to it. It is called once.
 	End(Result)
+}
+
+// Content is the beginning of a request's body, without its framing.
+type Content struct {
+	Bytes []byte // not to be changed
+	Whole bool   // there is no more
 }
 
 // Decision is what becomes of a request.

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -19,27 +20,29 @@ type stream2 struct {
 	id      uint32 // the client's
 	gate    Exchange
 	request Request
-	asked   chan struct{} // closed when the gate has decided
-	decided chan struct{} // closed when that was carried out
+	header  h2.Message
+	asked   chan struct{} // closed when the gate has decided, or is not to
 	sealed  atomic.Bool   // no more DATA goes to either side
 
 	// Guarded by the connection's mu.
 	app       uint32 // the application's id; 0 until it is forwarded
 	left      int64  // of Content-Length; -1 without
 	clientEnd bool   // END_STREAM has come
+	sentEnd   bool   // and was passed on
 	appEnd    bool
 	status    int
 	grpc      int
-	credit    int64 // window for the application, once it has the stream
-	queue     []queued
+	allowed   int64 // window for the application, once it has the stream
+	flow      account
+	credit    int64 // what the client may send
+	held      []byte
+	lent      int         // of these, what the client may send again on other streams
+	waiting   int         // of these, what came while a decision was made
+	trailers  *h2.Message // behind them
+	wants     int         // bytes of the body that the decision waits for; 0 once it is asked for
+	slow      *time.Timer
 
 	once sync.Once
-}
-
-// queued is a part of a body, behind room for its frame header.
-type queued struct {
-	frame       []byte
-	end, padded bool
 }
 
 // Statuses of gRPC (package codes of grpc).
@@ -88,7 +91,7 @@ func (c fromClient) onHeaders(id uint32, m h2.Message) error {
 		c.toClient.frame(func(w *http2.Framer) error { return w.WriteRSTStream(id, http2.ErrCodeRefusedStream) })
 		return nil
 	}
-	s := &stream2{c: c.conn2, id: id, grpc: -1, clientEnd: m.End, asked: make(chan struct{}), decided: make(chan struct{})}
+	s := &stream2{c: c.conn2, id: id, header: m, grpc: -1, clientEnd: m.End, asked: make(chan struct{}), credit: startWindow}
 	length, err := parseRequest2(m, &s.request)
 	s.left = length
 	if err != nil || m.TooLarge {
@@ -100,16 +103,25 @@ func (c fromClient) onHeaders(id uint32, m h2.Message) error {
 	c.byClient[id] = s
 	c.mu.Unlock()
 	s.gate = c.gate.Begin(&s.request, &s.Live)
-	if !s.gate.Ready() {
-		go func() {
-			c.decide(s, m)
-			_ = c.toApp.wake()
-			_ = c.toClient.wake()
-		}()
+	if wants := s.gate.Wants(); wants > 0 && !m.End {
+		c.collect(s, wants)
 		return nil
 	}
-	c.decide(s, m)
+	c.ask(s, Content{Whole: m.End})
 	return nil
+}
+
+// ask has the gate decide, in a goroutine where that takes time.
+func (c *conn2) ask(s *stream2, early Content) {
+	if s.gate.Ready() {
+		c.decide(s, early)
+		return
+	}
+	go func() {
+		c.decide(s, early)
+		_ = c.toApp.wake()
+		_ = c.toClient.wake()
+	}()
 }
 
 // refuseMalformed resets a stream whose request could mean different things,
@@ -131,9 +143,8 @@ func (c *conn2) refuseMalformed(s *stream2, err error, tooLarge bool) {
 }
 
 // decide forwards or refuses a stream.
-func (c *conn2) decide(s *stream2, m h2.Message) {
-	defer close(s.decided)
-	decision := s.gate.Decision()
+func (c *conn2) decide(s *stream2, early Content) {
+	decision := s.gate.Decision(early)
 	close(s.asked)
 	if decision.Refusal == nil && !decision.Edits.valid() {
 		decision.Refusal = &Refusal{Status: 500, Message: "what is to be added to the request cannot be"}
@@ -151,22 +162,23 @@ func (c *conn2) decide(s *stream2, m h2.Message) {
 		s.over(nil)
 		return
 	}
-	defer c.mu.Unlock()
 	s.app = c.nextApp
 	c.nextApp += 2
 	c.byApp[s.app] = s
-	c.toApp.headers(s.app, edited(m.Fields, &decision.Edits), m.End)
-	for _, q := range s.queue {
-		c.queued -= len(q.frame)
-		s.Sent.Add(int64(len(q.frame) - frameHeader))
-		putData(q.frame, frameHeader, s.app, q.end, q.padded)
-		c.toApp.mu.Lock()
-		_, _ = c.toApp.Write(q.frame)
-		c.toApp.mu.Unlock()
+	end := s.header.End
+	s.sentEnd = end
+	c.toApp.headers(s.app, edited(s.header.Fields, &decision.Edits), end)
+	s.header = h2.Message{}
+	if s.allowed > 0 {
+		c.toApp.frame(func(w *http2.Framer) error { return w.WriteWindowUpdate(s.app, uint32(s.allowed)) })
 	}
-	s.queue = nil
-	if s.credit > 0 {
-		c.toApp.frame(func(w *http2.Framer) error { return w.WriteWindowUpdate(s.app, uint32(s.credit)) })
+	over := false
+	if !end {
+		over = c.start(s)
+	}
+	c.mu.Unlock()
+	if over {
+		s.over(nil)
 	}
 }
 
@@ -235,32 +247,20 @@ func grpcMessage(text string) string {
 
 // onTrailers passes on what follows a request's body.
 func (c fromClient) onTrailers(s *stream2, m h2.Message) error {
-	if !validTrailers(m) {
-		return c.violate(s, http2.ErrCodeProtocol, 0)
-	}
-	select {
-	case <-s.decided:
-	default:
-		if err := c.toApp.flush(); err != nil {
-			return err
-		}
-		<-s.decided
-	}
 	c.mu.Lock()
 	if c.byClient[s.id] != s {
 		c.mu.Unlock()
 		return nil
 	}
-	if s.clientEnd || s.left > 0 {
-		c.mu.Unlock()
+	if s.clientEnd || s.left > 0 || !validTrailers(m) {
 		return c.violate(s, http2.ErrCodeProtocol, 0)
 	}
-	s.clientEnd = true
-	c.toApp.headers(s.app, m.Fields, true)
-	over := s.appEnd
-	if over {
-		c.forget(s)
+	s.clientEnd, s.trailers = true, &m
+	if s.app == 0 {
+		c.collected(s) // gives up mu
+		return nil
 	}
+	over := c.release(s)
 	c.mu.Unlock()
 	if over {
 		s.over(nil)

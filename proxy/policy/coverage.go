@@ -75,7 +75,7 @@ func policyReads(p *model.Policy, port uint16, declared model.AppProtocol) bool 
 		return !opaque
 	case model.ActionLimit:
 		return p.RateLimit != nil && !opaque && slices.ContainsFunc(p.RateLimit.Limits, func(l model.Limit) bool {
-			return l.Unit == model.LimitRequests || l.Per >= model.LimitPerClaim || rulesRead(l.Rules, port, declared)
+			return l.Unit != model.LimitConnections || l.Per >= model.LimitPerClaim || rulesRead(l.Rules, port, declared)
 		})
 	case model.ActionCustom:
 		return len(p.Rules) > 0 && slices.ContainsFunc(p.Rules, func(r model.Rule) bool { return ruleReaches(&r, port) })
@@ -98,9 +98,9 @@ func rulesRead(rules []model.Rule, port uint16, declared model.AppProtocol) bool
 
 func matchReads(m *model.Match, declared model.AppProtocol) bool {
 	switch {
-	case m.HTTP == nil || declared == model.AppTCP:
+	case m.HTTP == nil:
 		return false
-	case declared == model.AppTLS:
+	case declared == model.AppTCP, declared == model.AppTLS:
 		return len(m.HTTP.ServerNames)+len(m.HTTP.NotServerNames) > 0
 	}
 	return true

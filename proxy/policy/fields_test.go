@@ -94,7 +94,7 @@ func fields() map[string][]field {
 			list("request.auth.presenter", "L7", when, words("app a* *p *"), words("bank"), "The claim azp."),
 			list("request.auth.claims[scope]", "L7", when, words("read w* *te *"), words("admin"), "Text, or a list of texts; scope and permission are separated by blanks."),
 			list("request.auth.claims[realm][roles]", "L7", when, words("boss b* *ss *"), words("clerk"), ""),
-			list("connection.sni", "L7", when, words("db.example db* *.example *"), words("web.example"), "Of connections that begin with TLS."),
+			list("connection.sni", "L7", when, words("db.example db* *.example *"), words("web.example"), "The name in the ClientHello, where a connection begins with one."),
 			{name: "experimental.envoy.filters.*", layer: never, rule: `when: [{key: "experimental.envoy.filters.a[b]", values: VALUES}]`, misses: words("x"), note: "There is no Envoy: ALLOW does not match by it, DENY does."},
 		},
 	}
@@ -207,7 +207,7 @@ var otherFields = [][3]string{
 	{"AuthorizationPolicy.targetRefs", "L4", "A Service (on its target ports), or not Istio's: a Pod, Deployment, StatefulSet, DaemonSet, ReplicaSet, Job or CronJob. Never a Gateway, GatewayClass or ServiceEntry."},
 	{"AuthorizationPolicy.rules", "L4", ""},
 	{"AuthorizationPolicy.action", "L4", "CUSTOM: L7. What it matches is denied where it cannot be asked."},
-	{"AuthorizationPolicy.provider", "L7", "From the mesh's configuration, extensionProviders."},
+	{"AuthorizationPolicy.provider", "L7", "From the mesh's configuration, extensionProviders. Of a body it sees 1 MiB at most."},
 	{"RequestAuthentication.selector", "L7", ""},
 	{"RequestAuthentication.targetRef", "L7", "As targetRefs."},
 	{"RequestAuthentication.targetRefs", "L7", "As of AuthorizationPolicy."},

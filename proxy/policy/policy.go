@@ -53,7 +53,7 @@ const (
 	ReasonRequestsNow            // a policy about requests came over the live connection
 	ReasonRevoked                // the client's certificate has been revoked
 	ReasonForeign                // the client is of another trust domain, and no policy names it
-	ReasonLimited                // more connections than a limit of rates allows
+	ReasonLimited                // more connections, or bytes of one that carries no HTTP, than a limit allows
 )
 
 // String is the reason as a label of metrics: lower case, words joined by "_".
@@ -154,7 +154,7 @@ func (d Decision) text() string {
 	case ReasonForeign:
 		return "denied: the client is of another trust domain, and no ALLOW policy names it"
 	case ReasonLimited:
-		return "denied: more connections than rate limit " + d.Policy + " allows"
+		return "denied: more than rate limit " + d.Policy + " allows"
 	case ReasonUndecided:
 	}
 	return "denied: undecided"

@@ -112,11 +112,11 @@ func (l *Limiter) find(a *policy.AppliedLimit, now time.Time) count {
 // that, or in any case.
 func advance(empty, now time.Time, a *policy.AppliedLimit, n uint64, charge bool) (time.Time, Outcome) {
 	each := float64(a.Limit.Interval) / float64(max(a.Limit.Amount, 1))
-	burst := time.Duration(each * float64(max(a.Limit.Burst, 1)))
+	burst := span(each, max(a.Limit.Burst, 1))
 	if empty.Before(now) {
 		empty = now
 	}
-	next := empty.Add(time.Duration(each * float64(n)))
+	next := empty.Add(span(each, n))
 	asked := next
 	if charge {
 		asked = empty
@@ -129,4 +129,13 @@ func advance(empty, now time.Time, a *policy.AppliedLimit, n uint64, charge bool
 		return next, Outcome{RetryAfter: max(over, time.Millisecond)}
 	}
 	return next, Outcome{Allowed: true}
+}
+
+// longestSpan is as good as for ever, and far from what a Duration can hold:
+// what has passed may be any number of bytes.
+const longestSpan = 50 * 365 * 24 * time.Hour
+
+// span is the time in which n become allowed, where one takes each nanoseconds.
+func span(each float64, n uint64) time.Duration {
+	return time.Duration(min(each*float64(n), float64(longestSpan)))
 }

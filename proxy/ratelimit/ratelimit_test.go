@@ -58,6 +58,23 @@ func TestCharges(t *testing.T) {
 	}
 }
 
+// No number of bytes is so large that it counts for little.
+func TestLargeCharges(t *testing.T) {
+	for name, store := range map[string]*model.LimitStore{"here": nil, "shared": startRedis(t)} {
+		l := New((&net.Dialer{}).DialContext)
+		defer l.Close()
+		l.stores.timeout = time.Minute
+		for n := uint64(2); n < 1<<62; n <<= 1 {
+			a := applied(1, 1, fmt.Sprint(n), store)
+			a.Limit.Interval = 1000 * time.Hour
+			l.Charge(t.Context(), a, n)
+			if o := l.Charge(t.Context(), a, n); o.Allowed || o.Alone {
+				t.Errorf("%s: %d bytes, and %+v", name, n, o)
+			}
+		}
+	}
+}
+
 // However many keys come, memory is bounded, and nobody gets more for it.
 func TestKeysAreBounded(t *testing.T) {
 	l, now := New(nil), time.Now()

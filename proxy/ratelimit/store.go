@@ -41,10 +41,10 @@ local now = time[1] * 1000000 + time[2]
 local each, burst, n, charge = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
 local empty = tonumber(redis.call('GET', KEYS[1]) or '0')
 if empty < now then empty = now end
-local next = empty + each * n
+local next = empty + math.min(each * n, 1.5e15) -- microseconds: longestSpan
 local asked = next
 if charge then asked = empty end
-local over = asked - now - each * burst
+local over = asked - now - math.min(each * burst, 1.5e15)
 local refused = over > 0 or charge and over >= 0
 if refused and not charge then next = empty end
 if next > now then

@@ -55,7 +55,6 @@ func (b *policyBuilder) limit(p *model.Policy, path string, in *kinds.Limit, st 
 		out.Unit, out.Amount = model.LimitConnections, in.Connections
 	case in.Bytes > 0:
 		out.Unit, out.Amount = model.LimitBytes, in.Bytes
-		st.say("%s.bytes: counted of requests of HTTP; other connections are not limited by it", path)
 	}
 	if out.Burst == 0 {
 		out.Burst = out.Amount

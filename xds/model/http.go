@@ -94,6 +94,7 @@ type Provider struct {
 	// AllowPartial, also of a longer one, which is refused otherwise.
 	IncludeBody  uint32
 	AllowPartial bool
+	BodyAsBytes  bool // over gRPC: in raw_body, in the place of a text
 }
 
 // ProviderProtocol is what an external authorization service speaks.

@@ -199,7 +199,7 @@ func encodeProvider(p *model.Provider) *tacit.Provider {
 		HeadersToUpstreamOnAllow:   encodeEach(p.HeadersToUpstreamOnAllow, encodeString),
 		HeadersToDownstreamOnDeny:  encodeEach(p.HeadersToDownstreamOnDeny, encodeString),
 		HeadersToDownstreamOnAllow: encodeEach(p.HeadersToDownstreamOnOK, encodeString),
-		IncludeBody:                p.IncludeBody, AllowPartial: p.AllowPartial,
+		IncludeBody:                p.IncludeBody, AllowPartial: p.AllowPartial, BodyAsBytes: p.BodyAsBytes,
 	}
 }
 
@@ -209,7 +209,7 @@ func decodeProvider(p *tacit.Provider) (*model.Provider, error) {
 		FailOpen: p.GetFailOpen(), StatusOnError: uint16(p.GetStatusOnError()),
 		TLS: p.GetTls() != nil, ServerName: p.GetTls().GetServerName(), Roots: p.GetTls().GetRoots(),
 		PathPrefix: p.GetPathPrefix(), IncludeAdditionalHeaders: p.GetIncludeAdditionalHeaders(),
-		IncludeBody: p.GetIncludeBody(), AllowPartial: p.GetAllowPartial(),
+		IncludeBody: p.GetIncludeBody(), AllowPartial: p.GetAllowPartial(), BodyAsBytes: p.GetBodyAsBytes(),
 	}
 	if p.GetName() == "" || p.GetHost() == "" || !known(p.GetProtocol()) {
 		return nil, errors.New("provider: name or host is missing, or its protocol is unknown")

@@ -94,7 +94,7 @@ func drawProvider(t *rapid.T) *model.Provider {
 		PathPrefix: text.Draw(t, "prefix"), IncludeRequestHeaders: list(t, stringMatch, "headers"),
 		IncludeAdditionalHeaders: drawMap(t, text, "more"), HeadersToUpstreamOnAllow: list(t, stringMatch, "up"),
 		HeadersToDownstreamOnDeny: list(t, stringMatch, "down"), HeadersToDownstreamOnOK: list(t, stringMatch, "ok"),
-		IncludeBody: rapid.Uint32().Draw(t, "body"), AllowPartial: rapid.Bool().Draw(t, "partial"),
+		IncludeBody: rapid.Uint32().Draw(t, "body"), AllowPartial: rapid.Bool().Draw(t, "partial"), BodyAsBytes: rapid.Bool().Draw(t, "bytes"),
 	}
 	if rapid.Bool().Draw(t, "tls") {
 		p.TLS, p.ServerName, p.Roots = true, text.Draw(t, "server"), text.Draw(t, "roots")

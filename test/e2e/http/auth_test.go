@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -106,17 +107,40 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// authorizer allows what has the header x-pass.
+// authorizer allows what a function says.
 type authorizer struct {
 	authv3.UnimplementedAuthorizationServer
+	allows func(*authv3.AttributeContext_HttpRequest) bool
 }
 
-func (authorizer) Check(_ context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+func (a authorizer) Check(_ context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 	code := codes.PermissionDenied
-	if r.GetAttributes().GetRequest().GetHttp().GetHeaders()["x-pass"] != "" && strings.HasPrefix(r.GetAttributes().GetSource().GetPrincipal(), "spiffe://") {
+	if a.allows(r.GetAttributes().GetRequest().GetHttp()) && strings.HasPrefix(r.GetAttributes().GetSource().GetPrincipal(), "spiffe://") {
 		code = codes.OK
 	}
 	return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(code)}}, nil
+}
+
+// authorize runs a provider outside of the mesh, and returns what stops it.
+func authorize(t *testing.T, m *e2e.Mesh, allows func(*authv3.AttributeContext_HttpRequest) bool) (stop func()) {
+	t.Helper()
+	l, err := m.Pod("outside/target").Listen(":9000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer()
+	authv3.RegisterAuthorizationServer(s, authorizer{allows: allows})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.Serve(l)
+	}()
+	stop = func() {
+		s.Stop()
+		<-done
+	}
+	t.Cleanup(stop)
+	return stop
 }
 
 // meshConfig is a file for tacitd.
@@ -135,22 +159,7 @@ func TestProvider(t *testing.T) {
 	m := e2e.StartWith(t, meshConfig(t, `extensionProviders: [{name: gate, envoyExtAuthzGrpc: {service: 198.18.2.30, port: 9000, timeout: 2s}}]`),
 		object("AuthorizationPolicy", "custom", "{action: CUSTOM, provider: {name: gate}, rules: [{to: [{operation: {paths: [/asked*]}}]}]}"))
 	serve(t, m, "mesh/server", ":8080", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
-	l, err := m.Pod("outside/target").Listen(":9000")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := grpc.NewServer()
-	authv3.RegisterAuthorizationServer(s, authorizer{})
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = s.Serve(l)
-	}()
-	stop := func() {
-		s.Stop()
-		<-done
-	}
-	t.Cleanup(stop)
+	stop := authorize(t, m, func(about *authv3.AttributeContext_HttpRequest) bool { return about.GetHeaders()["x-pass"] != "" })
 	ask := func(version int, path, header string, want int) {
 		t.Helper()
 		if status, _, _ := call(t, client(t, m, "mesh/client", version), "GET", "http://"+server+path, header); status != want {
@@ -166,6 +175,46 @@ func TestProvider(t *testing.T) {
 	for version := 1; version <= 2; version++ {
 		ask(version, "/free", "A: b", 200)
 		ask(version, "/asked", "X-Pass: 1", 403)
+	}
+}
+
+// A provider decides by bodies, of which it sees as much as is declared, and
+// what it lets pass arrives whole.
+func TestProviderSeesBodies(t *testing.T) {
+	m := e2e.StartWith(t, meshConfig(t, `extensionProviders:
+- {name: whole, envoyExtAuthzGrpc: {service: 198.18.2.30, port: 9000, timeout: 5s, includeRequestBodyInCheck: {maxRequestBytes: 10}}}
+- {name: part, envoyExtAuthzGrpc: {service: 198.18.2.30, port: 9000, timeout: 5s, includeRequestBodyInCheck: {maxRequestBytes: 10, allowPartialMessage: true}}}`),
+		object("AuthorizationPolicy", "whole", "{action: CUSTOM, provider: {name: whole}, rules: [{to: [{operation: {paths: [/whole]}}]}]}"),
+		object("AuthorizationPolicy", "part", "{action: CUSTOM, provider: {name: part}, rules: [{to: [{operation: {paths: [/part]}}]}]}"))
+	serve(t, m, "mesh/server", ":8080", func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body) // all of it: with an answer under way net/http reads no more
+		_, _ = w.Write(body)
+	})
+	authorize(t, m, func(about *authv3.AttributeContext_HttpRequest) bool {
+		return strings.HasPrefix(about.GetBody(), "pass")
+	})
+	long := "pass" + strings.Repeat("x", 100<<10)
+	for version := 1; version <= 2; version++ {
+		c := client(t, m, "mesh/client", version)
+		for _, test := range []struct {
+			path, body string
+			status     int
+		}{
+			{"/whole", "pass", 200}, {"/whole", "fail", 403}, {"/whole", "pass567890", 200}, {"/whole", "pass5678901", 413}, {"/whole", long, 413},
+			{"/part", "pass", 200}, {"/part", "fail", 403}, {"/part", long, 200}, {"/free", "fail", 200},
+		} {
+			for name, body := range map[string]io.Reader{"length": strings.NewReader(test.body), "chunks": io.MultiReader(strings.NewReader(test.body))} {
+				answer, err := c.Post("http://"+server+test.path, "text/plain", body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := io.ReadAll(answer.Body)
+				_ = answer.Body.Close()
+				if err != nil || answer.StatusCode != test.status || test.status == 200 && string(got) != test.body {
+					t.Errorf("HTTP/%d, %s, %s of %.12q: %d %.12q %v, want %d", version, test.path, name, test.body, answer.StatusCode, got, err, test.status)
+				}
+			}
+		}
 	}
 }
 

@@ -343,6 +343,7 @@ type Provider struct {
 	HeadersToDownstreamOnAllow []*security.StringMatch `protobuf:"bytes,14,rep,name=headers_to_downstream_on_allow,json=headersToDownstreamOnAllow,proto3" json:"headers_to_downstream_on_allow,omitempty"`
 	IncludeBody                uint32                  `protobuf:"varint,15,opt,name=include_body,json=includeBody,proto3" json:"include_body,omitempty"`
 	AllowPartial               bool                    `protobuf:"varint,16,opt,name=allow_partial,json=allowPartial,proto3" json:"allow_partial,omitempty"`
+	BodyAsBytes                bool                    `protobuf:"varint,17,opt,name=body_as_bytes,json=bodyAsBytes,proto3" json:"body_as_bytes,omitempty"`
 	unknownFields              protoimpl.UnknownFields
 	sizeCache                  protoimpl.SizeCache
 }
@@ -485,6 +486,13 @@ func (x *Provider) GetIncludeBody() uint32 {
 func (x *Provider) GetAllowPartial() bool {
 	if x != nil {
 		return x.AllowPartial
+	}
+	return false
+}
+
+func (x *Provider) GetBodyAsBytes() bool {
+	if x != nil {
+		return x.BodyAsBytes
 	}
 	return false
 }
@@ -1434,7 +1442,7 @@ const file_xds_api_tacit_http_proto_rawDesc = "" +
 	"\n" +
 	"rate_limit\x18\x04 \x01(\v2\x13.tacit.v1.RateLimitH\x00R\trateLimitB\b\n" +
 	"\x06action\"\a\n" +
-	"\x05Audit\"\xbc\a\n" +
+	"\x05Audit\"\xe0\a\n" +
 	"\bProvider\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x127\n" +
 	"\bprotocol\x18\x02 \x01(\x0e2\x1b.tacit.v1.Provider.ProtocolR\bprotocol\x12\x12\n" +
@@ -1454,7 +1462,8 @@ const file_xds_api_tacit_http_proto_rawDesc = "" +
 	"\x1dheaders_to_downstream_on_deny\x18\r \x03(\v2\x1b.istio.security.StringMatchR\x19headersToDownstreamOnDeny\x12_\n" +
 	"\x1eheaders_to_downstream_on_allow\x18\x0e \x03(\v2\x1b.istio.security.StringMatchR\x1aheadersToDownstreamOnAllow\x12!\n" +
 	"\finclude_body\x18\x0f \x01(\rR\vincludeBody\x12#\n" +
-	"\rallow_partial\x18\x10 \x01(\bR\fallowPartial\x1aK\n" +
+	"\rallow_partial\x18\x10 \x01(\bR\fallowPartial\x12\"\n" +
+	"\rbody_as_bytes\x18\x11 \x01(\bR\vbodyAsBytes\x1aK\n" +
 	"\x1dIncludeAdditionalHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x1e\n" +

@@ -1,0 +1,137 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// bodyJudge allows what begins with "pass".
+type bodyJudge struct {
+	authv3.UnimplementedAuthorizationServer
+}
+
+func (bodyJudge) Check(_ context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	code := codes.PermissionDenied
+	if strings.HasPrefix(r.GetAttributes().GetRequest().GetHttp().GetBody(), "pass") {
+		code = codes.OK
+	}
+	return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(code)}}, nil
+}
+
+// judges starts providers over gRPC and HTTP that judge by bodies.
+func judges(t *testing.T) map[string]*model.Provider {
+	t.Helper()
+	l := listening(t)
+	s := grpc.NewServer()
+	authv3.RegisterAuthorizationServer(s, bodyJudge{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.Serve(l)
+	}()
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if body, _ := io.ReadAll(r.Body); !strings.HasPrefix(string(body), "pass") {
+			w.WriteHeader(http.StatusForbidden)
+		}
+	}))
+	t.Cleanup(func() {
+		s.Stop()
+		<-done
+		web.Close()
+	})
+	provider := func(protocol model.ProviderProtocol, at net.Addr) *model.Provider {
+		a := netip.MustParseAddrPort(at.String())
+		return &model.Provider{Name: "judge", Protocol: protocol, Host: a.Addr().String(), Port: a.Port(), Timeout: patience}
+	}
+	return map[string]*model.Provider{"gRPC": provider(model.ProviderGRPC, l.Addr()), "HTTP": provider(model.ProviderHTTP, web.Listener.Addr())}
+}
+
+// A provider decides by bodies, of which it sees as much as is declared, and
+// what it lets pass arrives whole.
+func TestProvidersSeeBodies(t *testing.T) {
+	app := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body) // all of it: with an answer under way net/http reads no more
+		_, _ = w.Write(body)
+	}))
+	app.Config.Protocols = new(http.Protocols)
+	app.Config.Protocols.SetHTTP1(true)
+	app.Config.Protocols.SetUnencryptedHTTP2(true)
+	app.Start()
+	defer app.Close()
+	long := "pass" + strings.Repeat("x", 100<<10)
+	for name, provider := range judges(t) {
+		for _, partial := range []bool{false, true} {
+			declared := *provider
+			declared.IncludeBody, declared.AllowPartial = 10, partial
+			declared.FailOpen = true // also then no body is let pass unseen
+			s := startOneServer(t, app.Listener.Addr(), &model.Policy{
+				Name: "ask", Namespace: "mesh", Scope: model.ScopeNamespace, Action: model.ActionCustom, Provider: &declared,
+				Rules: []model.Rule{{}},
+			})
+			for version := 1; version <= 2; version++ {
+				transport := &http.Transport{Protocols: new(http.Protocols), Dial: func(_, _ string) (net.Conn, error) { //nolint:staticcheck // the context is of no use here
+					return net.Dial("tcp", s.address)
+				}}
+				transport.Protocols.SetHTTP1(version == 1)
+				transport.Protocols.SetUnencryptedHTTP2(version == 2)
+				defer transport.CloseIdleConnections()
+				client := &http.Client{Transport: transport, Timeout: patience}
+				for _, test := range []struct {
+					body           string
+					whole, partial int
+				}{{"pass", 200, 200}, {"fail", 403, 403}, {"", 403, 403}, {"pass567890", 200, 200}, {"pass5678901", 413, 200}, {long, 413, 200}} {
+					want := test.whole
+					if partial {
+						want = test.partial
+					}
+					for framing, body := range map[string]io.Reader{"length": strings.NewReader(test.body), "chunks": io.MultiReader(strings.NewReader(test.body))} {
+						what := fmt.Sprintf("%s, partial %v, HTTP/%d, %d bytes by %s", name, partial, version, len(test.body), framing)
+						answer, err := client.Post("http://server/", "text/plain", body)
+						if err != nil {
+							t.Errorf("%s: %v", what, err)
+							continue
+						}
+						got, err := io.ReadAll(answer.Body)
+						_ = answer.Body.Close()
+						if err != nil || answer.StatusCode != want || want == 200 && string(got) != test.body {
+							t.Errorf("%s: %d with %d bytes, %v, want %d", what, answer.StatusCode, len(got), err, want)
+						}
+					}
+				}
+			}
+			if n := s.localPod("uid").share.bodies.Load(); n != 0 {
+				t.Errorf("%s: %d bytes of the pod's share are not given back", name, n)
+			}
+		}
+	}
+}
+
+// Bodies beyond the pod's share are not waited for.
+func TestShareOfBodies(t *testing.T) {
+	s := newShare(1)
+	n := 0
+	for s.reserve(maxBody) {
+		n++
+	}
+	if n != maxBodies/maxBody || s.bodies.Load() != maxBodies {
+		t.Errorf("%d bodies, %d bytes", n, s.bodies.Load())
+	}
+	s.free(maxBody)
+	if !s.reserve(maxBody) {
+		t.Error("what was given back is not there")
+	}
+}

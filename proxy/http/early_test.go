@@ -1,0 +1,276 @@
+package http
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/net/http2"
+)
+
+// sum tells what came of a request: how long its body is, its hash, and its
+// trailers.
+func sum(w http.ResponseWriter, r *http.Request) {
+	hash := sha256.New()
+	n, err := io.Copy(hash, r.Body)
+	fmt.Fprintf(w, "%d %x %v %v", n, hash.Sum(nil), r.Trailer.Get("x-end"), err)
+}
+
+func sumOf(body []byte, trailer string) string {
+	return fmt.Sprintf("%d %x %v %v", len(body), sha256.Sum256(body), trailer, nil)
+}
+
+// narrow is server with windows of HTTP/2 of a few bytes for a stream, and of
+// the least that there may be for the connection.
+func narrow(t testing.TB, handler http.HandlerFunc, stream int) net.Addr {
+	t.Helper()
+	l := listen(t)
+	s := &http.Server{
+		Handler: handler, Protocols: new(http.Protocols), ReadHeaderTimeout: patience,
+		HTTP2: &http.HTTP2Config{MaxReceiveBufferPerConnection: 64 << 10, MaxReceiveBufferPerStream: stream},
+	}
+	s.Protocols.SetUnencryptedHTTP2(true)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.Serve(l)
+	}()
+	t.Cleanup(func() {
+		_ = s.Close()
+		<-done
+	})
+	return l.Addr()
+}
+
+// greet waits for the windows of an application: Go's server wants them kept
+// before it has told them.
+func greet(t testing.TB, client *http.Client, to net.Addr) {
+	t.Helper()
+	answer, err := client.Get(fmt.Sprintf("http://%v/a", to))
+	must(t, err)
+	must(t, answer.Body.Close())
+}
+
+// Decisions see the beginning of a body that they want to, however it is
+// framed, and the application gets all of it.
+func TestDecisionsSeeBodies(t *testing.T) {
+	long := strings.Repeat("0123456789", 5000)
+	tests := []struct {
+		name, request, want string
+		whole               bool
+		body, trailer       string
+	}{
+		{"length", "Content-Length: 5\r\n\r\nhello", "hello", true, "hello", ""},
+		{"empty", "Content-Length: 0\r\n\r\n", "", true, "", ""},
+		{"chunked", "Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3;a=b\r\nllo\r\n0\r\n\r\n", "hello", true, "hello", ""},
+		{"trailers", "Transfer-Encoding: chunked\r\nTrailer: x-end\r\n\r\n5\r\nhello\r\n0\r\nx-end: 1\r\n\r\n", "hello", true, "hello", "1"},
+		{"limit", "Content-Length: 10\r\n\r\n0123456789", "0123456789", true, "0123456789", ""},
+		{"long", "Content-Length: 50000\r\n\r\n" + long, "0123456789", false, long, ""},
+		{"long and chunked", "Transfer-Encoding: chunked\r\n\r\nc350\r\n" + long + "\r\n0\r\n\r\n", "0123456789", false, long, ""},
+	}
+	gate := newGate(denyPaths)
+	seen := make(chan Content, 1)
+	gate.wants, gate.see = 10, func(c Content) { seen <- c }
+	to := proxied(t, server(t, sum), Undeclared, gate)
+	c, r := dial(t, to)
+	for _, test := range tests {
+		for _, path := range []string{"/a", "/deny"} {
+			say(t, c, "POST "+path+" HTTP/1.1\r\nHost: x\r\n"+test.request)
+			if got := within(t, seen); string(got.Bytes) != test.want || got.Whole != test.whole {
+				t.Errorf("%s: %q %v, want %q %v", test.name, got.Bytes, got.Whole, test.want, test.whole)
+			}
+			answer, err := http.ReadResponse(r, nil)
+			must(t, err)
+			body, err := io.ReadAll(answer.Body)
+			must(t, err)
+			must(t, answer.Body.Close())
+			switch {
+			case path == "/a" && string(body) != sumOf([]byte(test.body), test.trailer):
+				t.Errorf("%s: the application got %q", test.name, body)
+			case path == "/deny" && (answer.StatusCode != 403 || answer.Close && test.whole):
+				t.Errorf("%s: denied with %v, closed %v", test.name, answer.Status, answer.Close)
+			}
+			if answer.Close {
+				c, r = dial(t, to)
+			}
+		}
+	}
+}
+
+// A client that waits to be asked for its body is.
+func TestBodiesAreAskedFor(t *testing.T) {
+	gate := newGate(allowAll)
+	gate.wants = 10
+	to := proxied(t, server(t, sum), Undeclared, gate)
+	c, r := dial(t, to)
+	say(t, c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+	for {
+		line, err := r.ReadString('\n')
+		must(t, err)
+		if line == "\r\n" {
+			break
+		}
+		if !strings.HasPrefix(line, "HTTP/1.1 100") {
+			t.Fatalf("%q", line)
+		}
+	}
+	say(t, c, "hello")
+	answer, err := http.ReadResponse(r, nil) //nolint:bodyclose // of no connection of net/http
+	must(t, err)
+	if answer.StatusCode == 100 { // the application's own
+		answer, err = http.ReadResponse(r, nil) //nolint:bodyclose // of no connection of net/http
+		must(t, err)
+	}
+	body, err := io.ReadAll(answer.Body)
+	must(t, err)
+	if string(body) != sumOf([]byte("hello"), "") {
+		t.Errorf("%q", body)
+	}
+
+	f := dialFrames(t, to)
+	f.open(1, false, ":method", "POST", ":scheme", "http", ":path", "/", ":authority", "x", "expect", "100-continue")
+	if h, ok := f.next().(*http2.MetaHeadersFrame); !ok || h.PseudoValue("status") != "100" {
+		t.Fatalf("%v", h)
+	}
+	must(t, f.WriteData(1, true, []byte("hello")))
+	for {
+		h, ok := f.next().(*http2.MetaHeadersFrame)
+		if !ok {
+			t.Fatal("no answer")
+		}
+		if h.PseudoValue("status") == "200" {
+			return
+		}
+	}
+}
+
+// While a decision about one stream takes time, and its client has sent all
+// that it may, the others of the connection go on, with bodies larger than any
+// window, to applications of wide windows and narrow ones.
+func TestOtherStreamsGoOn(t *testing.T) {
+	for name, app := range map[string]net.Addr{"wide": server(t, sum), "narrow": narrow(t, sum, 4<<10)} {
+		t.Run(name, func(t *testing.T) {
+			gate := newGate(denyPaths)
+			gate.slow, gate.slowPath = make(chan struct{}), "/slow"
+			client := client2(t)
+			to := proxied(t, app, Undeclared, gate)
+			body := bytes.Repeat([]byte("0123456789abcdef"), 1<<14)
+			type outcome struct {
+				what, err string
+			}
+			post := func(path string, into chan<- outcome) {
+				answer, err := client.Post(fmt.Sprintf("http://%v%s", to, path), "text/plain", bytes.NewReader(body))
+				if err != nil {
+					into <- outcome{"", err.Error()}
+					return
+				}
+				text, err := io.ReadAll(answer.Body)
+				_ = answer.Body.Close()
+				into <- outcome{string(text), fmt.Sprint(err)}
+			}
+			greet(t, client, to)
+			within(t, gate.begun)
+			slow, quick := make(chan outcome, 3), make(chan outcome, 100)
+			for range cap(slow) {
+				go post("/slow", slow)
+				within(t, gate.begun)
+			}
+			for range 20 {
+				go post("/quick", quick)
+			}
+			want := outcome{sumOf(body, ""), "<nil>"}
+			for range 20 {
+				if got := within(t, quick); got != want {
+					t.Errorf("beside one that is decided on: %v", got)
+				}
+			}
+			if len(slow) > 0 {
+				t.Error("not decided on, and answered")
+			}
+			close(gate.slow)
+			for range cap(slow) {
+				if got := within(t, slow); got != want {
+					t.Errorf("decided on in the end: %v", got)
+				}
+			}
+		})
+	}
+}
+
+// Bodies arrive as they were sent whatever the order of decisions, resets,
+// denials and windows is.
+func TestHeldBodiesArriveWhole(t *testing.T) {
+	for _, window := range []int{1, 1000, 16 << 10, 70 << 10} {
+		t.Run(fmt.Sprint(window), func(t *testing.T) {
+			gate := newGate(denyPaths)
+			gate.slow, gate.wants = make(chan struct{}), 100<<10
+			feed := make(chan struct{})
+			go func() { // in no order
+				for {
+					select {
+					case gate.slow <- struct{}{}:
+					case <-feed:
+						close(gate.slow)
+						return
+					}
+				}
+			}()
+			defer close(feed)
+			client := client2(t)
+			to := proxied(t, narrow(t, sum, window), Undeclared, gate)
+			greet(t, client, to)
+			var all sync.WaitGroup
+			for i := range 60 {
+				all.Go(func() {
+					size := rand.N(1 << uint(rand.N(10)))
+					if window > 1 {
+						size = rand.N(1 << uint(rand.N(19)))
+					}
+					body := bytes.Repeat([]byte{byte(i)}, size)
+					path, want := "/a", sumOf(body, "end")
+					if i%7 == 0 {
+						path, want = "/deny", ""
+					}
+					// Of a type that the client does not know the length of.
+					r, _ := http.NewRequest(http.MethodPost, fmt.Sprintf("http://%v%s", to, path), io.MultiReader(bytes.NewReader(body)))
+					r.Trailer = http.Header{"X-End": {"end"}}
+					answer, err := client.Do(r)
+					if err != nil {
+						t.Errorf("%d bytes to %s: %v", size, path, err)
+						return
+					}
+					text, err := io.ReadAll(answer.Body)
+					_ = answer.Body.Close()
+					if err != nil || string(text) != want {
+						t.Errorf("%d bytes to %s: %q, %v", size, path, text, err)
+					}
+				})
+			}
+			all.Wait()
+		})
+	}
+}
+
+// A client that sends more than its windows is stopped.
+func TestWindowsOfHTTP2(t *testing.T) {
+	gate := newGate(allowAll)
+	gate.slow = make(chan struct{})
+	defer close(gate.slow)
+	to := proxied(t, server(t, sum), Undeclared, gate)
+	f := dialFrames(t, to)
+	f.open(1, false, ":method", "POST", ":scheme", "http", ":path", "/", ":authority", "x")
+	part := make([]byte, 16<<10)
+	for range 5 {
+		must(t, f.WriteData(1, false, part))
+	}
+	if reset, ok := f.next().(*http2.RSTStreamFrame); !ok || reset.ErrCode != http2.ErrCodeFlowControl {
+		t.Errorf("%v", reset)
+	}
+}

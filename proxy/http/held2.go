@@ -1,0 +1,257 @@
+package http
+
+import (
+	"slices"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// This file is about bodies of HTTP/2 around decisions. What comes of one that
+// is not decided on is held. So that the other streams go on, it costs nothing
+// of the connection's window: the client is lent as much, and the application's
+// next grants go to paying that back. What the application has no window for
+// meanwhile is held, too.
+
+// account is what may be sent to the application, of one stream or of all.
+type account struct {
+	window int64 // what the application takes
+	ahead  int64 // what the client was granted beyond that
+}
+
+// grow adds what the application grants, and returns what of it is the client's.
+func (a *account) grow(n int64) (pass int64) {
+	a.window += n
+	pass = max(0, n-a.ahead)
+	a.ahead = max(0, a.ahead-n)
+	return pass
+}
+
+// fits reports whether the application takes n bytes of the stream now. Called
+// with the connection's mu held.
+func (s *stream2) fits(n int) bool {
+	return int64(n) <= s.flow.window && int64(n) <= s.c.flow.window
+}
+
+// grant lets the client send n more bytes, on all streams together. Called with
+// mu held.
+func (c *conn2) grant(n int) {
+	if n > 0 {
+		c.credit += int64(n)
+		c.toClient.frame(func(w *http2.Framer) error { return w.WriteWindowUpdate(0, uint32(n)) })
+	}
+}
+
+// grant lets the client send n more bytes of the stream. Called with the
+// connection's mu held.
+func (s *stream2) grant(n int64) {
+	if n > 0 {
+		s.credit += n
+		s.c.toClient.frame(func(w *http2.Framer) error { return w.WriteWindowUpdate(s.id, uint32(n)) })
+	}
+}
+
+// collect waits for the beginning of a body that the decision wants to see.
+func (c *conn2) collect(s *stream2, wants int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.wants = wants
+	s.slow = time.AfterFunc(bodyTimeout, func() { c.expire(s) })
+	c.invite(s)
+	if expects(s.request.Fields) {
+		c.toClient.headers(s.id, []hpack.HeaderField{{Name: ":status", Value: "100"}}, false)
+	}
+}
+
+// invite lets the client send as much as the decision wants. Called with mu held.
+func (c *conn2) invite(s *stream2) {
+	if more := int64(s.wants) - min(c.initial, startWindow) - s.flow.ahead; more > 0 {
+		s.flow.ahead += more
+		s.grant(more)
+	}
+}
+
+// expire answers a request whose body did not come.
+func (c *conn2) expire(s *stream2) {
+	c.mu.Lock()
+	if c.byClient[s.id] != s || s.wants == 0 {
+		c.mu.Unlock()
+		return
+	}
+	refusal := &Refusal{Status: 408, Message: "the body did not come in time"}
+	s.status = refusal.Status
+	c.forget(s)
+	c.answer(s, refusal)
+	c.mu.Unlock()
+	_ = c.toClient.wake()
+	s.over(errSlowBody)
+}
+
+// hold keeps a part of a body until the application gets it. Called with mu
+// held, which it gives up.
+func (c *conn2) hold(s *stream2, data []byte, padded bool) error {
+	if padded {
+		padding := 1 + int(data[0])
+		data = data[1 : len(data)-int(data[0])]
+		c.grant(padding)
+		s.grant(int64(padding))
+	}
+	s.held = append(s.held, data...)
+	if s.app != 0 { // its window will come
+		over := c.release(s)
+		c.mu.Unlock()
+		if over {
+			s.over(nil)
+		}
+		return nil
+	}
+	s.lent += len(data)
+	c.grant(len(data))
+	if s.wants > 0 {
+		c.collected(s)
+		return nil
+	}
+	s.waiting += len(data)
+	c.waiting += len(data)
+	full := c.waiting > maxWaiting
+	c.mu.Unlock()
+	if !full {
+		return nil
+	}
+	if err := c.toApp.flush(); err != nil {
+		return err
+	}
+	if err := c.toClient.wake(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.waiting > maxWaiting {
+		c.room.Wait()
+	}
+	return nil
+}
+
+// collected has a stream decided on if its decision has waited for this part
+// of the body. Called with mu held, which it gives up.
+func (c *conn2) collected(s *stream2) {
+	enough := s.wants > 0 && (s.clientEnd || len(s.held) >= s.wants)
+	if !enough {
+		c.mu.Unlock()
+		return
+	}
+	early := Content{Bytes: s.held[:min(len(s.held), s.wants)], Whole: (s.clientEnd || s.left == 0) && len(s.held) <= s.wants}
+	s.wants = 0
+	s.slow.Stop()
+	c.mu.Unlock()
+	c.ask(s, early)
+}
+
+// start lets a stream that the application has got go on. Called with mu held.
+func (c *conn2) start(s *stream2) (over bool) {
+	s.flow.window = c.initial
+	ahead := min(c.initial, startWindow) + s.flow.ahead - c.initial
+	s.grant(-ahead)
+	s.flow.ahead = max(0, ahead)
+	c.unwait(s)
+	return c.release(s)
+}
+
+// unwait takes a stream out of those whose decisions are waited for. Called
+// with mu held.
+func (c *conn2) unwait(s *stream2) {
+	if s.waiting > 0 {
+		c.waiting -= s.waiting
+		s.waiting = 0
+		c.room.Broadcast()
+	}
+}
+
+// release passes on what was held of a stream, as far as the application takes
+// it. Called with mu held.
+func (c *conn2) release(s *stream2) (over bool) {
+	for len(s.held) > 0 {
+		n := int(min(int64(len(s.held)), headerFragment, s.flow.window, c.flow.window))
+		if n <= 0 {
+			c.holding[s] = true
+			return false
+		}
+		part := s.held[:n]
+		s.held = s.held[n:]
+		lent := min(n, s.lent)
+		s.lent -= lent
+		c.flow.ahead += int64(lent)
+		s.flow.window -= int64(n)
+		c.flow.window -= int64(n)
+		s.Sent.Add(int64(n))
+		s.sentEnd = s.clientEnd && len(s.held) == 0 && s.trailers == nil
+		c.toApp.frame(func(w *http2.Framer) error { return w.WriteData(s.app, s.sentEnd, part) })
+	}
+	s.held = nil
+	delete(c.holding, s)
+	if s.clientEnd && !s.sentEnd {
+		s.sentEnd = true
+		if s.trailers != nil {
+			c.toApp.headers(s.app, s.trailers.Fields, true)
+		} else {
+			c.toApp.frame(func(w *http2.Framer) error { return w.WriteData(s.app, true, nil) })
+		}
+	}
+	if s.sentEnd && s.appEnd {
+		c.forget(s)
+		return true
+	}
+	return false
+}
+
+// drop forgets what is held of a stream, and that it is waited for. Called with
+// mu held.
+func (c *conn2) drop(s *stream2) {
+	delete(c.holding, s)
+	c.unwait(s)
+	c.grant(len(s.held) - s.lent)
+	s.held, s.lent = nil, 0
+	if s.wants > 0 { // the gate is not to be asked any more
+		s.wants = 0
+		s.slow.Stop()
+		close(s.asked)
+	}
+}
+
+// onWindow notes what the application grants, and passes it on.
+func (c fromApp) onWindow(f *http2.WindowUpdateFrame) {
+	c.mu.Lock()
+	var over []*stream2
+	if f.StreamID == 0 {
+		c.grant(int(c.flow.grow(int64(f.Increment))))
+		over = c.releaseAll()
+	} else if s := c.byApp[f.StreamID]; s != nil {
+		s.grant(s.flow.grow(int64(f.Increment)))
+		if c.holding[s] && c.release(s) {
+			over = append(over, s)
+		}
+	}
+	c.mu.Unlock()
+	for _, s := range over {
+		s.over(nil)
+	}
+}
+
+// releaseAll passes on what was held, oldest streams first. Called with mu held.
+func (c *conn2) releaseAll() (over []*stream2) {
+	if len(c.holding) == 0 {
+		return nil
+	}
+	var streams []*stream2
+	for s := range c.holding {
+		streams = append(streams, s)
+	}
+	slices.SortFunc(streams, func(a, b *stream2) int { return int(a.id) - int(b.id) })
+	for _, s := range streams {
+		if c.release(s) {
+			over = append(over, s)
+		}
+	}
+	return over
+}

@@ -1,0 +1,131 @@
+package proxy
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// limitOfBytes allows so many at once, and hardly any more in the time of a test.
+func limitOfBytes(burst uint64, dryRun bool) *model.Policy {
+	return &model.Policy{
+		Name: "bytes", Namespace: "mesh", Scope: model.ScopeNamespace, Action: model.ActionLimit, DryRun: dryRun,
+		RateLimit: &model.RateLimit{Limits: []model.Limit{{Unit: model.LimitBytes, Amount: 1, Interval: time.Hour, Burst: burst}}},
+	}
+}
+
+// declaredTCP is a Service that says that the port carries no HTTP.
+func declaredTCP() model.Update {
+	w := &model.Workload{
+		UID: "k//Pod/mesh/server", PodUID: "uid", Name: "server", Namespace: "mesh",
+		Services: map[string][]model.Port{"mesh/server": {{Service: 80, Target: 8080, AppProtocol: model.AppTCP}}},
+	}
+	w.Addresses = append(w.Addresses, arrived4)
+	return model.Update{Workloads: []*model.Workload{w}}
+}
+
+// What carries no HTTP is ended with RST once too many bytes have passed, and
+// so is what comes then, whether the port is declared or recognized.
+func TestLimitOfBytes(t *testing.T) {
+	for _, declared := range []bool{false, true} {
+		t.Run(fmt.Sprint("declared ", declared), func(t *testing.T) {
+			s := startOneServer(t, echoing(t), limitOfBytes(100_000, false))
+			if declared {
+				s.State.Apply(declaredTCP())
+			}
+			c := s.dial(t)
+			text := append(make([]byte, 20_000), "\x00 no HTTP"...)
+			var err error
+			passed := 0
+			for ; err == nil && passed < 1<<30; passed += 2 * len(text) {
+				err = exchangeText(c, text)
+			}
+			if !wasReset(err) || passed < 80_000 {
+				t.Errorf("ended after %d bytes with %v", passed, err)
+			}
+			next, err := s.connect(t)
+			if err == nil {
+				err = exchangeText(next, text)
+			}
+			if !wasReset(err) {
+				t.Errorf("the next connection: %v", err)
+			}
+		})
+	}
+}
+
+// On a dry run it is noted that there was more, and nothing is ended.
+func TestLimitOfBytesOnDryRun(t *testing.T) {
+	s := startOneServer(t, echoing(t), limitOfBytes(1, true))
+	c := s.dial(t)
+	for noted := false; !noted; {
+		if err := exchangeText(c, []byte("\x00some bytes")); err != nil {
+			t.Fatal(err)
+		}
+		for _, live := range s.conns.Live() {
+			live.mu.Lock()
+			noted = noted || live.record.DryRun == "mesh/bytes"
+			live.mu.Unlock()
+		}
+	}
+	if err := exchangeText(c, []byte("more")); err != nil {
+		t.Error(err)
+	}
+}
+
+// A limit that comes later holds for live connections, from then on.
+func TestLimitOfBytesComesLater(t *testing.T) {
+	s := startOneServer(t, echoing(t))
+	s.State.Apply(declaredTCP())
+	c := s.dial(t)
+	text := make([]byte, 200_000)
+	if err := exchangeText(c, text); err != nil {
+		t.Fatal(err)
+	}
+	s.State.Apply(model.Update{Policies: []*model.Policy{limitOfBytes(100_000, false)}})
+	if err := exchangeText(c, []byte("few")); err != nil {
+		t.Fatalf("what passed before counts: %v", err)
+	}
+	var err error
+	for i := 0; err == nil && i < 1000; i++ {
+		err = exchangeText(c, text)
+	}
+	if !wasReset(err) {
+		t.Errorf("%v", err)
+	}
+}
+
+// Requests of HTTP are answered in the place of a reset, on a connection that
+// lives on.
+func TestLimitOfBytesOfRequests(t *testing.T) {
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 1000)) }))
+	defer app.Close()
+	s := startOneServer(t, app.Listener.Addr(), limitOfBytes(500, false))
+	dials := 0
+	transport := &http.Transport{Dial: func(_, _ string) (net.Conn, error) { //nolint:staticcheck // the context is of no use here
+		dials++
+		return net.Dial("tcp", s.address)
+	}}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport, Timeout: patience}
+	for i, want := range []int{200, 429, 429} {
+		answer, err := client.Get("http://server/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, answer.Body)
+		_ = answer.Body.Close()
+		if answer.StatusCode != want || want == 429 && answer.Header.Get("Retry-After") == "" {
+			t.Errorf("request %d: %v %v, want %d", i, answer.Status, answer.Header, want)
+		}
+	}
+	if dials != 1 {
+		t.Errorf("%d connections", dials)
+	}
+}
