@@ -62,16 +62,24 @@ type about struct {
 
 // proxies are those to ask: the one behind the socket, or a cluster's.
 func (c *client) proxies(cmd *cobra.Command, what about) ([]answerer, error) {
-	forms := append([]string{outputText, outputJSON}, c.more...)
-	if !slices.Contains(forms, c.output) {
-		last := len(forms) - 1
-		return nil, fmt.Errorf("output %q: want %s or %s", c.output, strings.Join(forms[:last], ", "), forms[last])
+	if err := c.checkOutput(); err != nil {
+		return nil, err
 	}
 	all, err := c.remote.proxies(cmd, c.socket, what)
 	if all == nil && err == nil {
 		all = []answerer{{ask: c.ask, follow: c.follow}}
 	}
 	return all, err
+}
+
+// checkOutput refuses forms of output that the command does not have.
+func (c *client) checkOutput() error {
+	forms := append([]string{outputText, outputJSON}, c.more...)
+	if slices.Contains(forms, c.output) {
+		return nil
+	}
+	last := len(forms) - 1
+	return fmt.Errorf("output %q: want %s or %s", c.output, strings.Join(forms[:last], ", "), forms[last])
 }
 
 // printer writes text as the command's output.

@@ -102,6 +102,7 @@ nodes, in both logs, and in tacit explain ID.`,
 func explainCommand() *cobra.Command {
 	var (
 		c        client
+		mesh     meshFlags
 		from, to string
 	)
 	cmd := &cobra.Command{
@@ -120,20 +121,30 @@ With ID it is a connection that the node's proxy carries or remembers, in a
 cluster those of both nodes: what was recorded, and what would become of it
 now. Ids are in the log ("id") and in tacit connections.
 
+With --mesh nothing is asked of anybody: the mesh is that of its pods, services
+and policies, as kubectl or the manifests of tacitd --from have them, together
+with --policies that are not in force yet.
+
 Exit status: 0 it is allowed or nothing checks it, 3 it is or may be denied,
 1 there is no answer.`,
 		Example: `  tacit explain --from shop/frontend --to shop/backend-7d4b9:8080
   tacit explain --from shop/frontend --to backend.shop:80
   tacit explain --from 203.0.113.9 --to shop/backend-7d4b9:8080   # a client outside the mesh
-  tacit explain 4bf92f3577b34da6a3ce929d0e0e4736`,
+  tacit explain 4bf92f3577b34da6a3ce929d0e0e4736
+  tacit explain --from shop/frontend --to shop/backend-7d4b9:8080 --mesh mesh.yaml --policies strict.yaml`,
 		Args: cobra.MaximumNArgs(1),
 	}
 	c.flags(cmd)
+	mesh.flags(cmd.Flags())
 	cmd.Flags().StringVar(&from, "from", "", "`client`: NAMESPACE/POD, or an address")
 	cmd.Flags().StringVar(&to, "to", "", "`target`: NAMESPACE/POD:PORT, HOST:PORT or IP:PORT")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		query := url.Values{}
 		switch {
+		case len(mesh.mesh) > 0 && len(args) == 0 && from != "" && to != "":
+			return c.explainOffline(cmd, &mesh, from, to)
+		case len(mesh.mesh)+len(mesh.policies) > 0 || mesh.instead:
+			return errors.New("explain: --mesh, with or without --policies, goes with --from and --to; see tacit explain --help")
 		case len(args) == 1 && from == "" && to == "":
 			set(query, "id", args[0])
 		case len(args) == 0 && from != "" && to != "":
@@ -160,6 +171,30 @@ Exit status: 0 it is allowed or nothing checks it, 3 it is or may be denied,
 		return exitOf(e)
 	}
 	return cmd
+}
+
+// explainOffline explains a pair in a mesh of objects.
+func (c *client) explainOffline(cmd *cobra.Command, f *meshFlags, from, to string) error {
+	if err := c.checkOutput(); err != nil {
+		return err
+	}
+	mesh, err := f.read()
+	if err != nil {
+		return fmt.Errorf("explain: %w", err)
+	}
+	e, err := admin.Explain(mesh, from, to)
+	if err != nil {
+		return fmt.Errorf("explain: %w", err)
+	}
+	if c.output == outputJSON {
+		err = printJSON(cmd.OutOrStdout(), e)
+	} else {
+		err = c.printer(cmd).Explanation(e)
+	}
+	if err != nil {
+		return err
+	}
+	return exitOf(e)
 }
 
 // exitOf is the command's end for one outcome.

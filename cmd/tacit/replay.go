@@ -10,21 +10,51 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/tacit-mesh/tacit/cmd/tacit/replay"
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/xds/build"
+	"github.com/tacit-mesh/tacit/xds/model"
 	"github.com/tacit-mesh/tacit/xds/source/files"
 )
 
-// replayFlags are what a replay is made of.
-type replayFlags struct {
+// meshFlags are a mesh of objects, in the place of what proxies know.
+type meshFlags struct {
 	policies, mesh    []string
-	flows             string
-	since             time.Duration
 	instead           bool
 	root, trustDomain string
+}
+
+func (f *meshFlags) flags(set *pflag.FlagSet) {
+	set.StringSliceVar(&f.policies, "policies", nil, "`files` or directories of candidate policies")
+	set.StringSliceVar(&f.mesh, "mesh", nil, "`files` or directories of the mesh's objects")
+	set.BoolVar(&f.instead, "instead", false, "take the candidates in the place of all policies of the mesh")
+	set.StringVar(&f.root, "root-namespace", build.DefaultRootNamespace, "with --mesh, `namespace` whose policies cover the whole mesh")
+	set.StringVar(&f.trustDomain, "trust-domain", "", "with --mesh, trust `domain` of the identities, if it is not cluster.local")
+}
+
+// read makes the mesh. Candidates that are named must be policies.
+func (f *meshFlags) read() (*model.Snapshot, error) {
+	objects, errs := files.Read(f.mesh...)
+	candidates, more := files.Read(f.policies...)
+	if err := errors.Join(append(errs, more...)...); err != nil {
+		return nil, err
+	}
+	policies := build.Objects{AuthorizationPolicies: candidates.AuthorizationPolicies, PeerAuthentications: candidates.PeerAuthentications,
+		RequestAuthentications: candidates.RequestAuthentications}
+	if len(f.policies) > 0 && len(policies.AuthorizationPolicies)+len(policies.PeerAuthentications)+len(policies.RequestAuthentications) == 0 {
+		return nil, errors.New("there is no policy among the candidates")
+	}
+	return replay.Mesh(build.Settings{RootNamespace: f.root, TrustDomain: f.trustDomain}, *objects, policies, f.instead), nil
+}
+
+// replayFlags are what a replay is made of.
+type replayFlags struct {
+	meshFlags
+	flows string
+	since time.Duration
 }
 
 func replayCommand() *cobra.Command {
@@ -58,14 +88,9 @@ Exit status: 3 if something would newly be denied.`,
 		Args: cobra.NoArgs,
 	}
 	c.flags(cmd)
-	flags := cmd.Flags()
-	flags.StringSliceVar(&f.policies, "policies", nil, "`files` or directories of the candidate policies")
-	flags.StringSliceVar(&f.mesh, "mesh", nil, "`files` or directories of the mesh's objects")
-	flags.StringVar(&f.flows, "flows", "", "`file` of tacit flows -o json, in the place of what proxies remember")
-	flags.DurationVar(&f.since, "since", 10*time.Minute, "how far to look back")
-	flags.BoolVar(&f.instead, "instead", false, "take the candidates in the place of all policies of the mesh")
-	flags.StringVar(&f.root, "root-namespace", build.DefaultRootNamespace, "`namespace` whose policies cover the whole mesh")
-	flags.StringVar(&f.trustDomain, "trust-domain", "", "trust `domain` of the mesh's identities, if it is not cluster.local")
+	f.meshFlags.flags(cmd.Flags())
+	cmd.Flags().StringVar(&f.flows, "flows", "", "`file` of tacit flows -o json, in the place of what proxies remember")
+	cmd.Flags().DurationVar(&f.since, "since", 10*time.Minute, "how far to look back")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if len(f.policies) == 0 || len(f.mesh) == 0 {
 			return errors.New("replay: name the candidate policies with --policies and the mesh's objects with --mesh; see tacit replay --help")
@@ -76,22 +101,18 @@ Exit status: 3 if something would newly be denied.`,
 }
 
 func (c *client) replay(cmd *cobra.Command, f replayFlags) error {
-	objects, errs := files.Read(f.mesh...)
-	candidates, more := files.Read(f.policies...)
-	if err := errors.Join(append(errs, more...)...); err != nil {
-		return fmt.Errorf("replay: %w", err)
+	if err := c.checkOutput(); err != nil {
+		return err
 	}
-	if len(candidates.AuthorizationPolicies)+len(candidates.PeerAuthentications)+len(candidates.RequestAuthentications) == 0 {
-		return errors.New("replay: there is no policy among the candidates")
+	mesh, err := f.read()
+	if err != nil {
+		return fmt.Errorf("replay: %w", err)
 	}
 	r, err := c.recorded(cmd, f)
 	if err != nil {
 		return err
 	}
-	settings := build.Settings{RootNamespace: f.root, TrustDomain: f.trustDomain}
-	only := build.Objects{AuthorizationPolicies: candidates.AuthorizationPolicies, PeerAuthentications: candidates.PeerAuthentications,
-		RequestAuthentications: candidates.RequestAuthentications}
-	result := replay.Run(replay.Mesh(settings, *objects, only, f.instead), r.flows)
+	result := replay.Run(mesh, r.flows)
 	if c.output == outputJSON {
 		err = printJSON(cmd.OutOrStdout(), struct {
 			replay.Result

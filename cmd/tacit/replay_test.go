@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,6 +27,36 @@ metadata: {name: default, namespace: shop}
 spec: {mtls: {mode: STRICT}}
 `
 )
+
+// A pair of a mesh that nobody serves is explained, by the policies that it has
+// and by others.
+func TestExplainOffline(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"mesh.yaml": replayedMesh, "strict.yaml": replayedStrict} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pair := []string{"explain", "--from", "203.0.113.9", "--to", "shop/b:80", "--mesh", filepath.Join(dir, "mesh.yaml")}
+	strict := []string{"--policies", filepath.Join(dir, "strict.yaml")}
+	for _, test := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{pair, 0, "ALLOWED"},
+		{append(slices.Clone(pair), strict...), exitDenied, "istio_converted_static_strict"},
+		{append(slices.Clone(pair), "-o", "json"), 0, `"outcome":"allowed"`},
+		{append(slices.Clone(pair), "-o", "yaml"), 1, "want text or json"},
+		{append(slices.Clone(pair), "--to", "shop/bb:80"), 1, "did you mean shop/b"},
+		{append([]string{"explain", "--from", "shop/a", "--to", "shop/b:80"}, strict...), 1, "--mesh, with or without --policies, goes with --from and --to"},
+		{append([]string{"explain", "4bf9"}, pair[5:]...), 1, "goes with --from and --to"},
+	} {
+		if code, out, errOut := tacit(test.args...); code != test.code || !strings.Contains(out+errOut, test.want) {
+			t.Errorf("%v: exit %d, %q, %q; want %d, %q", test.args[1:], code, out, errOut, test.code, test.want)
+		}
+	}
+}
 
 // Recorded flows are decided about anew, those that the proxy remembers and
 // those of a file alike.

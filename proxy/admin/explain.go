@@ -57,6 +57,14 @@ const (
 // weighed bounds how many endpoints of a service are looked at.
 const weighed = 5
 
+// Explain says what would become of a connection in a mesh that no proxy has to
+// serve: the ends are named as in /explain.
+func Explain(s *model.Snapshot, from, to string) (Explanation, error) {
+	e := &explainer{snapshot: s, now: time.Now()}
+	err := e.pair(from, to)
+	return e.Explanation, err
+}
+
 func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	id, from, to := query.Get("id"), query.Get("from"), query.Get("to")
