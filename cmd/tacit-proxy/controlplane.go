@@ -2,9 +2,12 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 
+	"github.com/tacit-mesh/tacit/proxy/admin/ztunnel"
 	"github.com/tacit-mesh/tacit/xds/client"
+	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 // checkControlPlane returns what is wrong with the flags that say who this
@@ -13,7 +16,30 @@ func (o *options) checkControlPlane() (problems []error) {
 	if namespace, name, ok := strings.Cut(o.pod, "/"); o.pod != "" && (!ok || namespace == "" || name == "" || strings.ContainsAny(name, "/~") || strings.ContainsAny(namespace, "~.")) {
 		problems = append(problems, fmt.Errorf("--pod=%s: want NAMESPACE/NAME, such as istio-system/ztunnel-x7k2p", o.pod))
 	}
+	if at, err := netip.ParseAddrPort(o.istioAdmin); o.istioAdmin != "" && (err != nil || !at.Addr().IsLoopback()) {
+		problems = append(problems, fmt.Errorf("--istio-admin=%s: want an address of the loopback device, such as 127.0.0.1:15000: everybody who reaches it is told everything", o.istioAdmin))
+	}
 	return problems
+}
+
+// istio is what istioctl asks.
+func (p *process) istio() *ztunnel.Server {
+	return &ztunnel.Server{
+		Snapshot: p.state.Snapshot, Live: p.proxy.Live, Level: p.level,
+		Certificates: func() (all []ztunnel.Certificate) {
+			for _, s := range p.store.All() {
+				all = append(all, ztunnel.Certificate{Identity: s.Identity, Leaf: s.Leaf, Authorities: s.Authorities, Err: s.Err})
+			}
+			return all
+		},
+		Pods: func() (all []ztunnel.Pod) {
+			for _, pod := range p.proxy.Pods() {
+				id, _ := model.ParseIdentity(pod.Identity) // it was made of one
+				all = append(all, ztunnel.Pod{UID: pod.UID, Name: pod.Pod, Identity: id})
+			}
+			return all
+		},
+	}
 }
 
 // xdsNode is what the control plane is told about this proxy.

@@ -44,3 +44,15 @@ func TestPodsThatAreNone(t *testing.T) {
 		}
 	}
 }
+
+// What is told there is for nobody outside of the proxy's own pod.
+func TestIstioAdminIsOnLoopback(t *testing.T) {
+	for address, ok := range map[string]bool{
+		"": true, "127.0.0.1:15000": true, "[::1]:15000": true, "127.0.0.2:0": true,
+		":15000": false, "0.0.0.0:15000": false, "[::]:15000": false, "10.0.0.1:15000": false, "localhost:15000": false, "127.0.0.1": false,
+	} {
+		if problems := (&options{istioAdmin: address}).checkControlPlane(); ok != (len(problems) == 0) {
+			t.Errorf("--istio-admin=%s: %v", address, problems)
+		}
+	}
+}

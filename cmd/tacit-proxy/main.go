@@ -71,6 +71,7 @@ type options struct {
 	adminSocket  string
 	metrics      string
 	readiness    string
+	istioAdmin   string
 	drain        time.Duration
 	linger       bool
 	lifetime     time.Duration
@@ -116,6 +117,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.adminSocket, "admin-socket", admin.DefaultPath, "`socket` for the tacit command")
 	f.StringVar(&o.metrics, "metrics", ":15020", "`address` for Prometheus, at /metrics and /stats/prometheus")
 	f.StringVar(&o.readiness, "readiness", ":15021", "`address` for readiness, at /healthz/ready")
+	f.StringVar(&o.istioAdmin, "istio-admin", "", "loopback `address`, such as 127.0.0.1:15000, at which the proxy answers istioctl ztunnel-config, and with profiles; none if empty")
 	f.DurationVar(&o.drain, "drain", time.Hour, "how long live connections may go on after SIGTERM")
 	f.BoolVar(&o.linger, "linger", false, "once a newer proxy has taken over and the drain is done, wait for SIGTERM instead of ending, lest something starts this one again")
 	f.DurationVar(&o.lifetime, "certificate-ttl", 24*time.Hour, "life to ask for in certificates; they are renewed at half of it")

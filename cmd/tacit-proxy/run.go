@@ -29,6 +29,7 @@ import (
 type process struct {
 	options
 	log      *zap.Logger
+	level    zap.AtomicLevel
 	agent    *sockets.Agent
 	state    *state.State
 	source   io.Closer  // of certificates
@@ -80,6 +81,9 @@ func run(ctx context.Context, o options) error {
 	})
 	group.Go(func() error { return stopped(serving, p.admin().Run(serving)) })
 	group.Go(func() error { return p.serveHTTP(serving) })
+	if o.istioAdmin != "" {
+		group.Go(func() error { return serve(serving, o.istioAdmin, p.istio().Handler()) })
+	}
 	err = group.Wait()
 	if o.linger {
 		p.awaitEnd(ctx)
@@ -103,7 +107,8 @@ func (p *process) awaitEnd(ctx context.Context) {
 }
 
 func newProcess(o options) (*process, error) {
-	p := &process{options: o, log: newLog(), state: state.New(), exports: make(chan []byte, 1)}
+	p := &process{options: o, level: zap.NewAtomicLevel(), state: state.New(), exports: make(chan []byte, 1)}
+	p.log = newLog(p.level)
 	p.agent = sockets.NewAgent(sockets.AgentConfig{Socket: o.agentSocket, Log: p.log})
 	var err error
 	if p.store, p.source, err = newIdentities(o, p.log); err != nil {
@@ -179,8 +184,8 @@ func stopped(ctx context.Context, err error) error {
 	}
 }
 
-func newLog() *zap.Logger {
+func newLog(level zap.AtomicLevel) *zap.Logger {
 	encoder := zap.NewProductionEncoderConfig()
 	encoder.TimeKey, encoder.EncodeTime = "time", zapcore.RFC3339NanoTimeEncoder
-	return zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(encoder), zapcore.Lock(os.Stderr), zap.InfoLevel))
+	return zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(encoder), zapcore.Lock(os.Stderr), level))
 }
