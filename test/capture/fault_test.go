@@ -89,3 +89,26 @@ func TestFlapping(t *testing.T) {
 		t.Errorf("not captured in the end: %v", err)
 	}
 }
+
+// A pod without IPv4 is captured as any, both ways.
+func TestWithoutIPv4(t *testing.T) {
+	pod, peer := newPair(t)
+	pod.run(t, "ip", "-4", "address", "flush", "dev", "eth0")
+	echo(t, pod.listen(t, ":80"))
+	echo(t, peer.listen(t, ":80"))
+	n := newNode(t, pod)
+	n.pod.Addresses = []netip.Addr{pod6}
+	n.start(pods.BackendAuto)
+	for _, tt := range []struct {
+		from    testNS
+		to, saw netip.Addr
+	}{{pod, peer6, pod6}, {peer, pod6, peer6}} {
+		got, err := say(tt.from.dial(t, netip.AddrPortFrom(tt.to, 80)), "hello")
+		if err != nil || got != tt.saw.String()+" hello" {
+			t.Errorf("the application on %v saw %q (%v), want the client %v", tt.to, got, err, tt.saw)
+		}
+	}
+	if out, in := n.relay.out.Load(), n.relay.in.Load(); out != 1 || in != 1 {
+		t.Errorf("the proxy saw %d connections out and %d in, want one each", out, in)
+	}
+}
