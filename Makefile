@@ -92,7 +92,8 @@ e2etest: $(if $(KUBECONFIG),,$(KUBERNETES))
 	echo "building images"
 	CGO_ENABLED=0 go build -v -trimpath -ldflags '-s -w' -o bin/e2e/ ./cmd/... ./test/kube/app 2>&1 | $(PROGRESS)
 	CGO_ENABLED=0 go build -v -trimpath -ldflags '-s -w' -tags inpod -o bin/e2e/inpod/ ./cmd/tacit 2>&1 | $(PROGRESS)
-	go test -v -count 1 -timeout $(if $(KEEP),0,25m) $(if $(RUN),-run '$(RUN)') ./test/kube -args $(if $(KEEP),-keep) -programs '$(CURDIR)/bin/e2e' \
+	test/kube/next.sh bin/e2e/next 2>&1 | $(PROGRESS)
+	go test -v -count 1 -timeout $(if $(KEEP),0,$(if $(MEMORY),1h,30m)) $(if $(RUN),-run '$(RUN)') ./test/kube -args $(if $(KEEP),-keep) $(if $(MEMORY),-memory '$(MEMORY)') -programs '$(CURDIR)/bin/e2e' \
 		$(if $(KUBECONFIG),-kubeconfig '$(abspath $(KUBECONFIG))' -registry '$(REGISTRY)',-kubernetes '$(KUBERNETES)')
 
 # Where the tests find it.
@@ -120,6 +121,14 @@ perf: ## Measure against direct connections and HAProxy, as root (OUT=file.json)
 	$(TOOLS) perf $(MAKE) build
 	$(TOOLS) perf go build -o bin/perf ./perf
 	bin/perf $(if $(OUT),-o $(OUT))
+
+.PHONY: memory
+memory: ## Measure what pods take of a node's memory, and with Envoy beside each, as root (OUT=file.json)
+	$(TOOLS) e2e $(MAKE) memorytest
+
+.PHONY: memorytest
+memorytest: $(KUBERNETES)
+	$(MAKE) e2etest RUN='^TestMemory$$' MEMORY='$(abspath $(or $(OUT),bin/memory.json))'
 
 .PHONY: clean
 clean: ## Remove what was built

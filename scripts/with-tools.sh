@@ -43,7 +43,12 @@ pgbench postgresql-contrib" ;;
     e2e) echo "containerd containerd
 runc runc
 nft nftables
-/usr/lib/cni/ptp containernetworking-plugins" ;;
+/usr/lib/cni/ptp containernetworking-plugins
+redis-server redis-server
+redis-benchmark redis-tools
+initdb postgresql
+pgbench postgresql-contrib
+pip3 python3-pip" ;;
     perf) echo "haproxy haproxy" ;;
   esac
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/util/wait"
 
+	"github.com/tacit-mesh/tacit/test/servers/envoy"
 	"github.com/tacit-mesh/tacit/test/world"
 )
 
@@ -30,6 +31,9 @@ var (
 // shared is the cluster of all tests; nil where there is none.
 var shared *Cluster
 
+// envoyProgram is the file of Envoy, for sidecars.
+var envoyProgram string
+
 // patience bounds each wait of a test for something that is about to happen.
 const patience = time.Minute
 
@@ -41,6 +45,12 @@ func TestMain(m *testing.M) {
 			return Attach(*kubeconfigFlag, *registryFlag, *programsFlag)
 		}))
 	case *binariesFlag != "":
+		// Here, as there is no way to anywhere from inside.
+		var err error
+		if envoyProgram, err = envoy.Program(context.Background(), os.Stderr); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 		world.Enter(func() int {
 			return runTests(m, func(ctx context.Context) (*Cluster, error) {
 				return Up(ctx, *binariesFlag, *programsFlag, 2)

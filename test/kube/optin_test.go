@@ -1,9 +1,13 @@
 package kube
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // Running Deployments opt in and out by their namespaces' labels, under load:
-// not one request fails, and no connection of before is cut.
+// permissive first, then observed, then strict. Not one request fails, and no
+// connection of before is cut.
 func optIn(e environment) {
 	e.newNamespace("shop", nil)
 	e.newNamespace("web", nil)
@@ -13,14 +17,20 @@ func optIn(e environment) {
 	e.label("shop", dataplaneLabel, enabled)
 	e.awaitCapture("shop", true)
 	web.progress()
+	e.awaitGrowth("connections in clear are counted", func() (float64, error) { return e.inClear("shop") })
 	e.label("web", dataplaneLabel, enabled)
 	e.awaitCapture("web", true)
 	web.progress()
 	e.awaitEncrypted("web")
 	web.wantNoFailure("opting in")
-	e.must(e.Apply(e.ctx, fmt.Sprintf(requireTLS, "shop")))
+	e.observe(web)
+
+	e.must(e.Apply(e.ctx, fmt.Sprintf(requireTLS, "shop")+fmt.Sprintf(onlyFrom, "shop", "web", "false")))
 	web.progress()
-	e.must(e.Delete(e.ctx, "security.istio.io/v1", "PeerAuthentication", "shop", "strict"))
+	e.awaitEncrypted("web")
+	for _, object := range []struct{ kind, name string }{{"PeerAuthentication", "strict"}, {"AuthorizationPolicy", "only-from"}} {
+		e.must(e.Delete(e.ctx, "security.istio.io/v1", object.kind, "shop", object.name))
+	}
 	web.progress()
 	web.wantNoFailure("STRICT for a while")
 
@@ -36,6 +46,47 @@ func optIn(e environment) {
 	if now, err := e.encrypted("web"); err != nil || now > before {
 		e.t.Errorf("after opting out %v connections went over mutual TLS, error %v", now-before, err)
 	}
+}
+
+// onlyFrom lets one identity in, or says as a dry run whom it would keep out.
+const onlyFrom = `
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: only-from, namespace: %[1]s, annotations: {tacit.mesh/dry-run: "%[3]s"}}
+spec:
+  selector: {matchLabels: {app: shop}}
+  action: ALLOW
+  rules: [{from: [{source: {principals: ["cluster.local/ns/%[2]s/sa/%[2]s"]}}]}]
+`
+
+// observe shows what is to be seen before anything is made strict: that nobody
+// comes in clear any more, and whom a policy would have kept out.
+func (e environment) observe(web clients) {
+	e.t.Helper()
+	dryRuns := func() (float64, error) { return e.metric("tacit-proxy", "15020", "tacit_dry_run_total") }
+	e.must(e.Apply(e.ctx, fmt.Sprintf(onlyFrom, "shop", "another", "true")))
+	e.awaitGrowth("a policy would have kept somebody out", dryRuns)
+	e.must(e.Apply(e.ctx, fmt.Sprintf(onlyFrom, "shop", "web", "true")))
+	e.eventually("the policy would keep nobody out", func() error {
+		before, err := dryRuns()
+		inClear, clearErr := e.inClear("shop")
+		e.must(err, clearErr)
+		web.progress()
+		now, err := dryRuns()
+		stillInClear, clearErr := e.inClear("shop")
+		if now > before || stillInClear > inClear {
+			return fmt.Errorf("%v connections more than it would let in, and %v in clear", now-before, stillInClear-inClear)
+		}
+		return errors.Join(err, clearErr)
+	})
+	web.wantNoFailure("a dry run")
+}
+
+// inClear is how many connections to a namespace have been accepted in clear.
+func (e environment) inClear(to string) (float64, error) {
+	return e.metric("tacit-proxy", "15020", "istio_tcp_connections_opened_total",
+		"reporter=destination", "connection_security_policy=unknown", "destination_workload_namespace="+to)
 }
 
 // Each of Tacit's programs is replaced under load: nothing is refused, fails

@@ -8,7 +8,7 @@ import (
 )
 
 // away is for how long something is gone.
-const away = 30 * time.Second
+const away = time.Minute
 
 // wait lets time pass: nothing is to happen meanwhile.
 func (e environment) wait(d time.Duration) {

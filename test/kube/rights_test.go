@@ -1,10 +1,12 @@
 package kube
 
 import (
+	"fmt"
 	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -13,7 +15,7 @@ import (
 )
 
 // Who has got hold of an agent's token can report pods of that agent's node as
-// captured, and change nothing else of any pod.
+// captured, and change nothing else of any pod or node.
 func rights(e environment) {
 	e.newNamespace("rights", nil)
 	e.workload("rights", "web", nil, "")
@@ -43,6 +45,61 @@ func rights(e environment) {
 		if err := patch(refused.pod, refused.patch); err == nil || !strings.Contains(err.Error(), refused.reason) {
 			e.t.Errorf("an agent changes %s by %s: %v, want it refused: %s", refused.pod, refused.patch, err, refused.reason)
 		}
+	}
+	e.nodeRights(agent, e.nodeOf("rights", here))
+}
+
+// nodeRights shows what an agent can do to nodes: take its own taint off its own.
+func (e environment) nodeRights(agent kubernetes.Interface, own string) {
+	e.t.Helper()
+	nodes, err := e.NodeNames(e.ctx)
+	e.must(err)
+	other := nodes[0]
+	if other == own {
+		other = nodes[1]
+	}
+	for _, refused := range []struct{ node, patch, reason string }{
+		{other, `{"metadata": {"annotations": {"tacit-test": "1"}}}`, "only what is on its own node"},
+		{own, `{"metadata": {"annotations": {"tacit-test": "1"}}}`, "nothing of a node but its taint"},
+		{own, `{"metadata": {"labels": {"tacit-test": "1"}}}`, "nothing of a node but its taint"},
+		{own, `{"spec": {"unschedulable": true}}`, "nothing of a node but its taint"},
+		{own, `{"spec": {"taints": [{"key": "tacit-test", "effect": "NoSchedule"}]}}`, "no taint but"},
+		{own, `{"spec": {"taints": [{"key": "tacit.mesh/agent-not-ready", "effect": "NoExecute"}]}}`, "no taint but"},
+	} {
+		_, err := agent.CoreV1().Nodes().Patch(e.ctx, refused.node, types.MergePatchType, []byte(refused.patch), metav1.PatchOptions{})
+		if err == nil || !strings.Contains(err.Error(), refused.reason) {
+			e.t.Errorf("an agent changes %s by %s: %v, want it refused: %s", refused.node, refused.patch, err, refused.reason)
+		}
+	}
+}
+
+// startupTaint is what a node may be made with, for the agent to take off.
+const startupTaint = "tacit.mesh/agent-not-ready"
+
+// taintNodes makes all nodes such as no pod may come to before the agent.
+func (e environment) taintNodes() {
+	e.t.Helper()
+	nodes, err := e.NodeNames(e.ctx)
+	e.must(err)
+	for _, node := range nodes {
+		e.must(e.Patch(e.ctx, "v1", "Node", "", node, fmt.Sprintf("spec: {taints: [{key: %s, effect: NoSchedule}]}", startupTaint)))
+	}
+}
+
+// awaitNoTaint waits until agents have taken it off.
+func (e environment) awaitNoTaint() {
+	e.t.Helper()
+	nodes, err := e.NodeNames(e.ctx)
+	e.must(err)
+	for _, name := range nodes {
+		e.must(Await(e.ctx, e.Cluster, "", name, func(node *corev1.Node) error {
+			for _, taint := range node.Spec.Taints {
+				if taint.Key == startupTaint {
+					return fmt.Errorf("it has the taint %s", taint.ToString())
+				}
+			}
+			return nil
+		}))
 	}
 }
 

@@ -18,10 +18,15 @@ import (
 // Namespace is where Tacit is.
 const Namespace = "tacit-system"
 
-// PublishTacit makes Tacit's images available to the nodes, under a tag. The
+// NextDirectory is where, in the directory of Tacit's programs, those are of a
+// version to come.
+const NextDirectory = "next"
+
+// PublishTacit makes Tacit's images available to the nodes, under a tag, with
+// the programs of a directory, and those of this version that it lacks. The
 // lists of what is in them are those of the Dockerfile's stages; what that
 // takes from Debian is taken from this machine.
-func (c *Cluster) PublishTacit(ctx context.Context, tag string) error {
+func (c *Cluster) PublishTacit(ctx context.Context, tag, programs string) error {
 	userland, err := os.MkdirTemp("", "tacit-userland-")
 	if err != nil {
 		return err
@@ -37,7 +42,11 @@ func (c *Cluster) PublishTacit(ctx context.Context, tag string) error {
 			files = append(files, file{userland, "/"})
 		}
 		for _, p := range wanted.Programs {
-			files = append(files, file{filepath.Join(c.programs, p.Tags, path.Base(p.Package)), p.Path})
+			from := filepath.Join(programs, p.Tags, path.Base(p.Package))
+			if _, err := os.Stat(from); err != nil {
+				from = filepath.Join(c.programs, p.Tags, path.Base(p.Package))
+			}
+			files = append(files, file{from, p.Path})
 		}
 		made, err := c.newImage(wanted.Name, tag, v1.Config{User: wanted.User, Entrypoint: []string{wanted.Entrypoint}}, files)
 		if err != nil {

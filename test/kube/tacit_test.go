@@ -11,12 +11,15 @@ import (
 func TestTacit(t *testing.T) {
 	e := use(t)
 	before := e.nodeStates()
-	e.must(e.PublishTacit(e.ctx, tag))
+	e.must(e.PublishTacit(e.ctx, tag, e.programs))
+	e.taintNodes()
 	e.must(e.InstallTacit(e.ctx, "install", tag, settings...))
+	e.awaitNoTaint()
 	for _, part := range []struct {
 		name string
 		run  func(environment)
 	}{
+		{"Memory", residentMemory}, // before the others leave their traces
 		{"Rights", rights},
 		{"PluginRights", pluginRights},
 		{"OptIn", optIn},
@@ -24,12 +27,19 @@ func TestTacit(t *testing.T) {
 		{"Strict", strict},
 		{"Services", services},
 		{"Skips", skips},
+		{"Databases", databases},
+		{"NetworkPolicies", networkPolicies},
+		{"HostNetwork", hostNetwork},
+		{"Webhooks", webhooks},
+		{"AddressReused", addressReused},
 		{"FirstMoments", firstMoments},
 		{"Storm", storm},
+		{"Sidecars", sidecars},
+		{"Skew", skew},
+		{"Churn", churn},
 		{"ControlPlaneAway", controlPlaneAway},
 		{"ServerAway", serverAway},
 		{"PowerCut", powerCut},
-		{"Memory", residentMemory},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			e := use(t)
@@ -51,7 +61,7 @@ const tag = "under-test"
 
 // settings are values of the chart for all of this: one control plane is
 // enough where a test takes it away, and old proxies need not live for hours.
-var settings = []string{"proxy.drainSeconds=120", "tacitd.replicas=1"}
+var settings = []string{"proxy.drainSeconds=120", "tacitd.replicas=1", "startupTaint.enabled=true"}
 
 // deadline is for parts that take longer than others.
 func (e environment) within(limit time.Duration) environment {

@@ -1,12 +1,12 @@
 package kube
 
 import (
+	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"strings"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	corev1 "k8s.io/api/core/v1"
@@ -215,12 +215,7 @@ func (e environment) awaitCapture(namespace string, captured bool) {
 func (e environment) metric(program, port, name string, labels ...string) (float64, error) {
 	sum := 0.0
 	for _, pod := range e.podNames(Namespace, "app.kubernetes.io/name="+program) {
-		text, err := e.Client.CoreV1().Pods(Namespace).ProxyGet("http", pod, port, "/metrics", nil).DoRaw(e.ctx)
-		if err != nil {
-			return 0, err
-		}
-		parser := expfmt.NewTextParser(model.UTF8Validation)
-		families, err := parser.TextToMetricFamilies(strings.NewReader(string(text)))
+		families, err := e.scrape(pod, port)
 		if err != nil {
 			return 0, err
 		}
@@ -241,6 +236,16 @@ func (e environment) metric(program, port, name string, labels ...string) (float
 	return sum, nil
 }
 
+// scrape reads the metrics of a pod of Tacit.
+func (e environment) scrape(pod, port string) (map[string]*dto.MetricFamily, error) {
+	text, err := e.Client.CoreV1().Pods(Namespace).ProxyGet("http", pod, port, "/metrics", nil).DoRaw(e.ctx)
+	if err != nil {
+		return nil, err
+	}
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	return parser.TextToMetricFamilies(bytes.NewReader(text))
+}
+
 // encrypted is how many connections from a namespace have been accepted over
 // mutual TLS.
 func (e environment) encrypted(from string) (float64, error) {
@@ -252,9 +257,15 @@ func (e environment) encrypted(from string) (float64, error) {
 // TLS.
 func (e environment) awaitEncrypted(from string) {
 	e.t.Helper()
+	e.awaitGrowth("mutual TLS from "+from, func() (float64, error) { return e.encrypted(from) })
+}
+
+// awaitGrowth waits until a count has grown by some.
+func (e environment) awaitGrowth(what string, count func() (float64, error)) {
+	e.t.Helper()
 	first := -1.0
-	e.eventually("mutual TLS from "+from, func() error {
-		now, err := e.encrypted(from)
+	e.eventually(what, func() error {
+		now, err := count()
 		if err != nil {
 			return err
 		}
@@ -262,7 +273,7 @@ func (e environment) awaitEncrypted(from string) {
 			first = now
 		}
 		if now < first+stretch {
-			return errors.New("no more connections than before")
+			return fmt.Errorf("%v, and %v before", now, first)
 		}
 		return nil
 	})

@@ -27,7 +27,7 @@ func main() { cli.Main(command()) }
 // runtimes run one.
 func command() *cobra.Command {
 	cmd := &cobra.Command{Use: "app", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return pause(cmd.Context()) }}
-	cmd.AddCommand(serve(), client(), report(), get(), denied(), exchange())
+	cmd.AddCommand(serve(), client(), report(), get(), denied(), exchange(), webhook())
 	return cmd
 }
 

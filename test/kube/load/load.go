@@ -31,6 +31,12 @@ const (
 // ReportURL is where a client's [Report] is, for programs in the same pod.
 const ReportURL = "http://" + reportAddress + "/"
 
+// TakenURL is where a server says, to programs in the same pod, how many
+// connections [EchoPort] has taken.
+const TakenURL = "http://127.0.0.1:8080" + takenPath
+
+const takenPath = "/taken"
+
 const reportAddress = "127.0.0.1:7999"
 
 // Count is how one kind of traffic went.

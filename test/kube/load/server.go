@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -35,8 +36,9 @@ func Serve(ctx context.Context, lameDuck time.Duration) error {
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(lameDuck, cancel) })
 	defer stop()
 	group, late := errgroup.WithContext(late)
-	group.Go(func() error { return ServeEcho(late, echo) })
-	group.Go(func() error { return serveHTTP(late, web, newHandler()) })
+	taken := &counted{Listener: echo}
+	group.Go(func() error { return ServeEcho(late, taken) })
+	group.Go(func() error { return serveHTTP(late, web, newHandler(&taken.connections)) })
 	group.Go(func() error { return serveHealth(late, probes) })
 	return group.Wait()
 }
@@ -53,7 +55,22 @@ func serveHealth(ctx context.Context, l net.Listener) error {
 	return ctx.Err()
 }
 
-func newHandler() http.Handler {
+// counted is a listener that counts the connections that it took.
+type counted struct {
+	net.Listener
+	connections atomic.Int64
+}
+
+// Accept implements [net.Listener].
+func (c *counted) Accept() (net.Conn, error) {
+	conn, err := c.Listener.Accept()
+	if err == nil {
+		c.connections.Add(1)
+	}
+	return conn, err
+}
+
+func newHandler(taken *atomic.Int64) http.Handler {
 	host, err := os.Hostname()
 	if err != nil {
 		host = err.Error()
@@ -69,6 +86,7 @@ func newHandler() http.Handler {
 		w.Header().Set("Server", host)
 		_, _ = w.Write(body) // the client sees what is missing
 	})
+	mux.HandleFunc("GET "+takenPath, func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, taken.Load()) })
 	mux.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Server", host)
 		client, _, _ := net.SplitHostPort(r.RemoteAddr)
