@@ -167,7 +167,12 @@ func projected(t *testing.T, pod core.PodSpec, mount string) *core.ConfigMapProj
 
 // Every argument that the chart can give is a flag of the program.
 func TestArgumentsAreFlags(t *testing.T) {
-	for workload, pod := range podsOf(decode(t, render(t, everything()))) {
+	checkArguments(t, podsOf(decode(t, render(t, everything()))))
+}
+
+func checkArguments(t *testing.T, pods map[string]core.PodTemplateSpec) {
+	t.Helper()
+	for workload, pod := range pods {
 		cmd := exec.Command("go", "run", "../cmd/"+workload, "--help")
 		help, err := cmd.Output()
 		if err != nil {
