@@ -2,93 +2,218 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tacit-mesh/tacit/perf/load"
+	"github.com/tacit-mesh/tacit/perf/report"
 )
 
-// measurement is one kind of load and what is read from its result.
+// measurement is one load and what is read from its result.
 type measurement struct {
-	name  string
-	kind  string
-	conns int
-	bulk  bool
-	found []finding
+	name string
+	load.Config
+	beside string       // how a neighbour's load goes meanwhile; "" is none
+	other  *load.Config // the neighbour's
+	found  []finding
 }
 
-// finding is one number of a measurement. From cpu, the proxies' processor
+// finding is one figure of a measurement. From cpu, the proxies' processor
 // time, only paths with proxies have one.
 type finding struct {
-	metric metric
-	read   func(r result, cpu time.Duration) float64
+	report.Metric
+	ofProxies bool
+	read      func(r load.Result, cpu time.Duration) float64
 }
 
-// metric is a row of the report.
-type metric struct {
-	Name         string `json:"name"`
-	Unit         string `json:"unit"`
-	HigherBetter bool   `json:"higherIsBetter"`
-	ofProxies    bool
+const (
+	ofProxies = "proxies'" // begins the names of figures that only paths with proxies have
+	gigabyte  = 1e9
+	bulkWrite = 128 << 10
+)
+
+var measurements = all()
+
+// all are the measurements, in the order of the report.
+func all() []measurement {
+	list := []measurement{
+		roundTrips(1, 64), roundTrips(1, 1024), roundTrips(1, 16<<10),
+		roundTrips(16, 64), roundTrips(16, 1024), roundTrips(16, 16<<10),
+		roundTrips(64, 1024), roundTrips(256, 1024),
+		fixedRate("1,000 round trips a second"),
+		bulk("bulk to the server", load.Up, 1), bulk("bulk to the server", load.Up, 4), bulk("bulk to the server", load.Up, 16),
+		bulk("bulk from the server", load.Down, 1), bulk("bulk from the server", load.Down, 16),
+		bulk("bulk both ways", load.Both, 4),
+		newConnections(16),
+		requests(16),
+	}
+	for what, other := range map[string]load.Config{
+		"bulk":                  {Kind: load.Up, Conns: 4, Size: bulkWrite},
+		"many new connections,": {Kind: load.Connect, Conns: 16},
+	} {
+		for _, how := range []string{sentDirectly, throughProxies} {
+			m := fixedRate("1,000 round trips a second, beside " + what + " " + how)
+			m.beside, m.other = how, &other
+			m.found = m.found[:2]
+			list = append(list, m)
+		}
+	}
+	return list
 }
 
-const gigabyte = 1e9
+func roundTrips(conns, size int) measurement {
+	m := measurement{name: fmt.Sprintf("round trips of %s, %s", sizeOf(size), connections(conns)),
+		Config: load.Config{Kind: load.Echo, Conns: conns, Size: size}}
+	m.latency("p50", func(r load.Result) time.Duration { return r.P50 })
+	m.latency("p99", func(r load.Result) time.Duration { return r.P99 })
+	if conns > 1 {
+		m.rate()
+		m.processorTime()
+	}
+	return m
+}
+
+func fixedRate(name string) measurement {
+	m := measurement{name: name, Config: load.Config{Kind: load.Rate, Conns: 16, Size: 1024, Rate: 1000}}
+	m.latency("p50", func(r load.Result) time.Duration { return r.P50 })
+	m.latency("p99", func(r load.Result) time.Duration { return r.P99 })
+	m.processorTime()
+	return m
+}
+
+func bulk(name, kind string, conns int) measurement {
+	m := measurement{name: name + ", " + connections(conns), Config: load.Config{Kind: kind, Conns: conns, Size: bulkWrite}}
+	m.find("bytes", "MB/s", true, func(r load.Result, _ time.Duration) float64 { return float64(r.Bytes) / 1e6 / r.Elapsed.Seconds() })
+	m.find(ofProxies+" CPU per GB", "s", false, func(r load.Result, cpu time.Duration) float64 {
+		return cpu.Seconds() / (float64(max(1, r.Bytes)) / gigabyte)
+	})
+	return m
+}
+
+func newConnections(conns int) measurement {
+	m := measurement{name: "new connections, " + strconv.Itoa(conns) + " at a time", Config: load.Config{Kind: load.Connect, Conns: conns}}
+	m.rate()
+	m.processorTime()
+	return m
+}
+
+func requests(conns int) measurement {
+	m := measurement{name: "HTTP/1.1 requests, " + connections(conns), Config: load.Config{Kind: load.HTTP, Conns: conns}}
+	m.latency("p50", func(r load.Result) time.Duration { return r.P50 })
+	m.latency("p99", func(r load.Result) time.Duration { return r.P99 })
+	m.rate()
+	m.processorTime()
+	return m
+}
+
+func (m *measurement) latency(name string, of func(load.Result) time.Duration) {
+	m.find(name, "µs", false, func(r load.Result, _ time.Duration) float64 { return micros(of(r)) })
+}
+
+func (m *measurement) rate() {
+	m.find("how many", "/s", true, func(r load.Result, _ time.Duration) float64 { return float64(r.Requests) / r.Elapsed.Seconds() })
+}
+
+// processorTime is that of the proxies for each request.
+func (m *measurement) processorTime() {
+	m.find(ofProxies+" CPU each", "µs", false, func(r load.Result, cpu time.Duration) float64 { return micros(cpu) / float64(max(1, r.Requests)) })
+}
+
+func (m *measurement) find(name, unit string, higherBetter bool, read func(load.Result, time.Duration) float64) {
+	metric := report.Metric{Load: m.name, Name: name, Unit: unit, HigherBetter: higherBetter}
+	m.found = append(m.found, finding{metric, strings.HasPrefix(name, ofProxies), read})
+}
 
 func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
 
-var measurements = []measurement{
-	{name: "round trips, 1 connection", kind: "echo", conns: 1, found: []finding{
-		{metric{Name: "round trip p50, 1 connection", Unit: "µs"}, func(r result, _ time.Duration) float64 { return micros(r.P50) }},
-		{metric{Name: "round trip p99, 1 connection", Unit: "µs"}, func(r result, _ time.Duration) float64 { return micros(r.P99) }},
-	}},
-	{name: "round trips, 16 connections", kind: "echo", conns: 16, found: []finding{
-		{metric{Name: "round trip p50, 16 connections", Unit: "µs"}, func(r result, _ time.Duration) float64 { return micros(r.P50) }},
-		{metric{Name: "round trip p99, 16 connections", Unit: "µs"}, func(r result, _ time.Duration) float64 { return micros(r.P99) }},
-		{metric{Name: "proxies' CPU per request", Unit: "µs", ofProxies: true},
-			func(r result, cpu time.Duration) float64 { return micros(cpu) / float64(max(1, r.Requests)) }},
-	}},
-	{name: "bulk, 1 connection", kind: "bulk", conns: 1, bulk: true, found: []finding{
-		{metric{Name: "bulk, 1 connection", Unit: "MB/s", HigherBetter: true}, megabytes},
-	}},
-	{name: "bulk, 16 connections", kind: "bulk", conns: 16, bulk: true, found: []finding{
-		{metric{Name: "bulk, 16 connections", Unit: "MB/s", HigherBetter: true}, megabytes},
-		{metric{Name: "proxies' CPU per GB", Unit: "s", ofProxies: true},
-			func(r result, cpu time.Duration) float64 {
-				return cpu.Seconds() / (float64(max(1, r.Bytes)) / gigabyte)
-			}},
-	}},
-	{name: "new connections", kind: "connect", conns: 16, found: []finding{
-		{metric{Name: "new connections", Unit: "/s", HigherBetter: true},
-			func(r result, _ time.Duration) float64 { return float64(r.Requests) / r.Elapsed.Seconds() }},
-	}},
+func sizeOf(n int) string {
+	if n >= 1024 {
+		return fmt.Sprintf("%d KB", n/1024)
+	}
+	return fmt.Sprintf("%d B", n)
 }
 
-func megabytes(r result, _ time.Duration) float64 {
-	return float64(r.Bytes) / 1e6 / r.Elapsed.Seconds()
+func connections(n int) string {
+	if n == 1 {
+		return "1 connection"
+	}
+	return fmt.Sprintf("%d connections", n)
 }
 
 var (
-	idleMemory = metric{Name: "memory per idle connection, both proxies", Unit: "kB", ofProxies: true}
-	baseMemory = metric{Name: "memory of a proxy on an idle node", Unit: "MB", ofProxies: true}
+	baseMemory = report.Metric{Load: "memory", Name: "a proxy on an idle node", Unit: "MB"}
+	idleMemory = report.Metric{Load: "memory", Name: "an idle connection, in all proxies", Unit: "KB"}
+	lastMemory = report.Metric{Load: "memory", Name: "a proxy after all load", Unit: "MB"}
 )
 
-// measure runs one load on the path and notes what it found.
-func (p *path) measure(ctx context.Context, c config, m measurement, r *report) error {
-	to, size := p.echo, "1024"
-	if m.bulk {
-		to, size = p.sink, "131072"
+// measureAll fills the report. Idle memory comes first: later, a proxy would
+// use again what the load before made it take.
+func measureAll(ctx context.Context, c config, paths []*path, r *report.Report) error {
+	memory := c.measurements.MatchString("memory")
+	for _, p := range paths {
+		if len(p.proxies) > 0 && memory {
+			progress("%s: memory", p.Name)
+			if err := p.measureMemory(ctx, c, r); err != nil {
+				return fmt.Errorf("%s: memory: %w", p.Name, err)
+			}
+		}
 	}
-	if to == "" {
+	for round := range c.rounds {
+		for _, m := range measurements {
+			if !c.measurements.MatchString(m.name) {
+				continue
+			}
+			for i := range paths {
+				p := paths[(i+round)%len(paths)] // nobody is always the first
+				progress("round %d of %d: %s: %s", round+1, c.rounds, m.name, p.Name)
+				if err := p.measure(ctx, c, m, r); err != nil {
+					return fmt.Errorf("%s: %s: %w", p.Name, m.name, err)
+				}
+			}
+		}
+	}
+	progress("")
+	for _, p := range paths {
+		if len(p.proxies) > 0 && memory {
+			if err := p.noteMemory(r, lastMemory); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// measure runs one load on the path and notes what it found.
+func (p *path) measure(ctx context.Context, c config, m measurement, r *report.Report) error {
+	if p.address(m.Kind) == "" || m.beside != "" && p.beside[m.beside] == nil {
 		return nil
 	}
 	before, err := processorTime(p.proxies)
 	if err != nil {
 		return err
 	}
-	got, err := p.load(ctx, "-kind", m.kind, "-to", to, "-conns", strconv.Itoa(m.conns), "-size", size, "-time", c.time.String())
-	if err != nil {
+	var got load.Result
+	all, ctx := errgroup.WithContext(ctx)
+	if m.beside != "" {
+		all.Go(func() error {
+			other := *m.other
+			other.Time = c.time
+			_, err := p.beside[m.beside].load(ctx, other)
+			return err
+		})
+	}
+	all.Go(func() (err error) {
+		own := m.Config
+		own.Time = c.time
+		got, err = p.load(ctx, own)
+		return err
+	})
+	if err := all.Wait(); err != nil {
 		return err
 	}
 	after, err := processorTime(p.proxies)
@@ -96,31 +221,23 @@ func (p *path) measure(ctx context.Context, c config, m measurement, r *report) 
 		return err
 	}
 	for _, f := range m.found {
-		if !f.metric.ofProxies || len(p.proxies) > 0 {
-			r.note(f.metric, p.name, f.read(got, after-before))
+		if !f.ofProxies || len(p.proxies) > 0 {
+			r.Note(f.Metric, p.Name, f.read(got, after-before))
 		}
 	}
 	return nil
 }
 
-// load runs the load's client in the path's pod.
-func (p *path) load(ctx context.Context, args ...string) (result, error) {
-	var r result
-	out, err := p.client.Command(ctx, "/proc/self/exe", append([]string{"load"}, args...)...).Output()
-	if err != nil {
-		return r, fmt.Errorf("load %v: %w%s", args, err, stderrOf(err))
-	}
-	return r, json.Unmarshal(out, &r)
-}
-
 // measureMemory compares the proxies' memory without and with idle
 // connections.
-func (p *path) measureMemory(ctx context.Context, c config, r *report) error {
+func (p *path) measureMemory(ctx context.Context, c config, r *report.Report) error {
+	if err := p.noteMemory(r, baseMemory); err != nil || p.address(load.Echo) == "" {
+		return err
+	}
 	before, err := residentMemory(p.proxies)
 	if err != nil {
 		return err
 	}
-	r.note(baseMemory, p.name, float64(before)/float64(len(p.proxies))/1e6)
 	release, err := p.hold(ctx, c.idle)
 	if err != nil {
 		return err
@@ -129,8 +246,15 @@ func (p *path) measureMemory(ctx context.Context, c config, r *report) error {
 	if err != nil {
 		return err
 	}
-	r.note(idleMemory, p.name, float64(with-before)/float64(c.idle)/1e3)
+	r.Note(idleMemory, p.Name, float64(with-before)/float64(c.idle)/1e3)
 	return release()
+}
+
+// noteMemory notes what one of the proxies takes, on average.
+func (p *path) noteMemory(r *report.Report, m report.Metric) error {
+	total, err := residentMemory(p.proxies)
+	r.Note(m, p.Name, float64(total)/float64(len(p.proxies))/1e6)
+	return err
 }
 
 // processorTime is what processes have used so far, proc_pid_stat(5): utime

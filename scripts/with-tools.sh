@@ -49,7 +49,8 @@ redis-benchmark redis-tools
 initdb postgresql
 pgbench postgresql-contrib
 pip3 python3-pip" ;;
-    perf) echo "haproxy haproxy" ;;
+    perf) echo "haproxy haproxy
+pip3 python3-pip" ;;
   esac
 }
 

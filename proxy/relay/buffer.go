@@ -13,7 +13,9 @@ const (
 // LargeSize is the length of a Large buffer in bytes.
 const LargeSize = 64 << 10
 
-var sizes = [classes]int{4 << 10, 16 << 10, LargeSize}
+// The smaller ones leave room for what comes with 4 and 16 KB, which
+// applications like to send at once, in a size that Go's allocator has.
+var sizes = [classes]int{4864, 18432, LargeSize}
 
 // Buffer is pooled memory, held only while bytes are on their way.
 type Buffer struct {

@@ -1,0 +1,153 @@
+package load
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func listen(t *testing.T, serve func(net.Listener) error) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error)
+	go func() { ended <- serve(l) }()
+	t.Cleanup(func() {
+		_ = l.Close()
+		if err := <-ended; !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+	})
+	return l.Addr().String()
+}
+
+func TestKinds(t *testing.T) {
+	echoing, sinking, streaming, paging := listen(t, each(echo)), listen(t, each(sink)), listen(t, each(stream)), listen(t, pages)
+	lying := listen(t, each(func(c *net.TCPConn) error {
+		_, err := c.Write(make([]byte, 8)) // "I got nothing"
+		_, _ = io.Copy(io.Discard, c)
+		return err
+	}))
+	short := listen(t, each(func(c *net.TCPConn) error {
+		_, err := io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+		_, _ = io.Copy(io.Discard, c)
+		return err
+	}))
+	for _, c := range []struct {
+		name, kind, address string
+		want                string // of the error
+		times               bool
+	}{
+		{"round trips", Echo, echoing, "", true},
+		{"a fixed rate", Rate, echoing, "", true},
+		{"connections", Connect, echoing, "", true},
+		{"requests", HTTP, paging, "", true},
+		{"to the server", Up, sinking, "", false},
+		{"from the server", Down, streaming, "", false},
+		{"both ways", Both, streaming, "", false},
+		{"bytes that never arrived", Up, lying, "the server got 0 of", false},
+		{"another page", HTTP, short, "answer 200 OK of 1 bytes", false},
+		{"nobody there", Echo, "127.0.0.1:1", "refused", false},
+		{"no such kind", "ping", echoing, "it is one of [both connect down echo http rate up]", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			const n, long = 3, 500 * time.Millisecond
+			r, err := Run(t.Context(), Config{Kind: c.kind, Address: c.address, Conns: n, Size: 100, Rate: 300, Time: long})
+			if c.want != "" {
+				if err == nil || !strings.Contains(err.Error(), c.want) {
+					t.Errorf("got %v, want %q", err, c.want)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			inOrder := r.P50 > 0 && r.P50 <= r.P90 && r.P90 <= r.P99 && r.P99 <= r.P999 && r.P999 <= r.Max
+			if c.times && (r.Requests < n || !inOrder) || r.Bytes == 0 || !c.times && r.Elapsed < long {
+				t.Errorf("result %+v", r)
+			}
+		})
+	}
+}
+
+// At a fixed rate as many are asked for as are due, and what is late is late
+// from when it was due.
+func TestFixedRate(t *testing.T) {
+	const pause = 200 * time.Millisecond
+	slowly := listen(t, each(func(c *net.TCPConn) error {
+		if _, err := io.CopyN(io.Discard, c, 8); err != nil {
+			return err
+		}
+		<-time.After(pause) // the first answer only; the others wait behind it
+		if _, err := c.Write(make([]byte, 8)); err != nil {
+			return err
+		}
+		return echo(c)
+	}))
+	r, err := Run(t.Context(), Config{Kind: Rate, Address: slowly, Conns: 1, Size: 8, Rate: 100, Time: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Those due in the first 100 ms were at least 100 ms late.
+	if r.Requests != 100 || r.P90 < pause/2-20*time.Millisecond || r.Max < pause {
+		t.Errorf("result %+v, want 100 requests, a tenth of them late", r)
+	}
+}
+
+func TestServeAndHold(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- Serve(ctx) }()
+	address := net.JoinHostPort("127.0.0.1", "7000")
+	held := make(chan error, 1)
+	ready := make(chan struct{})
+	go func() {
+		for ctx.Err() == nil {
+			if err := Hold(ctx, address, 3, func() { close(ready) }); !errors.Is(err, net.ErrClosed) && !isRefused(err) {
+				held <- err
+				return
+			}
+		}
+	}()
+	select {
+	case <-ready:
+	case err := <-served:
+		t.Fatal(err)
+	case err := <-held:
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-held; err != nil {
+		t.Error(err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
+func isRefused(err error) bool { return err != nil && strings.Contains(err.Error(), "refused") }
+
+func TestReceiveTellsTheEnd(t *testing.T) {
+	for _, extra := range []int{0, 1, 300_000} {
+		client, server := net.Pipe()
+		go func() {
+			_, _ = server.Write(make([]byte, extra))
+			_ = binary.Write(server, binary.BigEndian, uint64(42))
+			_ = server.Close()
+		}()
+		if received, got, err := receive(client); received != uint64(extra) || got != 42 || err != nil {
+			t.Errorf("%d bytes: received %d, the server got %d, %v", extra, received, got, err)
+		}
+	}
+}

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/template"
+
+	"github.com/tacit-mesh/tacit/perf/load"
+	"github.com/tacit-mesh/tacit/test/servers/envoy"
+	"github.com/tacit-mesh/tacit/test/world"
+)
+
+// peer is a pair of proxies of others: one beside the client takes its
+// connections on loopback, and one beside the server gives them to it there.
+// Both ask for a certificate.
+type peer struct {
+	name    string // of the path
+	pods    string // theirs begin with it
+	config  *template.Template
+	command func(file string) []string
+	http    bool // parse HTTP at the server and decide about each request
+}
+
+// side is what a configuration is made of.
+type side struct {
+	Server, HTTP bool
+	Ports        []uint16
+	Address      netip.Addr // of the server
+	Dir, Name    string     // of certificate and key
+}
+
+// Between is a port between the two proxies.
+func (side) Between(port uint16) uint16 { return port + 1000 }
+
+var peerPorts = []uint16{load.EchoPort, load.UpPort, load.DownPort, load.HTTPPort}
+
+// With the cipher that Go chooses; OpenSSL's own choice is a slower one.
+var haproxyConfig = template.Must(template.New("haproxy").Parse(`
+global
+  ssl-default-bind-ciphersuites TLS_AES_128_GCM_SHA256
+  ssl-default-server-ciphersuites TLS_AES_128_GCM_SHA256
+defaults
+  mode tcp
+  timeout connect 10s
+  timeout client 1h
+  timeout server 1h
+{{range .Ports}}
+listen port{{.}}
+{{- if $.Server}}
+  bind {{$.Address}}:{{$.Between .}} ssl crt {{$.Dir}}/{{$.Name}}.pem ca-file {{$.Dir}}/ca.pem verify required ssl-min-ver TLSv1.3
+  server app 127.0.0.1:{{.}}
+{{- else}}
+  bind 127.0.0.1:{{.}}
+  server peer {{$.Address}}:{{$.Between .}} ssl crt {{$.Dir}}/{{$.Name}}.pem ca-file {{$.Dir}}/ca.pem verify required ssl-min-ver TLSv1.3
+{{- end}}
+{{end}}`))
+
+// YAML takes JSON as well, which needs no indentation.
+var envoyConfig = template.Must(template.New("envoy").Parse(`
+{{define "tls"}}"common_tls_context": {"tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
+  "tls_certificates": [{"certificate_chain": {"filename": "{{.Dir}}/{{.Name}}.pem"}, "private_key": {"filename": "{{.Dir}}/{{.Name}}.pem"}}],
+  "validation_context": {"trusted_ca": {"filename": "{{.Dir}}/ca.pem"}}}{{end}}
+{{define "tcp"}}{"name": "tcp", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+  "stat_prefix": "port{{.}}", "cluster": "port{{.}}"}}{{end}}
+{{define "http"}}{"name": "http", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+  "stat_prefix": "port{{.}}", "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"],
+    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "port{{.}}"}}]}]},
+  "http_filters": [{"name": "rbac", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+    "rules": {"action": "ALLOW", "policies": {"get": {"permissions": [{"header": {"name": ":method", "string_match": {"exact": "GET"}}}], "principals": [{"any": true}]}}}}},
+    {"name": "router", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]}}{{end}}
+{"static_resources": {
+"listeners": [
+{{- range $i, $port := .Ports}}{{if $i}},{{end}}
+  {"name": "port{{$port}}",
+{{- if $.Server}}
+   "address": {"socket_address": {"address": "{{$.Address}}", "port_value": {{$.Between $port}}}},
+   "filter_chains": [{"filters": [{{if $.HTTP}}{{template "http" $port}}{{else}}{{template "tcp" $port}}{{end}}],
+    "transport_socket": {"name": "tls", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+     "require_client_certificate": true, {{template "tls" $}}}}}]}
+{{- else}}
+   "address": {"socket_address": {"address": "127.0.0.1", "port_value": {{$port}}}},
+   "filter_chains": [{"filters": [{{template "tcp" $port}}]}]}
+{{- end}}
+{{- end}}],
+"clusters": [
+{{- range $i, $port := .Ports}}{{if $i}},{{end}}
+  {"name": "port{{$port}}", "connect_timeout": "10s", "load_assignment": {"cluster_name": "port{{$port}}", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address":
+{{- if $.Server}} {"address": "127.0.0.1", "port_value": {{$port}}}}}}]}]}}
+{{- else}} {"address": "{{$.Address}}", "port_value": {{$.Between $port}}}}}}]}]},
+   "transport_socket": {"name": "tls", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", {{template "tls" $}}}}}
+{{- end}}
+{{- end}}]}}
+`))
+
+// peers are all that can be compared with, and what is missing for the others.
+func peers(ctx context.Context) (found []peer, absent []string) {
+	found = append(found, peer{name: pathHAProxy, pods: "haproxy", config: haproxyConfig,
+		command: func(file string) []string { return []string{"haproxy", "-q", "-db", "-f", file} }})
+	program, err := envoy.Program(ctx, os.Stderr)
+	if err != nil {
+		return found, []string{fmt.Sprintf("Envoy: %v", err)}
+	}
+	command := func(file string) []string {
+		return []string{program, "--disable-hot-restart", "--log-level", "error", "-c", file}
+	}
+	return append(found,
+		peer{name: pathEnvoy, pods: "envoy", config: envoyConfig, command: command},
+		peer{name: pathEnvoyHTTP, pods: "envoy-http", config: envoyConfig, command: command, http: true}), nil
+}
+
+// start starts the pair and returns its processes.
+func (p peer) start(ctx context.Context, w *world.World, started *processes) (pids []int, err error) {
+	dir := filepath.Join(w.Dir(), p.pods)
+	if err := errors.Join(os.MkdirAll(dir, 0o755), writeCertificates(dir)); err != nil {
+		return nil, err
+	}
+	server := w.Pod("plain/" + p.pods + "-server")
+	for _, pod := range []*world.Pod{server, w.Pod("plain/" + p.pods + "-client")} {
+		s := side{Server: pod == server, HTTP: p.http, Ports: peerPorts, Address: server.Address(), Dir: dir, Name: "client"}
+		if s.Server {
+			s.Name = "server"
+		}
+		if p.http {
+			s.Ports = []uint16{load.HTTPPort}
+		}
+		var text strings.Builder
+		if err := p.config.Execute(&text, s); err != nil {
+			return nil, err
+		}
+		file := filepath.Join(dir, s.Name+".yaml")
+		if err := os.WriteFile(file, []byte(text.String()), 0o644); err != nil {
+			return nil, err
+		}
+		command := p.command(file)
+		cmd := pod.Command(ctx, command[0], command[1:]...)
+		if err := started.start(cmd); err != nil {
+			return nil, err
+		}
+		pids = append(pids, cmd.Process.Pid)
+	}
+	return pids, nil
+}
