@@ -117,10 +117,11 @@ $(KUBERNETES):
 	mv -T "$$new" $(KUBERNETES)
 
 .PHONY: perf
-perf: ## Measure against direct connections and HAProxy, as root (OUT=file.json)
+perf: ## Measure beside direct connections, HAProxy and Envoy, as root (ARGS='-run memory', OUT=name)
 	$(TOOLS) perf $(MAKE) build
 	$(TOOLS) perf go build -o bin/perf ./perf
-	bin/perf $(if $(OUT),-o $(OUT))
+	bin/perf -o $(or $(OUT),bin/perf).json -page $(or $(OUT),bin/perf).html $(ARGS)
+	echo "written: $(or $(OUT),bin/perf).json, $(or $(OUT),bin/perf).html"
 
 .PHONY: memory
 memory: ## Measure what pods take of a node's memory, and with Envoy beside each, as root (OUT=file.json)

@@ -47,7 +47,7 @@ type config struct {
 	splitCPUs, encryptNear bool
 }
 
-const usage = `perf measures what the mesh costs, beside what others cost. As root:
+const guide = `perf measures what the mesh costs, beside what others cost. As root:
 
   perf                                   everything; some 15 minutes
   perf -rounds 3 -time 300ms -run '1 connection|16 connections'
@@ -59,12 +59,7 @@ const usage = `perf measures what the mesh costs, beside what others cost. As ro
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	if len(os.Args) > 1 {
-		command := map[string]func(context.Context, []string) error{"serve": serve, "load": putLoad, "compare": compare}[os.Args[1]]
-		if command != nil {
-			exit(command(ctx, os.Args[2:]))
-		}
-	}
+	runCommand(ctx)
 	c, err := parse(os.Args[1:])
 	if err != nil {
 		exit(err)
@@ -78,11 +73,23 @@ func main() {
 	})
 }
 
+// runCommand does not return if the command line asks for a part of the work:
+// pods run this very program.
+func runCommand(ctx context.Context) {
+	if len(os.Args) < 2 {
+		return
+	}
+	command := map[string]func(context.Context, []string) error{"serve": serve, "load": putLoad, "compare": compare}[os.Args[1]]
+	if command != nil {
+		exit(command(ctx, os.Args[2:]))
+	}
+}
+
 func parse(args []string) (c config, err error) {
 	own, _ := os.Executable() // "" makes relative paths, as good a guess
 	flags := flag.NewFlagSet("perf", flag.ExitOnError)
 	flags.Usage = func() {
-		fmt.Fprint(flags.Output(), usage)
+		fmt.Fprint(flags.Output(), guide)
 		flags.PrintDefaults()
 	}
 	flags.StringVar(&c.manifests, "manifests", "perf/manifests", "directory of the manifests")
@@ -134,7 +141,7 @@ func putLoad(ctx context.Context, args []string) error {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		return load.Hold(ctx, c.Address, c.Conns, func() {
-			fmt.Println("ready")
+			_, _ = fmt.Fprintln(os.Stdout, "ready")
 			go func() {
 				_, _ = os.Stdin.Read(make([]byte, 1))
 				cancel()
@@ -167,31 +174,17 @@ func compare(_ context.Context, args []string) error {
 		return d.Worse() && slices.Contains(before.Paths, report.Path{Name: d.Path, Class: report.Tacit})
 	}
 	if slices.ContainsFunc(differences, ours) {
-		return errors.New("Tacit has become worse, beyond noise")
+		return errors.New("beyond noise, Tacit has become worse")
 	}
 	return nil
 }
 
-func run(ctx context.Context, c config) (err error) {
-	wc := world.Config{Manifests: c.manifests, Programs: c.programs, SplitCPUs: c.splitCPUs}
-	if c.encryptNear {
-		wc.ProxyArgs = []string{"--direct-local=false"}
-	}
-	w, err := world.New(ctx, wc)
+func run(ctx context.Context, c config) error {
+	r, err := measureWorld(ctx, c)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, w.Close()) }()
-	paths, absent, stop, err := makePaths(ctx, w, c)
-	defer func() { err = errors.Join(err, stop()) }()
-	if err != nil {
-		return err
-	}
-	r := newReport(c, paths, absent)
-	if err := measureAll(ctx, c, paths, r); err != nil {
-		return err
-	}
-	fmt.Println()
+	progress("")
 	r.Print(os.Stdout, comparisons)
 	if c.json != "" {
 		err = r.Write(c.json)
@@ -202,7 +195,29 @@ func run(ctx context.Context, c config) (err error) {
 	return err
 }
 
-// progress rewrites one line of the terminal.
+// measureWorld measures everything in a world made for that.
+func measureWorld(ctx context.Context, c config) (r *report.Report, err error) {
+	wc := world.Config{Manifests: c.manifests, Programs: c.programs, SplitCPUs: c.splitCPUs}
+	if c.encryptNear {
+		wc.ProxyArgs = []string{"--direct-local=false"}
+	}
+	w, err := world.New(ctx, wc)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	paths, absent, stop, err := makePaths(ctx, w, c)
+	defer func() { err = errors.Join(err, stop()) }()
+	if err != nil {
+		return nil, err
+	}
+	r = newReport(c, paths, absent)
+	return r, measureAll(ctx, c, paths, r)
+}
+
+// progress rewrites one line of the terminal, if there is one.
 func progress(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "\r\x1b[K"+format, args...)
+	if info, err := os.Stderr.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+		fmt.Fprintf(os.Stderr, "\r\x1b[K"+format, args...)
+	}
 }

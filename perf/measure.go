@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,16 +25,22 @@ type measurement struct {
 	found  []finding
 }
 
-// finding is one figure of a measurement. From cpu, the proxies' processor
-// time, only paths with proxies have one.
+// finding is one figure of a measurement. Those whose name begins with
+// ofProxies only paths with proxies have, and only Tacit's that of calls.
 type finding struct {
 	report.Metric
-	ofProxies bool
-	read      func(r load.Result, cpu time.Duration) float64
+	read func(r load.Result, u usage) float64
+}
+
+// usage is what proxies have used together.
+type usage struct {
+	cpu   time.Duration
+	calls int64 // read(2), write(2) and their like; others use recv and send, which the kernel does not count
 }
 
 const (
 	ofProxies = "proxies'" // begins the names of figures that only paths with proxies have
+	calls     = ofProxies + " reads and writes each"
 	gigabyte  = 1e9
 	bulkWrite = 128 << 10
 )
@@ -75,6 +83,7 @@ func roundTrips(conns, size int) measurement {
 		m.rate()
 		m.processorTime()
 	}
+	m.find(calls, "", false, func(r load.Result, u usage) float64 { return float64(u.calls) / float64(max(1, r.Requests)) })
 	return m
 }
 
@@ -88,9 +97,9 @@ func fixedRate(name string) measurement {
 
 func bulk(name, kind string, conns int) measurement {
 	m := measurement{name: name + ", " + connections(conns), Config: load.Config{Kind: kind, Conns: conns, Size: bulkWrite}}
-	m.find("bytes", "MB/s", true, func(r load.Result, _ time.Duration) float64 { return float64(r.Bytes) / 1e6 / r.Elapsed.Seconds() })
-	m.find(ofProxies+" CPU per GB", "s", false, func(r load.Result, cpu time.Duration) float64 {
-		return cpu.Seconds() / (float64(max(1, r.Bytes)) / gigabyte)
+	m.find("bytes", "MB/s", true, func(r load.Result, _ usage) float64 { return float64(r.Bytes) / 1e6 / r.Elapsed.Seconds() })
+	m.find(ofProxies+" CPU per GB", "s", false, func(r load.Result, u usage) float64 {
+		return u.cpu.Seconds() / (float64(max(1, r.Bytes)) / gigabyte)
 	})
 	return m
 }
@@ -112,21 +121,21 @@ func requests(conns int) measurement {
 }
 
 func (m *measurement) latency(name string, of func(load.Result) time.Duration) {
-	m.find(name, "µs", false, func(r load.Result, _ time.Duration) float64 { return micros(of(r)) })
+	m.find(name, "µs", false, func(r load.Result, _ usage) float64 { return micros(of(r)) })
 }
 
 func (m *measurement) rate() {
-	m.find("how many", "/s", true, func(r load.Result, _ time.Duration) float64 { return float64(r.Requests) / r.Elapsed.Seconds() })
+	m.find("how many", "/s", true, func(r load.Result, _ usage) float64 { return float64(r.Requests) / r.Elapsed.Seconds() })
 }
 
 // processorTime is that of the proxies for each request.
 func (m *measurement) processorTime() {
-	m.find(ofProxies+" CPU each", "µs", false, func(r load.Result, cpu time.Duration) float64 { return micros(cpu) / float64(max(1, r.Requests)) })
+	m.find(ofProxies+" CPU each", "µs", false, func(r load.Result, u usage) float64 { return micros(u.cpu) / float64(max(1, r.Requests)) })
 }
 
-func (m *measurement) find(name, unit string, higherBetter bool, read func(load.Result, time.Duration) float64) {
+func (m *measurement) find(name, unit string, higherBetter bool, read func(load.Result, usage) float64) {
 	metric := report.Metric{Load: m.name, Name: name, Unit: unit, HigherBetter: higherBetter}
-	m.found = append(m.found, finding{metric, strings.HasPrefix(name, ofProxies), read})
+	m.found = append(m.found, finding{metric, read})
 }
 
 func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
@@ -148,19 +157,14 @@ func connections(n int) string {
 var (
 	baseMemory = report.Metric{Load: "memory", Name: "a proxy on an idle node", Unit: "MB"}
 	idleMemory = report.Metric{Load: "memory", Name: "an idle connection, in all proxies", Unit: "KB"}
-	lastMemory = report.Metric{Load: "memory", Name: "a proxy after all load", Unit: "MB"}
 )
 
 // measureAll fills the report. Idle memory comes first: later, a proxy would
 // use again what the load before made it take.
 func measureAll(ctx context.Context, c config, paths []*path, r *report.Report) error {
-	memory := c.measurements.MatchString("memory")
-	for _, p := range paths {
-		if len(p.proxies) > 0 && memory {
-			progress("%s: memory", p.Name)
-			if err := p.measureMemory(ctx, c, r); err != nil {
-				return fmt.Errorf("%s: memory: %w", p.Name, err)
-			}
+	if c.measurements.MatchString("memory") {
+		if err := measureMemory(ctx, c, paths, r); err != nil {
+			return fmt.Errorf("memory: %w", err)
 		}
 	}
 	for round := range c.rounds {
@@ -178,13 +182,6 @@ func measureAll(ctx context.Context, c config, paths []*path, r *report.Report) 
 		}
 	}
 	progress("")
-	for _, p := range paths {
-		if len(p.proxies) > 0 && memory {
-			if err := p.noteMemory(r, lastMemory); err != nil {
-				return err
-			}
-		}
-	}
 	return nil
 }
 
@@ -193,7 +190,7 @@ func (p *path) measure(ctx context.Context, c config, m measurement, r *report.R
 	if p.address(m.Kind) == "" || m.beside != "" && p.beside[m.beside] == nil {
 		return nil
 	}
-	before, err := processorTime(p.proxies)
+	before, err := usageOf(p.proxies)
 	if err != nil {
 		return err
 	}
@@ -216,56 +213,85 @@ func (p *path) measure(ctx context.Context, c config, m measurement, r *report.R
 	if err := all.Wait(); err != nil {
 		return err
 	}
-	after, err := processorTime(p.proxies)
+	after, err := usageOf(p.proxies)
 	if err != nil {
 		return err
 	}
+	used := usage{after.cpu - before.cpu, after.calls - before.calls}
 	for _, f := range m.found {
-		if !f.ofProxies || len(p.proxies) > 0 {
-			r.Note(f.Metric, p.Name, f.read(got, after-before))
+		if p.has(f.Name) {
+			r.Note(f.Metric, p.Name, f.read(got, used))
 		}
 	}
 	return nil
 }
 
+// has says whether the path has a figure of that name.
+func (p *path) has(name string) bool {
+	if name == calls {
+		return p.Class == report.Tacit
+	}
+	return len(p.proxies) > 0 || !strings.HasPrefix(name, ofProxies)
+}
+
+// calm is how long a proxy has to give memory back that it needs no more.
+const calm = 25 * time.Second
+
 // measureMemory compares the proxies' memory without and with idle
-// connections.
-func (p *path) measureMemory(ctx context.Context, c config, r *report.Report) error {
-	if err := p.noteMemory(r, baseMemory); err != nil || p.address(load.Echo) == "" {
+// connections, of all paths at the same time.
+func measureMemory(ctx context.Context, c config, paths []*path, r *report.Report) (err error) {
+	before, with, release := map[*path]int64{}, map[*path]int64{}, []func() error{}
+	defer func() {
+		for _, end := range release {
+			err = errors.Join(err, end())
+		}
+	}()
+	if err := rest(ctx, "memory of idle proxies"); err != nil {
 		return err
 	}
-	before, err := residentMemory(p.proxies)
-	if err != nil {
+	paths = slices.DeleteFunc(slices.Clone(paths), func(p *path) bool { return !p.idle })
+	for _, p := range paths {
+		if before[p], err = residentMemory(p.proxies); err != nil {
+			return err
+		}
+		r.Note(baseMemory, p.Name, float64(before[p])/float64(len(p.proxies))/1e6)
+		end, err := p.hold(ctx, c.idle)
+		if err != nil {
+			return err
+		}
+		release = append(release, end)
+	}
+	if err := rest(ctx, fmt.Sprintf("memory of %d idle connections", c.idle)); err != nil {
 		return err
 	}
-	release, err := p.hold(ctx, c.idle)
-	if err != nil {
-		return err
+	for _, p := range paths {
+		if with[p], err = residentMemory(p.proxies); err != nil {
+			return err
+		}
+		r.Note(idleMemory, p.Name, float64(with[p]-before[p])/float64(c.idle)/1e3)
 	}
-	with, err := residentMemory(p.proxies)
-	if err != nil {
-		return err
-	}
-	r.Note(idleMemory, p.Name, float64(with-before)/float64(c.idle)/1e3)
-	return release()
+	return nil
 }
 
-// noteMemory notes what one of the proxies takes, on average.
-func (p *path) noteMemory(r *report.Report, m report.Metric) error {
-	total, err := residentMemory(p.proxies)
-	r.Note(m, p.Name, float64(total)/float64(len(p.proxies))/1e6)
-	return err
+// rest lets the proxies have nothing to do.
+func rest(ctx context.Context, why string) error {
+	progress("%s, which takes %v to settle", why, calm)
+	select {
+	case <-time.After(calm):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
-// processorTime is what processes have used so far, proc_pid_stat(5): utime
-// and stime, in ticks of 10 ms.
-func processorTime(pids []int) (time.Duration, error) {
+// usageOf is what processes have used so far: proc_pid_stat(5), utime and
+// stime, in ticks of 10 ms; and proc_pid_io(5), syscr and syscw.
+func usageOf(pids []int) (total usage, err error) {
 	const tick = 10 * time.Millisecond // USER_HZ is 100 on every architecture that Go knows
-	var total time.Duration
 	for _, pid := range pids {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil {
-			return 0, fmt.Errorf("a proxy has ended: %w", err)
+			return total, fmt.Errorf("a proxy has ended: %w", err)
 		}
 		// The name, in parentheses, may hold anything; field 3 is behind it.
 		_, rest, _ := strings.Cut(string(data[strings.LastIndexByte(string(data), ')'):]), " ")
@@ -273,9 +299,18 @@ func processorTime(pids []int) (time.Duration, error) {
 		for _, i := range []int{14, 15} {
 			n, err := strconv.ParseInt(fields[i-3], 10, 64)
 			if err != nil {
-				return 0, err
+				return total, err
 			}
-			total += time.Duration(n) * tick
+			total.cpu += time.Duration(n) * tick
+		}
+		if data, err = os.ReadFile(fmt.Sprintf("/proc/%d/io", pid)); err != nil {
+			return total, err
+		}
+		for line := range strings.Lines(string(data)) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+			if n, err := strconv.ParseInt(value, 10, 64); err == nil && (name == "syscr" || name == "syscw") {
+				total.calls += n
+			}
 		}
 	}
 	return total, nil

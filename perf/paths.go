@@ -29,6 +29,7 @@ type path struct {
 	host    netip.Addr        // where the client connects to
 	ports   map[uint16]uint16 // and by which ports; nil: by their own
 	proxies []int             // processes in between
+	idle    bool              // its proxies are nobody else's, and take connections of any kind
 	// beside are neighbours of the client that disturb it, by name.
 	beside map[string]*path
 }
@@ -91,7 +92,7 @@ func makePaths(ctx context.Context, w *world.World, c config) (paths []*path, ab
 		a, b := w.Pod("meshed/client").Node.Proxy().PID(), w.Pod("meshed/server").Node.Proxy().PID()
 		add(pathSkipped, report.Plain, "meshed/client", "meshed/server").ports = map[uint16]uint16{load.EchoPort: load.SkippedPort}
 		tacit := add(pathTacit, report.Tacit, "meshed/client", "meshed/server")
-		tacit.proxies = []int{a, b}
+		tacit.proxies, tacit.idle = []int{a, b}, true
 		neighbour := &path{client: w.Pod("meshed/neighbour"), host: tacit.host}
 		tacit.beside = map[string]*path{sentDirectly: direct, throughProxies: neighbour}
 		add(pathTacitNear, report.Tacit, "meshed/client", "meshed/near-server").proxies = []int{a}
@@ -107,7 +108,7 @@ func makePaths(ctx context.Context, w *world.World, c config) (paths []*path, ab
 		}
 		p := add(peer.name, report.Peer, "plain/"+peer.pods+"-client", "plain/"+peer.pods+"-server")
 		p.host = netip.MustParseAddr("127.0.0.1")
-		if peer.http {
+		if p.idle = !peer.http; peer.http {
 			p.ports = httpOnly
 		}
 		if p.proxies, err = peer.start(ctx, w, started); err != nil {
@@ -123,6 +124,9 @@ func makePaths(ctx context.Context, w *world.World, c config) (paths []*path, ab
 }
 
 func haveTacit(c config) bool {
+	if c.programs == "" { // the world's own
+		return true
+	}
 	for _, name := range []string{"tacitd", "tacit-agent", "tacit-proxy"} {
 		if _, err := os.Stat(filepath.Join(c.programs, name)); err != nil {
 			return false

@@ -24,6 +24,8 @@ ip iproute2
 conntrack conntrack"
   case $1 in
     test) echo "gcc gcc
+haproxy haproxy
+pip3 python3-pip
 curl curl
 /usr/lib/cni/bridge containernetworking-plugins
 redis-server redis-server

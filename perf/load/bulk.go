@@ -24,7 +24,7 @@ func bulk(ctx context.Context, c *client) error {
 		sent, received, gotThere uint64
 		sendErr                  error
 	)
-	sending.Go(func() { sent, sendErr = send(conn.(*net.TCPConn), c.Kind != Down, c.Size, c.end) })
+	sending.Go(func() { sent, sendErr = c.send(conn) })
 	received, gotThere, err = receive(conn)
 	sending.Wait()
 	if err := errors.Join(sendErr, err); err != nil {
@@ -37,18 +37,25 @@ func bulk(ctx context.Context, c *client) error {
 	return nil
 }
 
-// send ends this side of the connection when the time is over.
-func send(conn *net.TCPConn, anything bool, size int, end time.Time) (sent uint64, err error) {
-	buf := make([]byte, size)
-	if !anything {
-		<-time.After(time.Until(end))
+// stop is the byte behind the last that a client sends. FIN would do, if all
+// that is compared could pass it on while the other side goes on.
+const stop = 1
+
+// send says that it has ended when the time is over.
+func (c *client) send(conn net.Conn) (sent uint64, err error) {
+	buf := make([]byte, c.Size)
+	if c.Kind == Down {
+		<-time.After(time.Until(c.end))
 	}
-	for anything && err == nil && time.Now().Before(end) {
+	for c.Kind != Down && err == nil && time.Now().Before(c.end) {
 		var n int
 		n, err = conn.Write(buf)
 		sent += uint64(n)
 	}
-	return sent, errors.Join(err, conn.CloseWrite())
+	if err == nil {
+		_, err = conn.Write([]byte{stop})
+	}
+	return sent, err
 }
 
 // receive reads to the end, the last 8 bytes of which say what the server got.

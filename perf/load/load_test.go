@@ -36,7 +36,7 @@ func TestKinds(t *testing.T) {
 	echoing, sinking, streaming, paging := listen(t, each(echo)), listen(t, each(sink)), listen(t, each(stream)), listen(t, pages)
 	lying := listen(t, each(func(c *net.TCPConn) error {
 		_, err := c.Write(make([]byte, 8)) // "I got nothing"
-		_, _ = io.Copy(io.Discard, c)
+		_, _ = drain(c)
 		return err
 	}))
 	short := listen(t, each(func(c *net.TCPConn) error {
@@ -107,36 +107,35 @@ func TestFixedRate(t *testing.T) {
 
 func TestServeAndHold(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	at := make(chan string, 1)
 	served := make(chan error, 1)
-	go func() { served <- Serve(ctx) }()
-	address := net.JoinHostPort("127.0.0.1", "7000")
-	held := make(chan error, 1)
-	ready := make(chan struct{})
 	go func() {
-		for ctx.Err() == nil {
-			if err := Hold(ctx, address, 3, func() { close(ready) }); !errors.Is(err, net.ErrClosed) && !isRefused(err) {
-				held <- err
-				return
+		served <- serve(ctx, func(port uint16) (net.Listener, error) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err == nil && port == EchoPort {
+				at <- l.Addr().String()
 			}
-		}
+			return l, err
+		})
 	}()
+	address, ready, held := <-at, make(chan struct{}), make(chan error, 1)
+	go func() { held <- Hold(ctx, address, 3, func() { close(ready) }) }()
 	select {
 	case <-ready:
-	case err := <-served:
-		t.Fatal(err)
 	case err := <-held:
 		t.Fatal(err)
 	}
 	cancel()
-	if err := <-held; err != nil {
+	if err := errors.Join(<-held, <-served); err != nil {
 		t.Error(err)
 	}
-	if err := <-served; err != nil {
-		t.Error(err)
+	taken := errors.New("taken")
+	err := serve(t.Context(), func(uint16) (net.Listener, error) { return nil, taken })
+	if !errors.Is(err, taken) {
+		t.Errorf("without a port: %v", err)
 	}
 }
-
-func isRefused(err error) bool { return err != nil && strings.Contains(err.Error(), "refused") }
 
 func TestReceiveTellsTheEnd(t *testing.T) {
 	for _, extra := range []int{0, 1, 300_000} {

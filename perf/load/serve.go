@@ -15,8 +15,8 @@ import (
 // The ports of the load's server.
 const (
 	EchoPort    = 7000 // sends back what it gets
-	UpPort      = 7001 // takes all until the end, and then says how much, in 8 bytes
-	DownPort    = 7002 // does so and sends as much as it can until then
+	UpPort      = 7001 // takes what comes until it is told to stop, and then says how much, in 8 bytes
+	DownPort    = 7002 // does so and meanwhile sends as much as it can
 	HTTPPort    = 7003 // answers each request with a page of 1 KB
 	SkippedPort = 7100 // as EchoPort, on both skip lists
 )
@@ -40,20 +40,26 @@ func Port(kind string) uint16 {
 // Serve is the load's server, on all addresses. It ends with the context, or
 // with the first port that fails.
 func Serve(ctx context.Context) error {
+	return serve(ctx, func(port uint16) (net.Listener, error) {
+		return new(net.ListenConfig).Listen(ctx, "tcp", fmt.Sprintf(":%d", port))
+	})
+}
+
+func serve(ctx context.Context, listen func(port uint16) (net.Listener, error)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var serving sync.WaitGroup
 	defer serving.Wait()
-	for port, serve := range map[int]func(net.Listener) error{
+	for port, accept := range map[uint16]func(net.Listener) error{
 		EchoPort: each(echo), UpPort: each(sink), DownPort: each(stream), SkippedPort: each(echo), HTTPPort: pages,
 	} {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", fmt.Sprintf(":%d", port))
+		l, err := listen(port)
 		if err != nil {
 			cancel(err)
 			break
 		}
 		context.AfterFunc(ctx, func() { _ = l.Close() })
-		serving.Go(func() { cancel(serve(l)) })
+		serving.Go(func() { cancel(accept(l)) })
 	}
 	<-ctx.Done()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
@@ -98,7 +104,7 @@ func sink(c *net.TCPConn) error {
 	return binary.Write(c, binary.BigEndian, total)
 }
 
-// stream sends until the client ends its side, and what it got behind that.
+// stream sends until the client says to stop, and how much it got behind that.
 func stream(c *net.TCPConn) error {
 	var total uint64
 	failed, ended := error(nil), make(chan struct{})
@@ -122,13 +128,14 @@ func stream(c *net.TCPConn) error {
 	}
 }
 
+// drain reads to the stop.
 func drain(c *net.TCPConn) (total uint64, err error) {
 	buf := make([]byte, 256<<10)
 	for {
 		n, err := c.Read(buf)
 		total += uint64(n)
-		if errors.Is(err, io.EOF) {
-			return total, nil
+		if n > 0 && buf[n-1] == stop {
+			return total - 1, nil
 		}
 		if err != nil {
 			return total, err
@@ -138,7 +145,7 @@ func drain(c *net.TCPConn) (total uint64, err error) {
 
 func pages(l net.Listener) error {
 	page := strings.Repeat("x", pageSize)
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	server := &http.Server{ReadHeaderTimeout: patience, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, page) // a client that is gone is its own failure to report
 	})}
 	return server.Serve(l)
