@@ -57,8 +57,8 @@ func (c *client) certificatesOfAll(cmd *cobra.Command, all []answerer) error {
 		}
 	}
 	var err error
-	if c.output == outputJSON {
-		err = printJSON(cmd.OutOrStdout(), map[string]any{"nodes": nodes})
+	if forPrograms(c.output) {
+		err = printAs(cmd.OutOrStdout(), c.output, map[string]any{"nodes": nodes})
 	} else {
 		err = c.printer(cmd).Certificates(endFirst(nodes...))
 	}

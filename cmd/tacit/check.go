@@ -3,8 +3,6 @@
 package main
 
 import (
-	"fmt"
-
 	"github.com/spf13/cobra"
 
 	"github.com/tacit-mesh/tacit/deploy/check"
@@ -39,11 +37,11 @@ Exit status: 0 nothing is broken, 3 something is, 1 the cluster says nothing.`,
 		Args: cobra.NoArgs,
 	}
 	clusterFlags(cmd.Flags(), &f)
-	cmd.Flags().StringVarP(&output, "output", "o", outputText, "`form` of the answer: text or json")
+	outputFlag(cmd.Flags(), &output)
 	cmd.Flags().BoolVar(&all, "all", false, "show what is fine, too")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if output != outputText && output != outputJSON {
-			return fmt.Errorf("output %q: want text or json", output)
+		if err := checkOutput(output); err != nil {
+			return err
 		}
 		c, err := f.Connect()
 		if err != nil {
@@ -53,8 +51,8 @@ Exit status: 0 nothing is broken, 3 something is, 1 the cluster says nothing.`,
 		if err != nil {
 			return err
 		}
-		if output == outputJSON {
-			err = printJSON(cmd.OutOrStdout(), report)
+		if forPrograms(output) {
+			err = printAs(cmd.OutOrStdout(), output, report)
 		} else {
 			err = report.Print(cmd.OutOrStdout(), all)
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,8 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -26,20 +25,14 @@ import (
 type client struct {
 	socket string
 	output string
-	more   []string // forms of output besides text and JSON
+	more   []string // forms of output besides those of all commands
 	remote remote
 }
-
-// The forms of output.
-const (
-	outputText = "text"
-	outputJSON = "json"
-)
 
 // flags gives the command those that all questions share.
 func (c *client) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&c.socket, "socket", admin.DefaultPath, "admin `path` of the proxy to ask")
-	cmd.Flags().StringVarP(&c.output, "output", "o", outputText, "`form` of the answer: text or json")
+	outputFlag(cmd.Flags(), &c.output, c.more...)
 	c.remote.flags(cmd.Flags())
 }
 
@@ -62,7 +55,7 @@ type about struct {
 
 // proxies are those to ask: the one behind the socket, or a cluster's.
 func (c *client) proxies(cmd *cobra.Command, what about) ([]answerer, error) {
-	if err := c.checkOutput(); err != nil {
+	if err := checkOutput(c.output, c.more...); err != nil {
 		return nil, err
 	}
 	all, err := c.remote.proxies(cmd, c.socket, what)
@@ -72,35 +65,35 @@ func (c *client) proxies(cmd *cobra.Command, what about) ([]answerer, error) {
 	return all, err
 }
 
-// checkOutput refuses forms of output that the command does not have.
-func (c *client) checkOutput() error {
-	forms := append([]string{outputText, outputJSON}, c.more...)
-	if slices.Contains(forms, c.output) {
-		return nil
-	}
-	last := len(forms) - 1
-	return fmt.Errorf("output %q: want %s or %s", c.output, strings.Join(forms[:last], ", "), forms[last])
-}
-
 // printer writes text as the command's output.
 func (c *client) printer(cmd *cobra.Command) show.Printer {
 	out := cmd.OutOrStdout()
 	return show.Printer{Out: out, Now: time.Now(), Color: isTerminal(out) && os.Getenv("NO_COLOR") == ""}
 }
 
-// get asks for path and reads the answer. With -o json the answer goes out as
-// it came, and what the printer prints goes nowhere.
+// get asks for path and reads the answer. In a form for programs the answer goes
+// out as it is, and what the printer prints goes nowhere.
 func (c *client) get(cmd *cobra.Command, from answerer, path string, query url.Values, answer any) (show.Printer, error) {
 	body, err := from.ask(cmd.Context(), path, query)
 	if err != nil {
 		return show.Printer{}, err
 	}
 	defer body.Close()
-	p, text := c.printer(cmd), io.Reader(body)
-	if c.output == outputJSON {
-		p.Out, text = io.Discard, io.TeeReader(body, p.Out)
+	p := c.printer(cmd)
+	out := p.Out
+	switch c.output {
+	case outputJSON:
+		p.Out = io.Discard
+		return p, from.read(io.TeeReader(body, out), answer)
+	case outputYAML:
+		p.Out = io.Discard
+		var text bytes.Buffer
+		if err := from.read(io.TeeReader(body, &text), answer); err != nil {
+			return p, err
+		}
+		return p, printAs(out, outputYAML, json.RawMessage(text.Bytes()))
 	}
-	return p, from.read(text, answer)
+	return p, from.read(body, answer)
 }
 
 // read decodes an answer to its end.

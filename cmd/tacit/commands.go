@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -175,7 +176,7 @@ Exit status: 0 it is allowed or nothing checks it, 3 it is or may be denied,
 
 // explainOffline explains a pair in a mesh of objects.
 func (c *client) explainOffline(cmd *cobra.Command, f *meshFlags, from, to string) error {
-	if err := c.checkOutput(); err != nil {
+	if err := checkOutput(c.output, c.more...); err != nil {
 		return err
 	}
 	mesh, err := f.read()
@@ -186,8 +187,8 @@ func (c *client) explainOffline(cmd *cobra.Command, f *meshFlags, from, to strin
 	if err != nil {
 		return fmt.Errorf("explain: %w", err)
 	}
-	if c.output == outputJSON {
-		err = printJSON(cmd.OutOrStdout(), e)
+	if forPrograms(c.output) {
+		err = printAs(cmd.OutOrStdout(), c.output, e)
 	} else {
 		err = c.printer(cmd).Explanation(e)
 	}
@@ -209,9 +210,9 @@ func dumpCommand() *cobra.Command {
 	var c client
 	cmd := &cobra.Command{
 		Use:   "dump",
-		Short: "Print the whole mesh as the proxy knows it, as JSON",
+		Short: "Print the whole mesh as the proxy knows it, as JSON or YAML",
 		Long: `Print every workload, service and policy that the proxy has from the control
-plane, as one JSON document.`,
+plane, as one document: JSON, unless it is to be YAML.`,
 		Example: `  tacit dump
   tacit dump | jq '.workloads[] | select(.namespace == "shop")'`,
 		Args: cobra.NoArgs,
@@ -220,6 +221,10 @@ plane, as one JSON document.`,
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		all, err := c.proxies(cmd, about{one: true})
 		if err != nil {
+			return err
+		}
+		if c.output == outputYAML {
+			_, err = c.get(cmd, all[0], "/dump", nil, new(json.RawMessage))
 			return err
 		}
 		return all[0].copy(cmd.Context(), cmd.OutOrStdout(), "/dump", nil)

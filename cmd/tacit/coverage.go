@@ -38,7 +38,6 @@ Pushgateway.`,
 		Args: cobra.NoArgs,
 	}
 	c.flags(cmd)
-	cmd.Flags().Lookup("output").Usage = "`form` of the answer: text, json or prometheus"
 	cmd.Flags().BoolVar(&pairs, "pairs", false, "list who talks to whom, too")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		all, err := c.proxies(cmd, about{})
@@ -69,8 +68,8 @@ func (c *client) coverage(cmd *cobra.Command, all []answerer, pairs bool) error 
 	}
 	sum := traffic.Sum(nodes)
 	switch c.output {
-	case outputJSON:
-		err = printJSON(cmd.OutOrStdout(), struct {
+	case outputJSON, outputYAML:
+		err = printAs(cmd.OutOrStdout(), c.output, struct {
 			*traffic.Coverage
 			Partial bool      `json:"partial"`
 			Missing []missing `json:"missing"`

@@ -155,8 +155,8 @@ func (c *client) listFlows(cmd *cobra.Command, all []answerer, query url.Values)
 		}
 	}
 	slices.SortStableFunc(merged, func(a, b flows.Flow) int { return a.Time.Compare(b.Time) })
-	if c.output == outputJSON {
-		err = printJSON(cmd.OutOrStdout(), struct {
+	if forPrograms(c.output) {
+		err = printAs(cmd.OutOrStdout(), c.output, struct {
 			Flows   []flows.Flow `json:"flows"`
 			Partial bool         `json:"partial"`
 			Missing []missing    `json:"missing"`

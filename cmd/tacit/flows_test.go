@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"sigs.k8s.io/yaml"
+
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/flows"
 )
@@ -46,6 +48,9 @@ func TestFlowsCommand(t *testing.T) {
 		"coverage":                                "1 mTLS, 0 plain, 0 skipped, 0 to outside the mesh; 1 denied",
 		"coverage --pairs":                        "shop/a  shop/b       mtls",
 		"coverage -o json":                        `"policyCoverage":0,`,
+		"coverage -o yaml":                        "policyCoverage: 0\n",
+		"flows --outcome denied -o yaml":          "  outcome: denied\n",
+		"dump -o yaml":                            "  name: a\n",
 		"coverage -o prometheus":                  "tacit_coverage_policy_ratio 0\n",
 	} {
 		code, out, errOut := tacit(append(strings.Fields(args), "--socket", socket)...)
@@ -57,7 +62,7 @@ func TestFlowsCommand(t *testing.T) {
 		"flows shop/aa":                  "tacit: no pod or owner of pods shop/aa in the mesh; did you mean shop/a, shop/, shop/b?\n",
 		"flows --outcome good":           `outcome "good": want ok, denied`,
 		"flows --requests --connections": "give one or the other",
-		"coverage -o yaml":               `output "yaml": want text, json or prometheus`,
+		"coverage -o toml":               `output "toml": want text, json, yaml or prometheus`,
 		"tap --from a":                   "want NAMESPACE/POD",
 	} {
 		if code, _, errOut := tacit(append(strings.Fields(args), "--socket", socket)...); code != 1 || !strings.Contains(errOut, want) {
@@ -120,6 +125,11 @@ func TestTapCommand(t *testing.T) {
 	code, out, _ = tapping(t, log, happens, "shop/b", "--socket", socket, "--count", "1", "--outcome", "denied", "-o", "json")
 	var flow flows.Flow
 	if err := json.Unmarshal([]byte(out), &flow); err != nil || code != 0 || flow.ID != "4bf9" || flow.Node != "node-a" || flow.Policy != "shop/strict" {
+		t.Errorf("exit %d, %v, %s", code, err, out)
+	}
+	code, out, _ = tapping(t, log, happens, "--socket", socket, "--count", "2", "-o", "yaml")
+	var list []flows.Flow
+	if err := yaml.Unmarshal([]byte(out), &list); err != nil || code != 0 || len(list) != 2 || list[1].Policy != "shop/strict" {
 		t.Errorf("exit %d, %v, %s", code, err, out)
 	}
 	// A proxy that goes is told of, with what to do.

@@ -119,20 +119,23 @@ func identityListCommand(connect func() (*cluster.Cluster, error)) *cobra.Comman
 		Short: "List which identities are revoked, for how long still, by whom and why, and which were",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
 			return r.with(cmd, func(ctx context.Context, s revoked.Store) error {
 				all, err := s.List(ctx)
 				if err != nil {
 					return err
 				}
-				if output == outputJSON {
-					return printJSON(cmd.OutOrStdout(), map[string]any{"revokedIdentities": all})
+				if forPrograms(output) {
+					return printAs(cmd.OutOrStdout(), output, map[string]any{"revokedIdentities": all})
 				}
 				return show.Printer{Out: cmd.OutOrStdout(), Now: time.Now()}.Revocations(all)
 			})
 		},
 	}
 	r.flags(cmd)
-	cmd.Flags().StringVarP(&output, "output", "o", outputText, "`form` of the answer: text or json")
+	outputFlag(cmd.Flags(), &output)
 	return cmd
 }
 

@@ -98,8 +98,11 @@ func TestCommands(t *testing.T) {
 		{args: "explain", code: 1, err: "name either the id"},
 		{args: "explain 4bf9 --from shop/a", code: 1, err: "name either the id"},
 		{args: "explain --from shop/a", code: 1, err: "name either the id"},
-		{args: "status -o yaml", code: 1, err: `output "yaml": want text or json`},
-		{args: "dump -o yaml", code: 1, err: `output "yaml": want text or json`},
+		{args: "connections --ended -o yaml", out: "connections: []\n"},
+		{args: "certs -o yaml", out: "identity: spiffe://td/ns/shop/sa/a\n"},
+		{args: "explain 4bf9 -o yaml", code: 3, out: "outcome: denied\n"},
+		{args: "status -o toml", code: 1, err: `output "toml": want text, json or yaml`},
+		{args: "dump -o toml", code: 1, err: `output "toml": want text, json or yaml`},
 		{args: "status now", code: 1, err: "unknown command"},
 		{args: "frobnicate", code: 1, err: "unknown command"},
 	}

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"slices"
 
@@ -74,14 +73,14 @@ func (c *client) statusOfAll(cmd *cobra.Command, all []answerer) error {
 		nodes = append(nodes, node)
 	}
 	var err error
-	if c.output == outputJSON {
+	if forPrograms(c.output) {
 		texts := []json.RawMessage{}
 		for _, a := range answers {
 			if a.err == nil {
 				texts = append(texts, a.value)
 			}
 		}
-		err = printJSON(cmd.OutOrStdout(), map[string]any{"nodes": texts})
+		err = printAs(cmd.OutOrStdout(), c.output, map[string]any{"nodes": texts})
 	} else {
 		err = c.printer(cmd).Nodes(nodes)
 	}
@@ -98,8 +97,8 @@ func (c *client) connectionsOfAll(cmd *cobra.Command, all []answerer, query url.
 		return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.ID, b.ID), cmp.Compare(b.Direction, a.Direction))
 	})
 	var err error
-	if c.output == outputJSON {
-		err = printJSON(cmd.OutOrStdout(), merged)
+	if forPrograms(c.output) {
+		err = printAs(cmd.OutOrStdout(), c.output, merged)
 	} else {
 		err = c.printer(cmd).Connections(merged.Connections)
 	}
@@ -138,14 +137,10 @@ func (c *client) explainByAll(cmd *cobra.Command, all []answerer, query url.Valu
 	if known == 0 {
 		return failures(answers)
 	}
-	if c.output == outputJSON {
-		if err := printJSON(cmd.OutOrStdout(), map[string]any{"nodes": texts}); err != nil {
+	if forPrograms(c.output) {
+		if err := printAs(cmd.OutOrStdout(), c.output, map[string]any{"nodes": texts}); err != nil {
 			return err
 		}
 	}
 	return end
-}
-
-func printJSON(out io.Writer, value any) error {
-	return json.NewEncoder(out).Encode(value)
 }

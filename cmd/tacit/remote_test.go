@@ -85,7 +85,7 @@ func TestWhichProxiesAreAsked(t *testing.T) {
 		{name: "by the client", about: about{from: "shop/b", to: "shop/a:80", one: true}, nodes: []string{"node-b"}},
 		{name: "by the server", about: about{from: "203.0.113.9", to: "shop/b:80", one: true}, nodes: []string{"node-b"}},
 		{name: "anyone", about: about{from: "shop/none", to: "a.shop:80", one: true}, nodes: []string{"node-a"}},
-		{name: "form", args: "-o yaml", err: "want text or json"},
+		{name: "form", args: "-o toml", err: "want text, json or yaml"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			_, _, all, err := ask(t, connect, test.about, strings.Fields(test.args)...)

@@ -101,7 +101,7 @@ Exit status: 3 if something would newly be denied.`,
 }
 
 func (c *client) replay(cmd *cobra.Command, f replayFlags) error {
-	if err := c.checkOutput(); err != nil {
+	if err := checkOutput(c.output, c.more...); err != nil {
 		return err
 	}
 	mesh, err := f.read()
@@ -113,8 +113,8 @@ func (c *client) replay(cmd *cobra.Command, f replayFlags) error {
 		return err
 	}
 	result := replay.Run(mesh, r.flows)
-	if c.output == outputJSON {
-		err = printJSON(cmd.OutOrStdout(), struct {
+	if forPrograms(c.output) {
+		err = printAs(cmd.OutOrStdout(), c.output, struct {
 			replay.Result
 			Partial bool      `json:"partial"`
 			Missing []missing `json:"missing"`

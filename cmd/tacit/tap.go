@@ -99,9 +99,12 @@ func (c *client) tap(ctx context.Context, cmd *cobra.Command, all []answerer, qu
 		case t.line.Flow != nil:
 			flow := *t.line.Flow
 			flow.Node = t.node
-			if c.output == outputJSON {
-				err = printJSON(cmd.OutOrStdout(), flow)
-			} else {
+			switch c.output {
+			case outputYAML:
+				err = printAs(cmd.OutOrStdout(), outputYAML, []any{flow}) // together they are one list
+			case outputJSON:
+				err = printAs(cmd.OutOrStdout(), outputJSON, flow)
+			default:
 				err = p.Flow(flow, len(all) > 1, shown == 0)
 			}
 			shown++
