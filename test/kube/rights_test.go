@@ -76,9 +76,13 @@ func (e environment) nodeRights(agent kubernetes.Interface, own string) {
 // startupTaint is what a node may be made with, for the agent to take off.
 const startupTaint = "tacit.mesh/agent-not-ready"
 
-// taintNodes makes all nodes such as no pod may come to before the agent.
+// taintNodes makes all nodes such as no pod may come to before the agent; not
+// another's, which may have taints already.
 func (e environment) taintNodes() {
 	e.t.Helper()
+	if !e.Ours() {
+		return
+	}
 	nodes, err := e.NodeNames(e.ctx)
 	e.must(err)
 	for _, node := range nodes {
