@@ -21,7 +21,7 @@ func twoNodesThatStream(sockets map[string]string) *cluster.Cluster {
 	c := twoNodes(sockets)
 	c.Stream = func(ctx context.Context, pod, _ string, command []string, out io.Writer) error {
 		var errOut bytes.Buffer
-		if code := run(ctx, append(command[1:], "--socket", sockets[pod]), out, &errOut); code != 0 {
+		if code := run(ctx, command[0], append(command[1:], "--socket", sockets[pod]), out, &errOut); code != 0 {
 			return &cluster.ExitError{Code: code, Stderr: strings.TrimSpace(errOut.String())}
 		}
 		return nil

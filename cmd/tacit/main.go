@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -23,7 +24,7 @@ const exitDenied = 3
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(ctx, os.Args[0], os.Args[1:], os.Stdout, os.Stderr))
 }
 
 // exitError ends the program with a code and without a message.
@@ -31,8 +32,13 @@ type exitError int
 
 func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
-func run(ctx context.Context, args []string, out, errOut io.Writer) int {
+// run runs a command line and returns what to exit with; name is what the program
+// was called as.
+func run(ctx context.Context, name string, args []string, out, errOut io.Writer) int {
 	root := command()
+	if filepath.Base(name) == "kubectl-tacit" { // how kubectl finds its plugins
+		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl tacit"}
+	}
 	root.SetArgs(args)
 	root.SetOut(out)
 	root.SetErr(errOut)

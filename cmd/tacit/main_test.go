@@ -49,8 +49,27 @@ func serve(t *testing.T, answers map[string]any) string {
 
 func tacit(args ...string) (code int, out, errOut string) {
 	var o, e bytes.Buffer
-	code = run(context.Background(), args, &o, &e)
+	code = run(context.Background(), "tacit", args, &o, &e)
 	return code, o.String(), e.String()
+}
+
+// As a plugin of kubectl it goes by the name that it was called by, in its help
+// and where it says what is wrong.
+func TestPluginOfKubectl(t *testing.T) {
+	for _, test := range []struct {
+		name, want string
+		args       []string
+	}{
+		{"/usr/local/bin/kubectl-tacit", "  kubectl tacit [command]\n", []string{"--help"}},
+		{"kubectl-tacit", "(see kubectl tacit flows --help)", []string{"flows", "--nothing"}},
+		{"/usr/local/bin/tacit", "  tacit [command]\n", []string{"--help"}},
+	} {
+		var out bytes.Buffer
+		run(t.Context(), test.name, test.args, &out, &out)
+		if !strings.Contains(out.String(), test.want) {
+			t.Errorf("%s %v: %s; want %q", test.name, test.args, out.String(), test.want)
+		}
+	}
 }
 
 func TestCommands(t *testing.T) {

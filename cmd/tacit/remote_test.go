@@ -45,7 +45,7 @@ func twoNodes(sockets map[string]string) *cluster.Cluster {
 		Namespace: "tacit-system", Client: fake.NewClientset(objects...),
 		Run: func(ctx context.Context, pod, container string, command []string) ([]byte, error) {
 			var out, errOut bytes.Buffer
-			code := run(ctx, append(command[1:], "--socket", sockets[pod]), &out, &errOut)
+			code := run(ctx, command[0], append(command[1:], "--socket", sockets[pod]), &out, &errOut)
 			if container != cluster.Proxy || command[0] != "tacit" || code != 0 {
 				return out.Bytes(), &cluster.ExitError{Code: code, Stderr: strings.TrimSpace(errOut.String())}
 			}
