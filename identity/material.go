@@ -100,9 +100,32 @@ func (m *Material) Check(now time.Time) error {
 	if err != nil {
 		return err
 	}
+	if err := verifyBoth(chain, m.Roots, now); err != nil {
+		return fmt.Errorf("it does not lead to the roots that came with it, or peers refuse it: %w", err)
+	}
+	return nil
+}
+
+// CheckChain says why peers that have the roots would refuse a chain, leaf
+// first, as a proof of the identity; nil if they would not.
+func CheckChain(chain, roots []*x509.Certificate, id model.Identity, now time.Time) error {
+	if len(chain) == 0 || len(chain) > maxChain {
+		return fmt.Errorf("a chain of %d certificates, of which there can be up to %d", len(chain), maxChain)
+	}
+	names, err := identityOf(chain[0])
+	switch {
+	case err != nil:
+		return err
+	case names != id:
+		return fmt.Errorf("it names %s", names)
+	}
+	return verifyBoth(chain, newBundle(roots).Roots, now)
+}
+
+func verifyBoth(chain []*x509.Certificate, roots *x509.CertPool, now time.Time) error {
 	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
-		if err := verifyChain(chain, m.Roots, usage, now); err != nil {
-			return fmt.Errorf("it does not lead to the roots that came with it, or peers refuse it: %w", err)
+		if err := verifyChain(chain, roots, usage, now); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -50,9 +50,10 @@ type Status struct {
 	Subject
 	Leaf     *x509.Certificate // nil: there is none yet
 	Received time.Time         // of the leaf
-	Roots    time.Time         // when the last root ends by which peers are judged
+	Chain    [][]byte          // what peers are shown, leaf first, DER
 	// Authorities are the roots of its own trust domain.
 	Authorities []*x509.Certificate
+	Roots       time.Time // when the last root ends by which peers are judged
 	// Err is the source's last failure; nil once it has succeeded again.
 	Err      error
 	Failures uint64 // of the source, for this subject, since it was acquired
@@ -279,7 +280,7 @@ func (s *Store) All() []Status {
 func (e *entry) status() Status {
 	status := Status{Subject: e.subject, Received: e.received, Err: e.err, Failures: e.failures}
 	if m := e.material.Load(); m != nil {
-		status.Leaf, status.Authorities = m.Leaf, m.Authorities
+		status.Leaf, status.Chain, status.Authorities = m.Leaf, m.Certificate.Certificate, m.Authorities
 		for _, root := range m.Authorities {
 			if root.NotAfter.After(status.Roots) {
 				status.Roots = root.NotAfter

@@ -88,13 +88,24 @@ func (p *process) certificates() []telemetry.Certificate {
 }
 
 // certificateViews is what the store holds, for people.
-func (p *process) certificateViews() []admin.Certificate {
+func (p *process) certificateViews() []admin.Certificate { return p.certificatesHeld(false) }
+
+// certificateChains is the same with all that it takes to verify them.
+func (p *process) certificateChains() []admin.Certificate { return p.certificatesHeld(true) }
+
+func (p *process) certificatesHeld(chains bool) []admin.Certificate {
 	views := []admin.Certificate{}
 	for _, s := range p.store.All() {
 		v := admin.Certificate{Identity: s.Identity.String(), Selectors: strings.ReplaceAll(s.Selectors, "\n", " "), Failures: s.Failures}
 		if s.Leaf != nil {
 			v.Issuer, v.Serial = s.Leaf.Issuer.String(), s.Leaf.SerialNumber.Text(16)
 			v.NotBefore, v.NotAfter, v.Renewal = s.Leaf.NotBefore, s.Leaf.NotAfter, s.Renewal()
+		}
+		if chains {
+			v.Chain = s.Chain
+			for _, root := range s.Authorities {
+				v.Roots = append(v.Roots, root.Raw)
+			}
 		}
 		if s.Err != nil {
 			v.Error = s.Err.Error()

@@ -161,7 +161,7 @@ func (p *process) admin() *admin.Server {
 	return &admin.Server{
 		Path: p.adminSocket, Node: p.node, Network: p.network,
 		Snapshot:     p.state.Snapshot,
-		Certificates: p.certificateViews,
+		Certificates: p.certificateChains,
 		Live:         p.proxy.Live, Ended: p.proxy.Ended, Find: p.proxy.Find,
 		Flows: p.flows, LiveFlows: p.proxy.LiveFlows,
 		Sections: func() map[string]any {

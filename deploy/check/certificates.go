@@ -27,6 +27,7 @@ func (s *state) certificates(ctx context.Context) {
 	} else if err := s.roots([]byte(roots.Data["root-cert.pem"])); err != nil {
 		s.add(Broken, "Certificates", "CA", "ConfigMap tacit-ca-root: "+err.Error(), "see the log of tacitd, which keeps it current")
 	}
+	nodes := map[string][]admin.Certificate{}
 	for _, pod := range s.proxies {
 		text, err := s.c.Run(ctx, pod.Name, cluster.Proxy, []string{"tacit", "certs", "-o", "json"})
 		var answer struct{ Certificates []admin.Certificate }
@@ -38,8 +39,10 @@ func (s *state) certificates(ctx context.Context) {
 			continue
 		}
 		s.held(pod.Spec.NodeName, answer.Certificates)
+		nodes[pod.Spec.NodeName] = answer.Certificates
 	}
-	s.fine(before, "Certificates", "the CA's and all that the proxies hold are valid, and renewed in time")
+	s.chains(nodes)
+	s.fine(before, "Certificates", "the CA's and all that the proxies hold are valid, accepted by all nodes, and renewed in time")
 }
 
 func (s *state) roots(text []byte) error {

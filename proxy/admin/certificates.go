@@ -23,6 +23,10 @@ type Certificate struct {
 	// Selectors tell the pod that it is for, where pods of one identity do
 	// not share one.
 	Selectors string `json:"selectors,omitempty"`
+	// Chain is what peers are shown, leaf first, and Roots what peers are
+	// judged by, DER; in the answer to /certificates alone.
+	Chain [][]byte `json:"chain,omitempty"`
+	Roots [][]byte `json:"roots,omitempty"`
 }
 
 // certificates answers with every certificate of the node.
