@@ -138,13 +138,13 @@ func (c *Client) request(ctx context.Context, id model.Identity, urgent bool) (*
 	return c.ask(ctx, id)
 }
 
-// waitForRenewal returns when m should be replaced: between 45 and 50 % of the
+// waitForRenewal returns when m should be replaced: between 35 and 50 % of the
 // life it has left, so that what was issued together is not renewed together,
 // or as soon as the clock says that it is not valid.
 func (c *Client) waitForRenewal(ctx context.Context, m *identity.Material) {
 	received := c.clock.Now()
 	half := m.NotAfter().Sub(received) / 2
-	renewal := received.Add(half - time.Duration(rand.Float64()*float64(half)/10))
+	renewal := received.Add(half - time.Duration(rand.Float64()*float64(half)*3/10))
 	for now := received; now.Before(renewal) && m.ValidAt(now); now = c.clock.Now() {
 		select {
 		case <-c.clock.After(min(wallStep, renewal.Sub(now))):

@@ -1,0 +1,178 @@
+package caclient_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/tacit-mesh/tacit/identity"
+	"github.com/tacit-mesh/tacit/identity/ca"
+	"github.com/tacit-mesh/tacit/identity/caclient"
+	api "github.com/tacit-mesh/tacit/xds/api/ca"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// many is a node with many identities, under load: connections between any two
+// of them, all the time.
+type many struct {
+	t        *testing.T
+	store    *identity.Store
+	subjects []identity.Subject
+	failures chan error
+}
+
+// startMany runs the node against the control plane's own authority.
+func startMany(t *testing.T, n int, life time.Duration) *many {
+	t.Helper()
+	signer, err := ca.Open(t.TempDir(), "td.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate, err := signer.ServerCertificate(serverName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	service := &ca.Service{
+		Authority: signer, TrustDomain: "td.test", Log: zap.NewNop(),
+		Node: func(context.Context) string { return "node-a" }, Authorize: func(string, model.Identity) error { return nil },
+	}
+	config := newAuthority(t).config
+	config.Address = listen(t, grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificate})),
+		func(s *grpc.Server) { api.RegisterIstioCertificateServiceServer(s, service) })
+	writeFile(t, config.RootsFile, string(signer.Roots()))
+	config.Lifetime, config.Clock = life, nil
+	client, err := caclient.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &many{t: t, failures: make(chan error, 1000)}
+	m.store = identity.NewStore(client, identity.WithFailures(func(s identity.Status) { m.fail(s.Err) }))
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = m.store.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+		_ = client.Close()
+	})
+	for i := range n {
+		subject := identity.Subject{Identity: model.Identity{TrustDomain: "td.test", Namespace: "shop", ServiceAccount: fmt.Sprintf("web-%d", i)}}
+		m.store.Acquire(subject)
+		m.subjects = append(m.subjects, subject)
+	}
+	for _, subject := range m.subjects {
+		if _, err := m.store.Get(t.Context(), subject); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return m
+}
+
+func (m *many) fail(err error) {
+	select {
+	case m.failures <- err:
+	default:
+	}
+}
+
+// connect is one connection between any two of the identities.
+func (m *many) connect() error {
+	from, to := m.subjects[rand.IntN(len(m.subjects))], m.subjects[rand.IntN(len(m.subjects))]
+	own, err := m.store.Get(m.t.Context(), from)
+	if err != nil {
+		return err
+	}
+	a, b := net.Pipe()
+	defer func() { _, _ = a.Close(), b.Close() }()
+	served := make(chan error, 1)
+	go func() {
+		config := identity.ServerConfig(func() (*identity.Material, error) { return m.store.Get(m.t.Context(), to) })
+		conn := tls.Server(b, config)
+		err := conn.HandshakeContext(m.t.Context())
+		if err == nil {
+			_, err = conn.Write([]byte{1})
+		}
+		served <- err
+	}()
+	conn := tls.Client(a, identity.ClientConfig(own, []string{to.Identity.String()}))
+	if err = conn.HandshakeContext(m.t.Context()); err == nil {
+		_, err = conn.Read(make([]byte, 1))
+	}
+	_ = a.Close()
+	return errors.Join(err, <-served)
+}
+
+// load connects until done says so, and returns what the process used of the
+// CPU in each second, as shares of a core.
+func (m *many) load(perSecond int, done func() bool) (shares []float64) {
+	tick := time.NewTicker(time.Second / time.Duration(perSecond))
+	defer tick.Stop()
+	began, used := time.Now(), cpu(m.t)
+	for !done() {
+		<-tick.C
+		if err := m.connect(); err != nil {
+			m.fail(err)
+		}
+		if took := time.Since(began); took >= time.Second {
+			now := cpu(m.t)
+			shares = append(shares, (now-used).Seconds()/took.Seconds())
+			began, used = time.Now(), now
+		}
+	}
+	return shares
+}
+
+func cpu(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// Many identities are renewed again and again, and no connection between them
+// fails. With TACIT_LONG it is 500 with a life of a minute, for ten minutes,
+// and what the whole process uses, the authority and the load included, stays
+// below a tenth of a core in every second.
+func TestManyIdentities(t *testing.T) {
+	n, life, perSecond := 50, 30*time.Second, 20
+	end := time.Time{}
+	if os.Getenv("TACIT_LONG") != "" {
+		n, life, perSecond = 500, time.Minute, 10
+		end = time.Now().Add(10 * time.Minute)
+	}
+	m := startMany(t, n, life)
+	first := map[identity.Subject]time.Time{}
+	for _, s := range m.store.All() {
+		first[s.Subject] = s.NotAfter()
+	}
+	shares := m.load(perSecond, func() bool {
+		if !end.IsZero() {
+			return !time.Now().Before(end)
+		}
+		return !slices.ContainsFunc(m.store.All(), func(s identity.Status) bool { return !s.NotAfter().After(first[s.Subject]) })
+	})
+	close(m.failures)
+	for err := range m.failures {
+		t.Error(err)
+	}
+	slices.Sort(shares)
+	t.Logf("%d identities with a life of %v: in each of %d seconds %.1f %% of a core in the middle, %.1f %% at most", n, life, len(shares), 100*shares[len(shares)/2], 100*shares[len(shares)-1])
+	if most := shares[len(shares)-1]; !end.IsZero() && most > 0.1 {
+		t.Errorf("%.1f %% of a core in some second", 100*most)
+	}
+}
