@@ -311,7 +311,7 @@ func TestWholeMeshInOneMessage(t *testing.T) {
 	c := srv.startClient(t, nil)
 	st := next(t, "a stream", srv.streams)
 	st.subscriptions(t)
-	big := &model.Workload{UID: "a", Namespace: "ns", TrustDomain: "td", ServiceAccount: "sa", Hostname: strings.Repeat("x", 8<<20)}
+	big := &model.Workload{UID: "a", Namespace: "ns", TrustDomain: "td", ServiceAccount: "sa", Policies: []string{strings.Repeat("x", 8<<20)}}
 	st.mustAck(t, addresses("1", res("a", "1", must(wire.EncodeWorkload(big)))))
 	if u := c.sink.one(t); len(u.Workloads) != 1 {
 		t.Errorf("update %+v", u)

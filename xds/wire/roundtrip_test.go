@@ -86,6 +86,17 @@ func drawMap[V any](t *rapid.T, g *rapid.Generator[V], what string) map[string]V
 	return out
 }
 
+// drawServices has the keys of services.
+func drawServices(t *rapid.T, ports *rapid.Generator[[]model.Port]) (out map[string][]model.Port) {
+	for name, list := range drawMap(t, ports, "services") {
+		if out == nil {
+			out = map[string][]model.Port{}
+		}
+		out["ns/"+name] = list
+	}
+	return out
+}
+
 func drawWorkload(t *rapid.T) *model.Workload {
 	ports := rapid.Custom(func(t *rapid.T) []model.Port { return list(t, servicePort, "ports") })
 	return &model.Workload{
@@ -110,7 +121,7 @@ func drawWorkload(t *rapid.T) *model.Workload {
 		CanonicalRevision: text.Draw(t, "canonical revision"),
 		WorkloadType:      rapid.SampledFrom([]model.WorkloadType{model.TypeDeployment, model.TypeCronJob, model.TypePod, model.TypeJob}).Draw(t, "type"),
 		WorkloadName:      text.Draw(t, "workload name"),
-		Services:          drawMap(t, ports, "services"),
+		Services:          drawServices(t, ports),
 		Policies:          list(t, text, "policies"),
 		Labels:            drawMap(t, text, "labels"),
 		SkipInbound:       list(t, portRange, "skip inbound"),

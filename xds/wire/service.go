@@ -86,6 +86,8 @@ func checkService(name string, v *workload.Service) error {
 	switch {
 	case v.GetNamespace() == "" || v.GetHostname() == "":
 		return errors.New("namespace or hostname is missing")
+	case !short(v.GetName(), v.GetNamespace(), v.GetHostname()):
+		return fmt.Errorf("a name of more than %d bytes", maxText)
 	case key != name:
 		return fmt.Errorf("key %q is not the resource's name", key)
 	case !known(v.GetVisibility()):

@@ -3,6 +3,8 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -151,6 +153,10 @@ func checkWorkload(name string, w *workload.Workload) error {
 	switch {
 	case w.GetUid() == "":
 		return errors.New("uid is missing")
+	case !short(w.GetUid(), w.GetName(), w.GetNamespace(), w.GetServiceAccount(), w.GetTrustDomain(), w.GetHostname(), w.GetNetwork(), w.GetClusterId(),
+		w.GetNode(), w.GetCanonicalName(), w.GetCanonicalRevision(), w.GetWorkloadName(),
+		w.GetLocality().GetRegion(), w.GetLocality().GetZone(), w.GetLocality().GetSubzone()):
+		return fmt.Errorf("a name of more than %d bytes", maxText)
 	case w.GetUid() != name:
 		return fmt.Errorf("uid %q is not the resource's name", w.GetUid())
 	case w.GetTunnelProtocol() == workload.TunnelProtocol_LEGACY_ISTIO_MTLS:
@@ -165,6 +171,13 @@ func checkWorkload(name string, w *workload.Workload) error {
 	return nil
 }
 
+// maxText bounds each name: they are in logs, metrics and headers.
+const maxText = 4 << 10
+
+func short(texts ...string) bool {
+	return !slices.ContainsFunc(texts, func(s string) bool { return len(s) > maxText })
+}
+
 func decodeServicePorts(services map[string]*workload.PortList) (map[string][]model.Port, error) {
 	if len(services) == 0 {
 		return nil, nil
@@ -174,6 +187,9 @@ func decodeServicePorts(services map[string]*workload.PortList) (map[string][]mo
 		ports, err := decodeEach("ports", list.GetPorts(), decodePort)
 		if err != nil {
 			return nil, fmt.Errorf("services[%q].%w", key, err)
+		}
+		if namespace, hostname, _ := strings.Cut(key, "/"); namespace == "" || hostname == "" || !short(key) {
+			return nil, fmt.Errorf("services[%.64q]: want the key of a service, NAMESPACE/HOSTNAME", key)
 		}
 		out[key] = ports
 	}
