@@ -7,11 +7,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/tacit-mesh/tacit/cmd/tacit/replay"
 	"github.com/tacit-mesh/tacit/cmd/tacit/traffic"
 	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/test/e2e"
@@ -147,12 +151,41 @@ func TestSameEverywhere(t *testing.T) {
 
 	remembered(t, m, ended, request, denial, out)
 	coverage(t, m)
+	replayed(t, m)
 	if text := tacit(t, m, "b", "flows", "--outcome", "denied"); !strings.Contains(text, "denied by policy mesh/no-secrets (matched: paths); tacit explain "+denial.ID) {
 		t.Errorf("tacit flows says:\n%s", text)
 	}
 	cmd := m.Node("b").Command(m.Context(), program, "flows", "mesh/ngnix", "--socket", m.Node("b").AdminSocket())
 	if text, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(text), "did you mean mesh/nginx?") {
 		t.Errorf("of a pod that there is not: %v, %s", err, text)
+	}
+}
+
+// replayed looks ahead to STRICT: it would cut off the client in clear, alone.
+func replayed(t *testing.T, m *e2e.Mesh) {
+	t.Helper()
+	candidate := filepath.Join(t.TempDir(), "strict.yaml")
+	const strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: mesh}\nspec: {mtls: {mode: STRICT}}\n"
+	if err := os.WriteFile(candidate, []byte(strict), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := m.Node("b").Command(m.Context(), program, "replay", "--mesh", m.Manifests(), "--policies", candidate, "-o", "json", "--socket", m.Node("b").AdminSocket()).Output()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 3 {
+		t.Errorf("replay ends with %v, want exit code 3: something would be denied", err)
+	}
+	var answer replay.Result
+	if err := json.Unmarshal(out, &answer); err != nil {
+		t.Fatalf("replay: %v: %s", err, out)
+	}
+	for _, row := range answer.Rows {
+		if row.Change != replay.NewlyDenied || row.Source != (flows.Party{Namespace: "outside", Name: "plain"}) || row.Destination != (flows.Party{Namespace: "mesh", Name: "nginx"}) {
+			t.Errorf("STRICT would change %+v", row)
+		}
+	}
+	// Its connection and its request; those of the client with an identity stay.
+	if answer.Count(replay.NewlyDenied) != 2 || answer.Unchanged != 4 {
+		t.Errorf("replayed: %+v", answer)
 	}
 }
 
