@@ -91,3 +91,30 @@ func TestFederationIsKept(t *testing.T) {
 		t.Error("another pod of the same identity has the first one's certificate")
 	}
 }
+
+// A client of another name of the own trust domain is judged by the own roots.
+func TestAliasOfTrustDomain(t *testing.T) {
+	home, abroad := identitytest.NewCA(t), identitytest.NewCA(t)
+	renamed := alice
+	renamed.TrustDomain = "renamed.test"
+	other := alice
+	other.TrustDomain = "other.test"
+	server := identity.ServerConfig(getter(home.Issue(t, alice)), identity.WithTrustDomains(func(name string) bool { return name == "renamed.test" }))
+	for name, test := range map[string]struct {
+		client *identity.Material
+		reason string
+	}{
+		"by its other name":        {home.Issue(t, renamed), ""},
+		"of another authority":     {abroad.Issue(t, renamed), "unknown_authority"},
+		"by a name of nobody here": {home.Issue(t, other), "wrong_trust_domain"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client := identity.ClientConfig(test.client, []string{alice.String()})
+			client.VerifyConnection = nil
+			_, _, err := handshake(t, client, server)
+			if got := identity.FailureReason(err); got != test.reason {
+				t.Errorf("reason %q (%v), want %q", got, err, test.reason)
+			}
+		})
+	}
+}

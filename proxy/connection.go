@@ -116,7 +116,7 @@ func (c *Connection) facts(s *model.Snapshot, now time.Time) (policy.Request, bo
 		Time:        now,
 		Revoked:     c.takenBack != nil && c.takenBack(),
 	}
-	if w := s.WorkloadAt("", c.source.Addr()); w != nil && (c.peer.IsZero() || w.Identity() == c.peer) {
+	if w := s.WorkloadAt("", c.source.Addr()); w != nil && (c.peer.IsZero() || w.Is(c.peer)) {
 		r.SourceWorkload = w
 	}
 	return r, true

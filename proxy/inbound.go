@@ -85,7 +85,13 @@ func (p *Proxy) handshake(pod *pod, conn *net.TCPConn) (*tls.Conn, *identity.Mat
 			own = m
 		}
 		return m, err
-	}, identity.WithRevocations(p.Revocations))
+	}, identity.WithRevocations(p.Revocations), identity.WithTrustDomains(func(name string) bool {
+		// The control plane's first word on the pod says what else its
+		// trust domain is called.
+		s, _ := p.State.Wait(ctx, func(s *model.Snapshot) bool { return workloadOf(s, pod) != nil })
+		w := workloadOf(s, pod)
+		return w != nil && w.InTrustDomain(name)
+	}))
 	config.DynamicRecordSizingDisabled = true // full records; see hbone.Serve
 	tlsConn := tls.Server(wire, config)
 	err = tlsConn.HandshakeContext(ctx)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/durationpb"
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
@@ -21,12 +22,14 @@ import (
 )
 
 // meshConfig is what holds for the whole mesh and is no object of Kubernetes.
-// The first two fields are those of Istio's MeshConfig.
+// Fields that Istio's MeshConfig has mean the same here.
 type meshConfig struct {
 	PathNormalization struct {
 		Normalization string `json:"normalization"`
 	} `json:"pathNormalization"`
 	ExtensionProviders []json.RawMessage `json:"extensionProviders"`
+	// TrustDomainAliases are other names of the trust domain, as in Istio's.
+	TrustDomainAliases []string `json:"trustDomainAliases"`
 	// ProviderTLS is TLS to providers, by their names.
 	ProviderTLS map[string]tlsConfig `json:"providerTLS"`
 	// RateLimitStore is the Redis in which shared limits are counted.
@@ -84,6 +87,12 @@ func (c *meshConfig) apply(s *build.Settings) error {
 		return fmt.Errorf("pathNormalization.normalization: %q is none of BASE, MERGE_SLASHES, DECODE_AND_MERGE_SLASHES, NONE", c.PathNormalization.Normalization)
 	}
 	s.Paths = mode
+	for i, name := range c.TrustDomainAliases {
+		if domain, err := spiffeid.TrustDomainFromString(name); err != nil || domain.Name() != name {
+			return fmt.Errorf("trustDomainAliases[%d]: %q is not the name of a trust domain, such as cluster.local", i, name)
+		}
+	}
+	s.TrustDomainAliases = c.TrustDomainAliases
 	if err := c.forwarding(s); err != nil {
 		return err
 	}

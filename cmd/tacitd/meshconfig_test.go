@@ -38,6 +38,7 @@ extensionProviders:
 providerTLS: {http: {serverName: s, caFile: ` + ca + `}}
 rateLimitStore: {host: redis, port: 6379, tls: {caFile: ` + ca + `}}
 defaultConfig: {gatewayTopology: {numTrustedProxies: 2}}
+trustDomainAliases: [old.example, cluster.local]
 trustedProxies: [cluster.local/ns/ingress/sa/gateway, "spiffe://other/*"]
 `)
 	if err != nil {
@@ -45,6 +46,8 @@ trustedProxies: [cluster.local/ns/ingress/sa/gateway, "spiffe://other/*"]
 	}
 	text := func(values ...string) []model.StringMatch { return matches(values) }
 	want := build.Settings{
+		TrustDomainAliases: []string{"old.example", "cluster.local"},
+
 		Paths: model.NormalizeMergeSlashes,
 		Providers: map[string]*model.Provider{
 			"grpc": {Name: "grpc", Host: "authz.ns.svc.cluster.local", Port: 9000, Timeout: 500 * time.Millisecond, FailOpen: true, StatusOnError: 503, IncludeBody: 10, AllowPartial: true, BodyAsBytes: true},
@@ -63,6 +66,7 @@ trustedProxies: [cluster.local/ns/ingress/sa/gateway, "spiffe://other/*"]
 	for text, want := range map[string]string{
 		"pathNormalisation: {}":                                    "unknown field",
 		"pathNormalization: {normalization: x}":                    `"x" is none of`,
+		"trustDomainAliases: [spiffe://old.example]":               "trustDomainAliases[0]",
 		"providerTLS: {x: {}}":                                     "no provider of this name",
 		"rateLimitStore: {host: x}":                                "host and port",
 		"trustedProxies: [a]":                                      "numTrustedProxies is to say",

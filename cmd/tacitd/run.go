@@ -80,7 +80,7 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	mesh.statusFile, mesh.tell, mesh.interval = o.statusFile, p.tell, p.interval
 	mesh.keys = newFetcher(mesh, log)
 	certificates := &ca.Service{
-		Authority: p.authority, TrustDomain: o.settings.TrustDomain, MaxTTL: o.maxTTL,
+		Authority: p.authority, TrustDomain: o.settings.TrustDomain, Aliases: o.settings.TrustDomainAliases, MaxTTL: o.maxTTL,
 		Node: nodeauth.Node, Authorize: mesh.authorize, Log: log,
 	}
 	listener, err := net.Listen("tcp", o.listen)

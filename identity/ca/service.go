@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,7 +40,10 @@ type Service struct {
 
 	Authority   *Authority
 	TrustDomain string
-	MaxTTL      time.Duration // 0 means DefaultTTL
+	// Aliases are other names of the trust domain, by which identities may be
+	// asked for as well.
+	Aliases []string
+	MaxTTL  time.Duration // 0 means DefaultTTL
 	// Node says as which node a call's context was authenticated.
 	Node func(context.Context) string
 	// Authorize says whether the node may have certificates for the
@@ -94,7 +98,7 @@ func (s *Service) issue(i *issuer, node, wanted string, req *api.IstioCertificat
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "metadata ImpersonatedIdentity: %v", err)
 	}
-	if id.TrustDomain != s.TrustDomain {
+	if id.TrustDomain != s.TrustDomain && !slices.Contains(s.Aliases, id.TrustDomain) {
 		return nil, status.Errorf(codes.PermissionDenied, "trust domain %q is not this CA's, %q", id.TrustDomain, s.TrustDomain)
 	}
 	csr, err := parseRequest(req.GetCsr(), id)

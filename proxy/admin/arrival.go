@@ -191,7 +191,7 @@ func (e *explainer) judgeRecorded(c Connection) verdict {
 	if r.Workload != nil {
 		network = r.Workload.Network
 	}
-	if w := e.snapshot.WorkloadAt(network, source); w != nil && (id.IsZero() || w.Identity() == id) {
+	if w := e.snapshot.WorkloadAt(network, source); w != nil && (id.IsZero() || w.Is(id)) {
 		r.SourceWorkload = w
 		if why, remedy := uncaptured(w, c.Destination.Address); id.IsZero() && why != "" {
 			e.step("capture", note, "%s: its connection is plain TCP and has no identity.", why)

@@ -23,30 +23,31 @@ func dump(w http.ResponseWriter, s *model.Snapshot) {
 }
 
 type workloadDump struct {
-	UID               string            `json:"uid"`
-	PodUID            string            `json:"podUID,omitempty"`
-	Namespace         string            `json:"namespace"`
-	Name              string            `json:"name"`
-	Identity          string            `json:"identity"`
-	Addresses         []netip.Addr      `json:"addresses,omitempty"`
-	Hostname          string            `json:"hostname,omitempty"`
-	Network           string            `json:"network,omitempty"`
-	Cluster           string            `json:"cluster,omitempty"`
-	Node              string            `json:"node,omitempty"`
-	Region            string            `json:"region,omitempty"`
-	Zone              string            `json:"zone,omitempty"`
-	Subzone           string            `json:"subzone,omitempty"`
-	Captured          bool              `json:"captured"`
-	HostNetwork       bool              `json:"hostNetwork,omitempty"`
-	Unhealthy         bool              `json:"unhealthy,omitempty"`
-	Terminating       bool              `json:"terminating,omitempty"`
-	Capacity          uint32            `json:"capacity"`
-	Services          map[string][]port `json:"services,omitempty"`
-	Policies          []string          `json:"policies,omitempty"`
-	Labels            map[string]string `json:"labels,omitempty"`
-	SkipInbound       string            `json:"skipInbound,omitempty"`
-	SkipOutbound      string            `json:"skipOutbound,omitempty"`
-	SkipOutboundCIDRs []netip.Prefix    `json:"skipOutboundCIDRs,omitempty"`
+	UID                string            `json:"uid"`
+	PodUID             string            `json:"podUID,omitempty"`
+	Namespace          string            `json:"namespace"`
+	Name               string            `json:"name"`
+	Identity           string            `json:"identity"`
+	Addresses          []netip.Addr      `json:"addresses,omitempty"`
+	Hostname           string            `json:"hostname,omitempty"`
+	Network            string            `json:"network,omitempty"`
+	Cluster            string            `json:"cluster,omitempty"`
+	Node               string            `json:"node,omitempty"`
+	Region             string            `json:"region,omitempty"`
+	Zone               string            `json:"zone,omitempty"`
+	Subzone            string            `json:"subzone,omitempty"`
+	Captured           bool              `json:"captured"`
+	TrustDomainAliases []string          `json:"trustDomainAliases,omitempty"`
+	HostNetwork        bool              `json:"hostNetwork,omitempty"`
+	Unhealthy          bool              `json:"unhealthy,omitempty"`
+	Terminating        bool              `json:"terminating,omitempty"`
+	Capacity           uint32            `json:"capacity"`
+	Services           map[string][]port `json:"services,omitempty"`
+	Policies           []string          `json:"policies,omitempty"`
+	Labels             map[string]string `json:"labels,omitempty"`
+	SkipInbound        string            `json:"skipInbound,omitempty"`
+	SkipOutbound       string            `json:"skipOutbound,omitempty"`
+	SkipOutboundCIDRs  []netip.Prefix    `json:"skipOutboundCIDRs,omitempty"`
 }
 
 type port struct {
@@ -63,7 +64,7 @@ func dumpWorkload(w *model.Workload) any {
 		UID: w.UID, PodUID: w.PodUID, Namespace: w.Namespace, Name: w.Name, Identity: w.Identity().String(),
 		Addresses: w.Addresses, Hostname: w.Hostname, Network: w.Network, Cluster: w.ClusterID, Node: w.Node,
 		Region: w.Locality.Region, Zone: w.Locality.Zone, Subzone: w.Locality.Subzone,
-		Captured: w.Protocol == model.ProtocolHBONE, HostNetwork: w.HostNetwork, Unhealthy: w.Unhealthy,
+		Captured: w.Protocol == model.ProtocolHBONE, TrustDomainAliases: w.TrustDomainAliases, HostNetwork: w.HostNetwork, Unhealthy: w.Unhealthy,
 		Terminating: w.Terminating, Capacity: w.Capacity, Services: services, Policies: w.Policies, Labels: w.Labels,
 		SkipInbound: w.SkipInbound.String(), SkipOutbound: w.SkipOutbound.String(), SkipOutboundCIDRs: w.SkipOutboundCIDRs,
 	}

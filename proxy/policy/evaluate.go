@@ -152,7 +152,7 @@ func newEvaluation(s *model.Snapshot, r *Request) evaluation {
 	if r.Workload != nil {
 		e.workload = s.Workload(r.Workload.UID)
 	}
-	if w := r.SourceWorkload; w != nil && !r.Identity.IsZero() && w.Identity() == r.Identity {
+	if w := r.SourceWorkload; w != nil && !r.Identity.IsZero() && w.Is(r.Identity) {
 		e.labels, e.labelsProven = w.Labels, true
 	}
 	return e
@@ -183,7 +183,7 @@ func (e *evaluation) evaluate(s *model.Snapshot) Decision {
 // federates with that one says who it is, not that it may come.
 func (e *evaluation) foreign() bool {
 	id := e.request.Identity
-	return !id.IsZero() && id.TrustDomain != e.workload.TrustDomain
+	return !id.IsZero() && !e.workload.InTrustDomain(id.TrustDomain)
 }
 
 // vote lets the policies vote that match.

@@ -69,7 +69,7 @@ func (c Candidate) Identities() []model.Identity {
 	if c.Workload == nil {
 		return nil
 	}
-	ids := []model.Identity{c.Workload.Identity()}
+	ids := c.Workload.Identities()
 	if c.service == nil {
 		return ids
 	}

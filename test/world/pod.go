@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -210,7 +211,7 @@ func (p *Pod) Command(ctx context.Context, name string, args ...string) *exec.Cm
 }
 
 func (p *Pod) spec() execSpec {
-	return execSpec{Netns: p.netns.path, CPUs: p.Node.cpus, Hostname: p.object.Name, Mounts: podMounts(p.dir)}
+	return execSpec{Netns: p.netns.path, CPUs: p.Node.cpus, Hostname: path.Base(p.Key), Mounts: podMounts(p.dir)}
 }
 
 // podMounts are the files that every program of a pod sees as its own.

@@ -108,6 +108,13 @@ func (w *World) build(ctx context.Context) error {
 	return w.reconcile()
 }
 
+// Reconfigure changes how programs are started from now on.
+func (w *World) Reconfigure(change func(*Config)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change(&w.config)
+}
+
 // Manifests is the world's own copy of the manifests, one object a file.
 func (w *World) Manifests() string { return filepath.Join(w.dir, "manifests") }
 

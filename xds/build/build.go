@@ -25,9 +25,13 @@ import (
 
 // Settings are the same for the whole mesh.
 type Settings struct {
-	Cluster       string // name of the cluster, part of each workload's UID; "" means "Kubernetes"
-	Domain        string // of services' names; "" means "cluster.local"
-	TrustDomain   string // "" means model.DefaultTrustDomain
+	Cluster     string // name of the cluster, part of each workload's UID; "" means "Kubernetes"
+	Domain      string // of services' names; "" means "cluster.local"
+	TrustDomain string // "" means model.DefaultTrustDomain
+	// TrustDomainAliases are other names of the same trust domain: policies
+	// that name one mean all, and peers may prove an identity of any.
+	TrustDomainAliases []string
+
 	RootNamespace string // "" means DefaultRootNamespace
 	Skips         model.SkipSettings
 	// Accounts says that ServiceAccounts are among the objects, so that one
@@ -45,6 +49,7 @@ func (s Settings) withDefaults() Settings {
 	s.Cluster = cmp.Or(s.Cluster, "Kubernetes")
 	s.Domain = cmp.Or(s.Domain, "cluster.local")
 	s.TrustDomain = cmp.Or(s.TrustDomain, model.DefaultTrustDomain)
+	s.TrustDomainAliases = slices.DeleteFunc(slices.Clone(s.TrustDomainAliases), func(name string) bool { return name == s.TrustDomain })
 	s.RootNamespace = cmp.Or(s.RootNamespace, DefaultRootNamespace)
 	return s
 }

@@ -130,6 +130,9 @@ func (m *Mesh) permit(e *podEntry, by int) {
 // Permits says whether the node may have certificates for the identity:
 // whether it runs, or is about to run, an enrolled pod that has it.
 func (m *Mesh) Permits(node string, id model.Identity) bool {
+	if slices.Contains(m.settings.TrustDomainAliases, id.TrustDomain) {
+		id.TrustDomain = m.settings.TrustDomain
+	}
 	return m.permissions[node][id] > 0 && (!m.settings.Accounts || m.accounts[objectName{id.Namespace, id.ServiceAccount}])
 }
 

@@ -39,7 +39,9 @@ type PolicyInput struct {
 	Store     *model.LimitStore // for shared limits; nil if there is none
 	// Forwarding tells the original clients' addresses.
 	Forwarding model.Forwarding
-	Workloads  []PolicyTarget
+	// TrustDomains are the names of the own trust domain.
+	TrustDomains []string
+	Workloads    []PolicyTarget
 }
 
 // PolicyTarget is a workload as far as policies care.
@@ -140,6 +142,7 @@ func Policies(in PolicyInput) PolicyResult {
 		store:     in.Store,
 
 		forwarding: in.Forwarding,
+		domains:    in.TrustDomains,
 
 		services:  map[objectName]*corev1.Service{},
 		attached:  map[string]map[string]struct{}{},
@@ -176,6 +179,7 @@ type policyBuilder struct {
 	store     *model.LimitStore
 
 	forwarding model.Forwarding
+	domains    trustDomains
 
 	services map[objectName]*corev1.Service
 

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -35,11 +36,14 @@ func (b *policyBuilder) revokedIdentity(obj *kinds.RevokedIdentity) {
 		st.say("not enforced any more: it ended at %s", obj.Spec.Until.UTC().Format(time.RFC3339))
 		return
 	}
+	same := b.domains.same(id)
+	var principals []model.StringMatch
+	for _, id := range same {
+		principals = append(principals, model.StringMatch{Kind: model.MatchExact, Value: id.Principal()})
+	}
 	from := &model.Policy{
 		Name: revokedPrefix + obj.Name, Namespace: obj.Namespace, Scope: model.ScopeGlobal, Action: model.ActionDeny,
-		Rules: []model.Rule{{Clauses: []model.Clause{{Matches: []model.Match{{
-			Principals: []model.StringMatch{{Kind: model.MatchExact, Value: id.Principal()}},
-		}}}}}},
+		Rules: []model.Rule{{Clauses: []model.Clause{{Matches: []model.Match{{Principals: principals}}}}}},
 	}
 	b.publish(from, policyScope{scope: model.ScopeGlobal}, &st)
 	to := &model.Policy{
@@ -48,7 +52,7 @@ func (b *policyBuilder) revokedIdentity(obj *kinds.RevokedIdentity) {
 	}
 	b.policies = append(b.policies, to)
 	for i := range b.workloads {
-		if w := &b.workloads[i]; w.Identity == id {
+		if w := &b.workloads[i]; slices.Contains(same, w.Identity) {
 			b.attach(w.UID, to.Key())
 		}
 	}

@@ -129,6 +129,8 @@ type matchReader struct {
 }
 
 func (m *matchReader) done() model.Match {
+	m.out.Principals = m.builder.domains.expand(m.out.Principals)
+	m.out.NotPrincipals = m.builder.domains.expand(m.out.NotPrincipals)
 	switch {
 	case m.out.Unknown != "":
 	case m.never:

@@ -39,6 +39,7 @@ type policySet struct {
 	store     *model.LimitStore
 
 	forwarding model.Forwarding
+	domains    trustDomains
 
 	keySets map[string]string
 }
@@ -49,8 +50,10 @@ type selectedKey struct{ namespace, labels string }
 const maxSelected = 1 << 16
 
 func newPolicySet(s Settings) policySet {
+	domains := append(trustDomains{s.TrustDomain}, s.TrustDomainAliases...)
+	s.Forwarding.Callers = domains.expand(s.Forwarding.Callers)
 	return policySet{
-		root: s.RootNamespace, keySets: s.KeySets, providers: s.Providers, store: s.LimitStore, forwarding: s.Forwarding,
+		root: s.RootNamespace, keySets: s.KeySets, providers: s.Providers, store: s.LimitStore, forwarding: s.Forwarding, domains: domains,
 		objects: map[objectKey]metav1.Object{}, selected: map[selectedKey][]string{}, services: map[objectName]*corev1.Service{},
 	}
 }
@@ -202,7 +205,7 @@ func (p *policySet) lookAtTarget(name objectName, ref *typev1beta1.PolicyTargetR
 
 // input are the policies of some namespaces.
 func (p *policySet) input(namespaces ...string) PolicyInput {
-	in := PolicyInput{RootNamespace: p.root, Providers: p.providers, Store: p.store, KeySets: p.keySets, Forwarding: p.forwarding}
+	in := PolicyInput{RootNamespace: p.root, Providers: p.providers, Store: p.store, KeySets: p.keySets, Forwarding: p.forwarding, TrustDomains: p.domains}
 	for name := range p.targeted {
 		if svc := p.services[name]; svc != nil {
 			in.Services = append(in.Services, svc)

@@ -56,6 +56,8 @@ func podWorkload(s Settings, pod *corev1.Pod, ns *corev1.Namespace, where model.
 		Terminating:    pod.DeletionTimestamp != nil,
 		Capacity:       1,
 		Paths:          s.Paths,
+
+		TrustDomainAliases: s.TrustDomainAliases,
 	}
 	w.WorkloadName, w.WorkloadType = controller(pod)
 	w.CanonicalName = cmp.Or(pod.Labels["service.istio.io/canonical-name"], pod.Labels["app.kubernetes.io/name"], pod.Labels["app"], w.WorkloadName)

@@ -74,11 +74,37 @@ type Workload struct {
 	Paths PathNormalization // of requests to this workload
 
 	Waypoint *Gateway // which connections to the workload's own addresses pass; nil: none
+
+	// TrustDomainAliases are other names of its trust domain, as during a
+	// migration from one to another.
+	TrustDomainAliases []string
 }
 
 // Identity is the workload's SPIFFE identity.
 func (w *Workload) Identity() Identity {
 	return Identity{TrustDomain: w.TrustDomain, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount}
+}
+
+// Identities are the workload's identity and the same by the other names of
+// its trust domain.
+func (w *Workload) Identities() []Identity {
+	ids := []Identity{w.Identity()}
+	for _, domain := range w.TrustDomainAliases {
+		ids = append(ids, Identity{TrustDomain: domain, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount})
+	}
+	return ids
+}
+
+// InTrustDomain reports whether a trust domain is the workload's, by whatever
+// name.
+func (w *Workload) InTrustDomain(domain string) bool {
+	return domain == w.TrustDomain || slices.Contains(w.TrustDomainAliases, domain)
+}
+
+// Is reports whether an identity is the workload's, by whatever name of its
+// trust domain.
+func (w *Workload) Is(id Identity) bool {
+	return id.Namespace == w.Namespace && id.ServiceAccount == w.ServiceAccount && w.InTrustDomain(id.TrustDomain)
 }
 
 // HasAddress reports whether a is one of the workload's addresses.

@@ -205,6 +205,8 @@ func encodeWorkloadExtension(w *model.Workload) ([]*workload.Extension, error) {
 		Labels:            w.Labels,
 		Terminating:       w.Terminating,
 		Paths:             encodePaths(w.Paths),
+
+		TrustDomainAliases: w.TrustDomainAliases,
 	}
 	if proto.Size(ext) == 0 {
 		return nil, nil
@@ -232,6 +234,7 @@ func decodeWorkloadExtension(list []*workload.Extension, out *model.Workload) er
 	out.Labels = ext.GetLabels()
 	out.Terminating = ext.GetTerminating()
 	out.Paths = decodePaths(ext.GetPaths())
+	out.TrustDomainAliases = ext.GetTrustDomainAliases()
 	return nil
 }
 
