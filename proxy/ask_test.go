@@ -12,10 +12,13 @@ import (
 	"testing"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"github.com/google/go-cmp/cmp"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
+	"github.com/tacit-mesh/tacit/proxy/extauthz"
+	tacithttp "github.com/tacit-mesh/tacit/proxy/http"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -133,5 +136,25 @@ func TestShareOfBodies(t *testing.T) {
 	s.free(maxBody)
 	if !s.reserve(maxBody) {
 		t.Error("what was given back is not there")
+	}
+}
+
+// What a provider sets is not what a caller has said, in any spelling that an
+// application may take for the same; what frames a request stays.
+func TestHeadersOfProviders(t *testing.T) {
+	came := []tacithttp.Field{
+		{Name: "Host", Value: "shop"}, {Name: "X_User", Value: "forged"}, {Name: "x-USER", Value: "forged"}, {Name: "X-Role", Value: "a"},
+		{Name: "x_secret", Value: "s"}, {Name: "Content-Length", Value: "5"},
+	}
+	got := changed(came, &extauthz.Answer{
+		Set:    []tacithttp.Field{{Name: "x-user", Value: "ann"}, {Name: "content_length", Value: "0"}, {Name: ":path", Value: "/"}},
+		Append: []tacithttp.Field{{Name: "x-role", Value: "b"}},
+		Remove: []string{"X-Secret", "host"},
+	})
+	want := []tacithttp.Field{
+		{Name: "Host", Value: "shop"}, {Name: "X-Role", Value: "a"}, {Name: "Content-Length", Value: "5"}, {Name: "x-user", Value: "ann"}, {Name: "x-role", Value: "b"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
 	}
 }

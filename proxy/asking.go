@@ -121,10 +121,10 @@ func changed(fields []http.Field, a *extauthz.Answer) []http.Field {
 	if len(a.Set)+len(a.Append)+len(a.Remove) == 0 {
 		return nil
 	}
-	is := func(name string) func(string) bool { return func(n string) bool { return strings.EqualFold(n, name) } }
+	is := func(name string) func(string) bool { return func(n string) bool { return policy.SameName(n, name) } }
 	out := make([]http.Field, 0, len(fields)+len(a.Set)+len(a.Append))
 	for _, f := range fields {
-		replaced := slices.ContainsFunc(a.Set, func(s http.Field) bool { return strings.EqualFold(s.Name, f.Name) })
+		replaced := slices.ContainsFunc(a.Set, func(s http.Field) bool { return policy.SameName(s.Name, f.Name) })
 		removed := slices.ContainsFunc(a.Remove, is(f.Name))
 		if replaced || removed {
 			if !slices.ContainsFunc(framing, is(f.Name)) {

@@ -1,9 +1,8 @@
 package proxy
 
 import (
-	"strings"
-
 	"github.com/tacit-mesh/tacit/proxy/http"
+	"github.com/tacit-mesh/tacit/proxy/policy"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -18,7 +17,7 @@ const clientCert = "X-Forwarded-Client-Cert"
 func identified(fields []http.Field, caller, local model.Identity) []http.Field {
 	out := make([]http.Field, 0, len(fields)+1)
 	for _, f := range fields {
-		if !strings.EqualFold(strings.ReplaceAll(f.Name, "_", "-"), clientCert) {
+		if !policy.SameName(f.Name, clientCert) {
 			out = append(out, f)
 		}
 	}

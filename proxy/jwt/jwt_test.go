@@ -256,6 +256,10 @@ func TestPlaces(t *testing.T) {
 			r.PayloadHeader = "X-Payload"
 			r.ClaimHeaders = []model.ClaimHeader{{Header: "X-G", Claim: "n.g"}, {Header: "X-I", Claim: "n.i"}, {Header: "X-O", Claim: "n.o"}, {Header: "X-L", Claim: "n.l"}, {Header: "X-E", Claim: "n.evil"}, {Header: "X-N", Claim: "no"}}
 		}), append(bearerOf(token), policy.HeaderField{Name: "x-g", Value: "forged"}), "", Verified, fields{{Name: "X-Payload", Value: payload}, {Name: "X-G", Value: "x"}, {Name: "X-I", Value: "7"}, {Name: "X-O", Value: "true"}}, ""},
+		{"forged claims in other spellings", with(func(r *model.JWTRule) {
+			r.PayloadHeader, r.ClaimHeaders = "X-The-Payload", []model.ClaimHeader{{Header: "x_group", Claim: "n.g"}}
+		}), append(bearerOf(token), fields{{Name: "X_The-Payload", Value: "forged"}, {Name: "X-Group", Value: "forged"}, {Name: "x_GROUP", Value: "forged"}}...), "", Verified,
+			fields{{Name: "X-The-Payload", Value: payload}, {Name: "x_group", Value: "x"}}, ""},
 		{"forged claims without a token", with(func(r *model.JWTRule) { r.PayloadHeader = "X-Payload" }), fields{{Name: "x-payload", Value: "forged"}}, "", NoToken, fields{}, ""},
 	} {
 		r := ask(snapshot(test.rule), test.headers, test.query)

@@ -179,7 +179,7 @@ func (r *Result) Apply(headers []policy.HeaderField, query string) ([]policy.Hea
 	out := make([]policy.HeaderField, 0, len(headers)+len(c.set))
 	for _, f := range headers {
 		switch {
-		case slices.ContainsFunc(c.headers, func(name string) bool { return model.EqualFold(name, f.Name) }):
+		case slices.ContainsFunc(c.headers, func(name string) bool { return policy.SameName(name, f.Name) }):
 		case len(c.cookies) > 0 && model.EqualFold(f.Name, "Cookie"):
 			if f.Value = withoutCookies(f.Value, c.cookies); f.Value != "" {
 				out = append(out, f)
