@@ -274,3 +274,39 @@ func TestWindowsOfHTTP2(t *testing.T) {
 		t.Errorf("%v", reset)
 	}
 }
+
+// What a client is lent around decisions is paid back: in the end it was granted
+// no more than it has sent.
+func TestWindowsArePaidBack(t *testing.T) {
+	gate := newGate(allowAll)
+	gate.slow, gate.slowPath = make(chan struct{}), "/slow"
+	f := dialFrames(t, proxied(t, narrow(t, sum, 32<<10), Undeclared, gate))
+	f.open(1, true, ":method", "GET", ":scheme", "http", ":path", "/a", ":authority", "x")
+	awaitEnd(t, f, 1)
+	granted, sent := 0, 0
+	part := make([]byte, 10_000)
+	for id := uint32(3); id < 43; id += 2 {
+		f.open(id, false, ":method", "POST", ":scheme", "http", ":path", "/slow", ":authority", "x")
+		must(t, f.WriteData(id, true, part))
+		sent += len(part)
+		for ended, before := false, granted; !ended; {
+			frame, err := f.ReadFrame()
+			must(t, err)
+			switch frame := frame.(type) {
+			case *http2.WindowUpdateFrame:
+				if frame.StreamID != 0 {
+					continue
+				}
+				if granted += int(frame.Increment); before >= 0 && granted-before >= len(part) {
+					before = -1 // lent
+					gate.slow <- struct{}{}
+				}
+			case *http2.DataFrame:
+				ended = frame.StreamEnded()
+			}
+		}
+	}
+	if granted > sent+1<<10 {
+		t.Errorf("%d bytes were granted for %d", granted, sent)
+	}
+}

@@ -120,3 +120,12 @@ func FuzzServerName(f *testing.F) {
 		}
 	})
 }
+
+// A greeting that is shorter than what it may be taken for is heard all the same.
+func TestShortGreeting(t *testing.T) {
+	to := proxied(t, raw(t, func(c *net.TCPConn) { _, _ = c.Write([]byte{0, 0}) }), Undeclared, newGate(allowAll))
+	_, r := dial(t, to)
+	if heard, err := io.ReadAll(r); err != nil || len(heard) != 2 {
+		t.Errorf("%q, %v", heard, err)
+	}
+}
