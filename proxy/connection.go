@@ -116,7 +116,7 @@ func (c *Connection) facts(s *model.Snapshot, now time.Time) (policy.Request, bo
 		Time:        now,
 		Revoked:     c.takenBack != nil && c.takenBack(),
 	}
-	if w := s.WorkloadAt("", c.source.Addr()); w != nil && (c.peer.IsZero() || w.Is(c.peer)) {
+	if w := s.WorkloadAt(c.pod.network, c.source.Addr()); w != nil && (c.peer.IsZero() || w.Is(c.peer)) {
 		r.SourceWorkload = w
 	}
 	return r, true
@@ -320,7 +320,7 @@ func newID() string {
 // belong to a predecessor there, whose policies are not this pod's.
 func workloadOf(s *model.Snapshot, pod *pod) *model.Workload {
 	for _, a := range pod.Addresses {
-		w := s.WorkloadAt("", a)
+		w := s.WorkloadAt(pod.network, a)
 		if w != nil && w.Name == pod.Name && w.Namespace == pod.Namespace && (w.PodUID == "" || w.PodUID == pod.UID) {
 			return w
 		}
