@@ -103,6 +103,9 @@ func (e *PacketError) Error() string { return e.reason }
 func ReadPacket(c *net.UnixConn, payload, control []byte) (n int, fds []int, err error) {
 	n, cn, flags, _, err := c.ReadMsgUnix(payload, control)
 	if err != nil {
+		// An empty packet counts as the end, and may carry descriptors.
+		fds, _ = descriptors(control[:cn])
+		CloseAll(fds)
 		return 0, nil, err
 	}
 	fds, err = descriptors(control[:cn])

@@ -1,11 +1,14 @@
 package protocol
 
 import (
+	"errors"
+	"io"
 	"net"
 	"os"
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -129,6 +132,25 @@ func TestLostDescriptorsAreFatal(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	if after := openDescriptors(t); after != before+2 {
+		t.Errorf("%d descriptors are open, before it were %d", after, before)
+	}
+}
+
+// A packet without content ends the connection like any other that is wrong.
+func TestEmptyPacketLeavesNoDescriptors(t *testing.T) {
+	_, b, raw := pair(t)
+	before := openDescriptors(t)
+	control := unix.UnixRights(pipes(t, 8)...)
+	header := unix.Msghdr{Control: &control[0]}
+	header.SetControllen(len(control))
+	// Sendmsg of x/sys would add a byte of content.
+	if _, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(raw), uintptr(unsafe.Pointer(&header)), 0); errno != 0 {
+		t.Fatal(errno)
+	}
+	if m, _, err := b.ReceiveFromProxy(); !errors.Is(err, io.EOF) {
+		t.Errorf("got %v, %v", m, err)
+	}
+	if after := openDescriptors(t); after != before+2 { // the pipe's own
 		t.Errorf("%d descriptors are open, before it were %d", after, before)
 	}
 }
