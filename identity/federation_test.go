@@ -1,6 +1,7 @@
 package identity_test
 
 import (
+	"context"
 	"crypto/x509"
 	"testing"
 
@@ -99,21 +100,76 @@ func TestAliasOfTrustDomain(t *testing.T) {
 	renamed.TrustDomain = "renamed.test"
 	other := alice
 	other.TrustDomain = "other.test"
-	server := identity.ServerConfig(getter(home.Issue(t, alice)), identity.WithTrustDomains(func(name string) bool { return name == "renamed.test" }))
+	server := home.Issue(t, alice)
+	federated := home.Issue(t, alice)
+	federated.Federate(map[string][]*x509.Certificate{"renamed.test": {abroad.Root}})
 	for name, test := range map[string]struct {
-		client *identity.Material
-		reason string
+		server, client *identity.Material
+		reason         string
 	}{
-		"by its other name":        {home.Issue(t, renamed), ""},
-		"of another authority":     {abroad.Issue(t, renamed), "unknown_authority"},
-		"by a name of nobody here": {home.Issue(t, other), "wrong_trust_domain"},
+		"by its other name":                     {server, home.Issue(t, renamed), ""},
+		"of another authority":                  {server, abroad.Issue(t, renamed), "unknown_authority"},
+		"by a name of nobody here":              {server, home.Issue(t, other), "wrong_trust_domain"},
+		"by its other name, of a bundle too":    {federated, home.Issue(t, renamed), ""},
+		"of the authority of that name's roots": {federated, abroad.Issue(t, renamed), "unknown_authority"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			client := identity.ClientConfig(test.client, []string{alice.String()})
 			client.VerifyConnection = nil
-			_, _, err := handshake(t, client, server)
+			_, _, err := handshake(t, client, identity.ServerConfig(getter(test.server), alsoRenamed))
 			if got := identity.FailureReason(err); got != test.reason {
 				t.Errorf("reason %q (%v), want %q", got, err, test.reason)
+			}
+		})
+	}
+}
+
+var alsoRenamed = identity.WithTrustDomains(func(name string) (bool, error) { return name == "renamed.test", nil })
+
+// So is a server, even if there is a bundle of that name.
+func TestAliasOfServer(t *testing.T) {
+	home, abroad := identitytest.NewCA(t), identitytest.NewCA(t)
+	renamed := bob
+	renamed.TrustDomain = "renamed.test"
+	a := home.Issue(t, alice)
+	a.Federate(map[string][]*x509.Certificate{"renamed.test": {abroad.Root}})
+	for name, test := range map[string]struct {
+		server *identity.Material
+		reason string
+	}{
+		"by its other name":                     {home.Issue(t, renamed), ""},
+		"of the authority of that name's roots": {abroad.Issue(t, renamed), "unknown_authority"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := identity.ServerConfig(getter(test.server))
+			server.VerifyConnection = nil
+			_, err, _ := handshake(t, identity.ClientConfig(a, []string{bob.String(), renamed.String()}, alsoRenamed), server)
+			if got := identity.FailureReason(err); got != test.reason {
+				t.Errorf("reason %q (%v), want %q", got, err, test.reason)
+			}
+		})
+	}
+}
+
+// As long as it is not known whether a name is the own trust domain's, nobody
+// of that name is accepted.
+func TestAliasNotKnown(t *testing.T) {
+	home, abroad := identitytest.NewCA(t), identitytest.NewCA(t)
+	renamed := alice
+	renamed.TrustDomain = "renamed.test"
+	server, federated := home.Issue(t, alice), home.Issue(t, alice)
+	federated.Federate(map[string][]*x509.Certificate{"renamed.test": {abroad.Root}})
+	late := identity.WithTrustDomains(func(string) (bool, error) { return false, context.DeadlineExceeded })
+	for name, test := range map[string]struct{ server, client *identity.Material }{
+		"without a bundle": {server, home.Issue(t, renamed)},
+		"with a bundle":    {federated, abroad.Issue(t, renamed)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client := identity.ClientConfig(test.client, []string{alice.String()})
+			client.VerifyConnection = nil
+			_, _, err := handshake(t, client, identity.ServerConfig(getter(test.server), late))
+			if got := identity.FailureReason(err); got != "timeout" {
+				t.Errorf("reason %q (%v), want timeout", got, err)
 			}
 		})
 	}

@@ -65,13 +65,19 @@ func (m *Material) Federate(bundles map[string][]*x509.Certificate) {
 }
 
 // rootsOf are those by which a peer is judged that claims to be of a trust
-// domain. The own ones also judge domains that have no bundle: whether such a
-// peer is accepted is decided elsewhere.
-func (m *Material) rootsOf(domain string) *x509.CertPool {
-	if b := m.Federated[domain]; b != nil {
-		return b.Roots
+// domain. For another name of the own one they are the own ones, even if there
+// is a bundle of that name: who made the bundle would issue the own identities.
+// The own ones also judge domains that have no bundle: whether such a peer is
+// accepted is decided elsewhere.
+func (m *Material) rootsOf(domain string, ours func(domain string) (bool, error)) (*x509.CertPool, error) {
+	b := m.Federated[domain]
+	if b == nil {
+		return m.Roots, nil
 	}
-	return m.Roots
+	if alias, err := ours(domain); alias || err != nil {
+		return m.Roots, err
+	}
+	return b.Roots, nil
 }
 
 // RenewalDue is when a source that renews by itself at half of a certificate's

@@ -17,7 +17,7 @@ type options struct {
 	selectors   func(Pod) string
 	failed      func(Status)
 	revocations Revocations
-	ours        func(trustDomain string) bool
+	ours        func(trustDomain string) (bool, error)
 }
 
 // WithClock replaces the wall clock by which certificates are judged.
@@ -37,9 +37,11 @@ func WithFailures(report func(Status)) Option {
 	return func(o *options) { o.failed = report }
 }
 
-// WithTrustDomains has ServerConfig accept clients of further trust domains
-// that the workload's own roots vouch for: other names of its own.
-func WithTrustDomains(ours func(name string) bool) Option {
+// WithTrustDomains says which further trust domains are other names of the
+// workload's own. Peers of these are judged by the own roots alone, whatever
+// bundles there are, and ServerConfig accepts them. An error of ours ends the
+// handshake.
+func WithTrustDomains(ours func(name string) (bool, error)) Option {
 	return func(o *options) { o.ours = ours }
 }
 
@@ -48,7 +50,7 @@ func WithTrustDomains(ours func(name string) bool) Option {
 func wallClock() time.Time { return time.Now().Round(0) }
 
 func optionsOf(opts []Option) options {
-	o := options{now: wallClock, selectors: func(Pod) string { return "" }, failed: func(Status) {}, ours: func(string) bool { return false }}
+	o := options{now: wallClock, selectors: func(Pod) string { return "" }, failed: func(Status) {}, ours: func(string) (bool, error) { return false, nil }}
 	for _, opt := range opts {
 		opt(&o)
 	}
@@ -107,10 +109,14 @@ func ServerConfig(get func() (*Material, error), opts ...Option) *tls.Config {
 		if err != nil {
 			return err
 		}
-		if own := m.Identity(); id.TrustDomain != own.TrustDomain && m.Federated[id.TrustDomain] == nil && !o.ours(id.TrustDomain) {
-			return refuse(reasonWrongTrustDomain, "the client proved to be %q, expected trust domain %q", id, own.TrustDomain)
+		own := m.Identity()
+		if id.TrustDomain == own.TrustDomain || m.Federated[id.TrustDomain] != nil {
+			return nil
 		}
-		return nil
+		if ours, err := o.ours(id.TrustDomain); ours || err != nil {
+			return err
+		}
+		return refuse(reasonWrongTrustDomain, "the client proved to be %q, expected trust domain %q", id, own.TrustDomain)
 	}
 	return config
 }

@@ -118,7 +118,10 @@ func verifyPeer(state tls.ConnectionState, m *Material, usage x509.ExtKeyUsage, 
 	roots := m.Roots
 	id, claim := spiffeIDOf(leaf)
 	if claim == nil {
-		roots = m.rootsOf(leaf.URIs[0].Host)
+		var err error
+		if roots, err = m.rootsOf(leaf.URIs[0].Host, o.ours); err != nil {
+			return "", fmt.Errorf("certificate of %s: %w", describe(leaf), err)
+		}
 	}
 	if err := verifyChain(state.PeerCertificates, roots, usage, o.now()); err != nil {
 		return "", err

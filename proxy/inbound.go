@@ -85,17 +85,23 @@ func (p *Proxy) handshake(pod *pod, conn *net.TCPConn) (*tls.Conn, *identity.Mat
 			own = m
 		}
 		return m, err
-	}, identity.WithRevocations(p.Revocations), identity.WithTrustDomains(func(name string) bool {
-		// The control plane's first word on the pod says what else its
-		// trust domain is called.
-		s, _ := p.State.Wait(ctx, func(s *model.Snapshot) bool { return workloadOf(s, pod) != nil })
-		w := workloadOf(s, pod)
-		return w != nil && w.InTrustDomain(name)
-	}))
+	}, identity.WithRevocations(p.Revocations), p.trustDomains(ctx, pod))
 	config.DynamicRecordSizingDisabled = true // full records; see hbone.Serve
 	tlsConn := tls.Server(wire, config)
 	err = tlsConn.HandshakeContext(ctx)
 	return tlsConn, own, err
+}
+
+// trustDomains has a handshake of a pod know what else its trust domain is
+// called, by the control plane's first word on the pod, which it waits for.
+func (p *Proxy) trustDomains(ctx context.Context, pod *pod) identity.Option {
+	return identity.WithTrustDomains(func(name string) (bool, error) {
+		s, err := p.State.Wait(ctx, func(s *model.Snapshot) bool { return workloadOf(s, pod) != nil })
+		if err != nil {
+			return false, fmt.Errorf("whether trust domain %q is the pod's own is not known: %w", name, err)
+		}
+		return workloadOf(s, pod).InTrustDomain(name), nil
+	})
 }
 
 // serve carries one stream to the application.

@@ -59,7 +59,8 @@ func (p *Proxy) peerTLS(ctx context.Context, k hbone.Key) (*tls.Config, time.Tim
 	if err != nil {
 		return nil, time.Time{}, err
 	}
-	return identity.ClientConfig(material, strings.Split(k.Accepted, ","), identity.WithRevocations(p.Revocations)), material.NotAfter(), nil
+	config := identity.ClientConfig(material, strings.Split(k.Accepted, ","), identity.WithRevocations(p.Revocations), p.trustDomains(ctx, pod))
+	return config, material.NotAfter(), nil
 }
 
 // evictMoved lets pooled connections end with their last stream once their
