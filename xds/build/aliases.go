@@ -12,14 +12,18 @@ import (
 type trustDomains []string
 
 // ours reports whether a policy that names a trust domain means the own one.
-// As in Istio's policies, cluster.local does wherever it stands.
-func (t trustDomains) ours(name string) bool {
-	return name == model.DefaultTrustDomain || slices.Contains(t, name)
+func (t trustDomains) ours(name string) bool { return t.points(name) || slices.Contains(t, name) }
+
+// points reports whether a name only points to the own trust domain, as
+// cluster.local does in policies like Istio's. It is not one of its names then,
+// and may be that of somebody else's.
+func (t trustDomains) points(name string) bool {
+	return name == model.DefaultTrustDomain && len(t) > 0 && !slices.Contains(t, name)
 }
 
-// expand adds to principals the same ones by the other names. Those of other
-// trust domains, and what matches whatever the trust domain is, stay as they
-// are.
+// expand adds to principals the same ones by the other names; what only points
+// to the own trust domain they replace. Those of other trust domains, and what
+// matches whatever the trust domain is, stay as they are.
 func (t trustDomains) expand(principals []model.StringMatch) []model.StringMatch {
 	var out []model.StringMatch
 	add := func(m model.StringMatch) {
@@ -28,13 +32,16 @@ func (t trustDomains) expand(principals []model.StringMatch) []model.StringMatch
 		}
 	}
 	for _, m := range principals {
-		add(m)
 		kind, rest, ours := t.split(m)
+		pointer := ours && t.points(domainOf(m))
+		if !pointer {
+			add(m)
+		}
 		if !ours {
 			continue
 		}
 		for _, domain := range t {
-			if other := domain + rest; !m.Matches(other) {
+			if other := domain + rest; pointer || !m.Matches(other) {
 				add(model.StringMatch{Kind: kind, Value: other})
 			}
 		}
@@ -62,9 +69,19 @@ func (t trustDomains) split(m model.StringMatch) (kind model.StringMatchKind, re
 	return 0, "", false
 }
 
-// same is the identity by every name of its trust domain.
+// domainOf is what a principal names whole as its trust domain, "" if it does
+// not.
+func domainOf(m model.StringMatch) string {
+	domain, _, whole := strings.Cut(m.Value, "/")
+	if !whole || m.Kind != model.MatchExact && m.Kind != model.MatchPrefix {
+		return ""
+	}
+	return domain
+}
+
+// same is the identity by every name of its trust domain, as a policy means it.
 func (t trustDomains) same(id model.Identity) []model.Identity {
-	if !slices.Contains(t, id.TrustDomain) {
+	if !t.ours(id.TrustDomain) {
 		return []model.Identity{id}
 	}
 	var out []model.Identity

@@ -21,7 +21,12 @@ func TestTrustDomainAliases(t *testing.T) {
 	}{
 		{`principals: [old.example/ns/a/sa/b]`, `Principals[old.example/ns/a/sa/b new.example/ns/a/sa/b]`},
 		{`principals: ["spiffe://new.example/ns/a/sa/b"]`, `Principals[new.example/ns/a/sa/b old.example/ns/a/sa/b]`},
-		{`principals: [cluster.local/ns/a/sa/b]`, `Principals[cluster.local/ns/a/sa/b new.example/ns/a/sa/b old.example/ns/a/sa/b]`},
+		{`principals: [cluster.local/ns/a/sa/b]`, `Principals[new.example/ns/a/sa/b old.example/ns/a/sa/b]`},
+		{`principals: ["cluster.local/*"]`, `Principals[new.example/* old.example/*]`},
+		{`principals: ["cluster.local*"]`, `Principals[cluster.local*]`},
+		{`principals: ["*ster.local/ns/a/sa/b"]`, `Principals[*ster.local/ns/a/sa/b]`},
+		{`principals: [cluster.local/ns/a/sa/b, new.example/ns/a/sa/b]`, `Principals[new.example/ns/a/sa/b old.example/ns/a/sa/b]`},
+		{`notPrincipals: [cluster.local/ns/a/sa/b]`, `NotPrincipals[new.example/ns/a/sa/b old.example/ns/a/sa/b]`},
 		{`notPrincipals: [old.example/ns/a/*]`, `NotPrincipals[old.example/ns/a/* new.example/ns/a/*]`},
 		{`principals: [old*]`, `Principals[old* new.example/*]`},
 		{`principals: ["*ld.example/ns/a/sa/b"]`, `Principals[*ld.example/ns/a/sa/b new.example/ns/a/sa/b]`},
@@ -46,18 +51,54 @@ func TestTrustDomainAliases(t *testing.T) {
 	}
 }
 
-// An identity is revoked by whatever name.
-func TestRevokedAlias(t *testing.T) {
-	r := Policies(PolicyInput{
-		TrustDomains:      aliased,
-		RevokedIdentities: []*kinds.RevokedIdentity{revocation(t, "tacit-system", "spiffe://old.example/ns/shop/sa/web", "")},
-		Workloads:         []PolicyTarget{{UID: "web", Identity: model.Identity{TrustDomain: "new.example", Namespace: "shop", ServiceAccount: "web"}}},
-	})
-	if diff := cmp.Diff([]string{`Principals[new.example/ns/shop/sa/web old.example/ns/shop/sa/web]`}, words(r.Policies[0].Rules)); diff != "" {
+// cluster.local is like any other name where it is one of the trust domain's.
+func TestClusterLocalIsAName(t *testing.T) {
+	principal := model.StringMatch{Kind: model.MatchExact, Value: "cluster.local/ns/a/sa/b"}
+	for _, test := range []struct {
+		names trustDomains
+		want  []string
+	}{
+		{trustDomains{"new.example", "cluster.local"}, []string{"cluster.local/ns/a/sa/b", "new.example/ns/a/sa/b"}},
+		{trustDomains{"cluster.local", "old.example"}, []string{"cluster.local/ns/a/sa/b", "old.example/ns/a/sa/b"}},
+		{trustDomains{"cluster.local"}, []string{"cluster.local/ns/a/sa/b"}},
+		{trustDomains{"new.example"}, []string{"new.example/ns/a/sa/b"}},
+		{nil, []string{"cluster.local/ns/a/sa/b"}}, // as when a policy is judged without a mesh
+	} {
+		var got []string
+		for _, m := range test.names.expand([]model.StringMatch{principal}) {
+			got = append(got, m.Value)
+		}
+		if diff := cmp.Diff(test.want, got); diff != "" {
+			t.Errorf("%q: %s", test.names, diff)
+		}
+	}
+}
+
+// The proxies whose word on clients counts are named as in policies.
+func TestForwardingByAlias(t *testing.T) {
+	p := newPolicySet(Settings{TrustDomain: "new.example", Forwarding: model.Forwarding{
+		Proxies: 1, Callers: []model.StringMatch{{Kind: model.MatchExact, Value: "cluster.local/ns/ingress/sa/gateway"}},
+	}})
+	want := []model.StringMatch{{Kind: model.MatchExact, Value: "new.example/ns/ingress/sa/gateway"}}
+	if diff := cmp.Diff(want, p.forwarding.Callers); diff != "" {
 		t.Error(diff)
 	}
-	if len(r.Attached["web"]) != 1 {
-		t.Errorf("attached: %v", r.Attached)
+}
+
+// An identity is revoked by whatever name.
+func TestRevokedAlias(t *testing.T) {
+	for _, id := range []string{"spiffe://old.example/ns/shop/sa/web", "spiffe://new.example/ns/shop/sa/web", "spiffe://cluster.local/ns/shop/sa/web"} {
+		r := Policies(PolicyInput{
+			TrustDomains:      aliased,
+			RevokedIdentities: []*kinds.RevokedIdentity{revocation(t, "tacit-system", id, "")},
+			Workloads:         []PolicyTarget{{UID: "web", Identity: model.Identity{TrustDomain: "new.example", Namespace: "shop", ServiceAccount: "web"}}},
+		})
+		if diff := cmp.Diff([]string{`Principals[new.example/ns/shop/sa/web old.example/ns/shop/sa/web]`}, words(r.Policies[0].Rules)); diff != "" {
+			t.Errorf("%s: %s", id, diff)
+		}
+		if len(r.Attached["web"]) != 1 {
+			t.Errorf("%s: attached: %v", id, r.Attached)
+		}
 	}
 }
 
