@@ -59,17 +59,24 @@ func TestWaypoints(t *testing.T) {
 		want     []string
 		explains string
 	}{
-		"of a service, by hostname":           {source: client, web: by(named), gates: []*model.Workload{g1}, dst: vip + ":80", want: []string{through}, explains: waypointKey},
-		"of a service, by virtual address":    {source: client, web: by(atVIP), gates: []*model.Workload{g1}, dst: vip + ":80", want: []string{through}, explains: waypointVIP},
-		"of a service, by a pod's address":    {source: client, web: by(atPod), gates: []*model.Workload{g1}, dst: vip + ":80", want: []string{through}, explains: "198.18.3.1:15008"},
-		"its port leads elsewhere":            {source: client, web: by(model.Gateway{Service: waypointKey, Port: 15009}), gates: []*model.Workload{g1}, dst: vip + ":80", want: []string{"hbone g1 198.19.0.1:80 by 198.18.3.1:15010"}},
-		"it decides which ports there are":    {source: client, web: by(named), gates: []*model.Workload{g1}, dst: vip + ":7777", want: []string{"hbone g1 198.19.0.1:7777 by 198.18.3.1:15008"}},
-		"all its pods in turn":                {source: client, web: by(named), gates: []*model.Workload{gatePod("g1", "198.18.3.1"), gatePod("g1", "198.18.3.1")}, dst: vip + ":80", want: []string{through}},
-		"without a pod":                       {source: client, web: by(named), dst: vip + ":80", refusal: NoWaypoint, explains: "refused"},
-		"with an unhealthy pod":               {source: client, web: by(named), gates: []*model.Workload{pod("g1", "198.18.3.1", func(w *model.Workload) { w.Services, w.Unhealthy = map[string][]model.Port{waypointKey: nil}, true })}, dst: vip + ":80", refusal: NoWaypoint},
-		"that is not known":                   {source: client, web: by(gone), gates: []*model.Workload{g1}, dst: vip + ":80", refusal: NoWaypoint},
-		"at an address of nobody":             {source: client, web: by(model.Gateway{Address: addr("203.0.113.1"), Port: 15008}), gates: []*model.Workload{g1}, dst: vip + ":80", refusal: NoWaypoint},
-		"without such a port":                 {source: client, web: by(model.Gateway{Service: waypointKey, Port: 1}), gates: []*model.Workload{g1}, dst: vip + ":80", refusal: NoWaypoint},
+		"of a service, by hostname":        {source: client, web: by(named), gates: []*model.Workload{g1}, dst: vip + ":80", want: []string{through}, explains: waypointKey},
+		"of a service, by virtual address": {source: client, web: by(atVIP), gates: []*model.Workload{g1}, dst: vip + ":80", want: []string{through}, explains: waypointVIP},
+		"of a service, by a pod's address": {source: client, web: by(atPod), gates: []*model.Workload{g1}, dst: vip + ":80", want: []string{through}, explains: "198.18.3.1:15008"},
+		"its port leads elsewhere":         {source: client, web: by(model.Gateway{Service: waypointKey, Port: 15009}), gates: []*model.Workload{g1}, dst: vip + ":80", want: []string{"hbone g1 198.19.0.1:80 by 198.18.3.1:15010"}},
+		"it decides which ports there are": {source: client, web: by(named), gates: []*model.Workload{g1}, dst: vip + ":7777", want: []string{"hbone g1 198.19.0.1:7777 by 198.18.3.1:15008"}},
+		"all its pods in turn":             {source: client, web: by(named), gates: []*model.Workload{gatePod("g1", "198.18.3.1"), gatePod("g2", "198.18.3.2")}, dst: vip + ":80", want: []string{through, "hbone g2 198.19.0.1:80 by 198.18.3.2:15008"}},
+		"without a pod":                    {source: client, web: by(named), dst: vip + ":80", refusal: NoWaypoint, explains: "refused"},
+		"with an unhealthy pod":            {source: client, web: by(named), gates: []*model.Workload{pod("g1", "198.18.3.1", func(w *model.Workload) { w.Services, w.Unhealthy = map[string][]model.Port{waypointKey: nil}, true })}, dst: vip + ":80", refusal: NoWaypoint},
+		"that is not known":                {source: client, web: by(gone), gates: []*model.Workload{g1}, dst: vip + ":80", refusal: NoWaypoint},
+		"at an address of nobody":          {source: client, web: by(model.Gateway{Address: addr("203.0.113.1"), Port: 15008}), gates: []*model.Workload{g1}, dst: vip + ":80", refusal: NoWaypoint},
+		"without such a port":              {source: client, web: by(model.Gateway{Service: waypointKey, Port: 1}), gates: []*model.Workload{g1}, dst: vip + ":80", refusal: NoWaypoint},
+		"that could not be read":           {source: client, web: by(model.Gateway{}), gates: []*model.Workload{g1}, dst: vip + ":80", refusal: NoWaypoint, explains: "unreadable"},
+		"beside one that could not be read": {source: client, web: func(v *model.Service) {
+			by(named)(v)
+			v.Waypoints = append(v.Waypoints, model.WeightedGateway{Weight: 1})
+		}, gates: []*model.Workload{g1}, dst: vip + ":80", want: []string{through}},
+		"of a workload, not to be read":       {source: client, backend: pod("b", "198.18.2.1", of(), behind(model.Gateway{})), gates: []*model.Workload{g1}, dst: "198.18.2.1:80", refusal: NoWaypoint, explains: "unreadable"},
+		"not to be read, asked by itself":     {source: self, web: by(model.Gateway{}), gates: []*model.Workload{g1}, dst: vip + ":80", refusal: NoWaypoint},
 		"of a service, asked by itself":       {source: self, web: by(named), gates: []*model.Workload{g1}, dst: vip + ":80", want: []string{"hbone b 198.18.2.1:8080"}},
 		"of a service, not of its endpoint":   {source: client, web: by(named), gates: []*model.Workload{g1}, dst: "198.18.2.1:80", want: []string{"hbone b 198.18.2.1:80"}},
 		"of a workload":                       {source: client, backend: pod("b", "198.18.2.1", of(), behind(named)), gates: []*model.Workload{g1}, dst: "198.18.2.1:80", want: []string{"hbone g1 198.18.2.1:80 by 198.18.3.1:15008"}, explains: "address of a pod"},
@@ -90,7 +97,8 @@ func TestWaypoints(t *testing.T) {
 			if r.Refusal != tt.refusal {
 				t.Errorf("refusal %q, want %q", r.Refusal, tt.refusal)
 			}
-			if got := describeWays(r); !slices.Equal(got, tt.want) {
+			got := slices.Sorted(slices.Values(describeWays(r))) // endpoints of one service come in any order
+			if !slices.Equal(got, tt.want) {
 				t.Errorf("candidates %q, want %q", got, tt.want)
 			}
 			if said := strings.Join(r.Explain(), " "); !strings.Contains(said, tt.explains) {

@@ -28,8 +28,8 @@ type kind struct {
 }
 
 // resource is one that is applied. It counts as rejected if the last that the
-// server sent by its name was: then either an older one is still in force or,
-// for a policy, a denial.
+// server sent by its name was: then either an older one is still in force or
+// one that refuses, which is a denial or is behind a waypoint of nobody.
 type resource struct {
 	version  string
 	body     *anypb.Any
@@ -77,6 +77,8 @@ func decodePolicy(name string, body *anypb.Any, u *model.Update) (bool, error) {
 	return p != nil, err
 }
 
+// decodeAddress adds what is rejected for its waypoint alone: it is refused then,
+// where the address of nobody would be passed through.
 func decodeAddress(name string, body *anypb.Any, u *model.Update) (bool, error) {
 	w, v, err := wire.DecodeAddress(name, body)
 	switch {
@@ -85,7 +87,7 @@ func decodeAddress(name string, body *anypb.Any, u *model.Update) (bool, error) 
 	case v != nil:
 		u.Services = append(u.Services, v)
 	}
-	return err == nil, err
+	return w != nil || v != nil, err
 }
 
 // removePolicies takes from the update what an earlier response put there: an

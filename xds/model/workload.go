@@ -200,7 +200,8 @@ type Service struct {
 	Waypoints []WeightedGateway
 }
 
-// Gateway is a proxy to which connections go on their way.
+// Gateway is a proxy to which connections go on their way. The zero Gateway
+// leads nowhere: it stands for one that could not be read.
 type Gateway struct {
 	// Service is the key, "NAMESPACE/HOSTNAME", of the gateway's service;
 	// empty for one that is named by its address.
@@ -212,6 +213,9 @@ type Gateway struct {
 
 // String names the gateway.
 func (g Gateway) String() string {
+	if g == (Gateway{}) {
+		return "unreadable"
+	}
 	if g.Service != "" {
 		return g.Service + ":" + strconv.Itoa(int(g.Port))
 	}

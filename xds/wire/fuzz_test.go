@@ -48,11 +48,15 @@ func FuzzPolicy(f *testing.F) {
 
 func FuzzAddress(f *testing.F) {
 	f.Add("u", packWorkload(&workload.Workload{Uid: "u", Namespace: "ns", Addresses: [][]byte{mapped(1, 2, 3, 4)}}).Value)
+	f.Add("u", packWorkload(&workload.Workload{Uid: "u", Namespace: "ns", Waypoint: &workload.GatewayAddress{}}).Value)
 	f.Add("ns/h", packService(&workload.Service{Namespace: "ns", Hostname: "h", Ports: []*workload.Port{{ServicePort: 80}}}).Value)
 	f.Add("", []byte(nil))
 	f.Fuzz(func(t *testing.T, name string, value []byte) {
 		w, v, err := DecodeAddress(name, &anypb.Any{TypeUrl: AddressType, Value: value})
 		if err != nil {
+			if (w != nil || v != nil) && len(gatewaysOf(w, v)) == 0 {
+				t.Fatalf("rejected, but in the open: %+v, %+v", w, v)
+			}
 			return
 		}
 		var again *anypb.Any

@@ -27,12 +27,21 @@ func encodeGateway(g *model.Gateway) *workload.GatewayAddress {
 	return out
 }
 
-// decodeGateway is nil for none. One that cannot be read is an error: what
-// must pass a gateway may not go straight.
+// decodeGateway is nil for none. In the place of one that cannot be read it
+// returns, beside the error, the zero one, which leads nowhere: what must pass
+// a gateway may not go straight.
 func decodeGateway(g *workload.GatewayAddress) (*model.Gateway, error) {
 	if g == nil {
 		return nil, nil //nolint:nilnil // there is none, and nothing is wrong with that
 	}
+	out, err := readGateway(g)
+	if err != nil {
+		return new(model.Gateway), err
+	}
+	return out, nil
+}
+
+func readGateway(g *workload.GatewayAddress) (*model.Gateway, error) {
 	if g.GetHboneMtlsPort() == 0 || g.GetHboneMtlsPort() > math.MaxUint16 {
 		return nil, fmt.Errorf("hbone_mtls_port: %d is no port", g.GetHboneMtlsPort())
 	}
@@ -69,29 +78,30 @@ func encodeWaypoints(list []model.WeightedGateway, out *workload.Service) {
 	}
 }
 
-// decodeWaypoints prefers the weighted ones where both fields are set.
+// decodeWaypoints prefers the weighted ones where both fields are set. Beside
+// an error it returns what is to be passed all the same, as decodeGateway does.
 func decodeWaypoints(in *workload.Service) (out []model.WeightedGateway, err error) {
 	single, err := decodeGateway(in.GetWaypoint())
 	if err != nil {
-		return nil, fmt.Errorf("waypoint: %w", err)
+		err = fmt.Errorf("waypoint: %w", err)
 	}
 	total := uint64(0)
 	for i, w := range in.GetWeightedWaypoints() {
-		g, err := decodeGateway(w.GetDestination())
-		if err == nil && g == nil {
-			err = errors.New("is missing")
+		g, unread := decodeGateway(w.GetDestination())
+		if g == nil {
+			g, unread = new(model.Gateway), errors.New("is missing")
 		}
-		if err != nil {
-			return nil, fmt.Errorf("weighted_waypoints[%d].destination: %w", i, err)
+		if unread != nil {
+			err = errors.Join(err, fmt.Errorf("weighted_waypoints[%d].destination: %w", i, unread))
 		}
 		total += uint64(w.GetWeight())
 		out = append(out, model.WeightedGateway{Gateway: *g, Weight: w.GetWeight()})
 	}
 	switch {
 	case len(out) > 0 && total == 0:
-		return nil, errors.New("weighted_waypoints: all weights are 0")
+		return []model.WeightedGateway{{Weight: 1}}, errors.Join(err, errors.New("weighted_waypoints: all weights are 0"))
 	case len(out) == 0 && single != nil:
 		out = []model.WeightedGateway{{Gateway: *single, Weight: 1}}
 	}
-	return out, nil
+	return out, err
 }

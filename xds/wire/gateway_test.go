@@ -1,12 +1,14 @@
 package wire
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/tacit-mesh/tacit/xds/api/workload"
+	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 func byName(namespace, hostname string, port uint32) *workload.GatewayAddress {
@@ -23,8 +25,8 @@ func byAddress(address []byte, length *uint32) *workload.GatewayAddress {
 	}
 }
 
-// What must pass a waypoint that cannot be read is refused, and not sent
-// straight.
+// What must pass a waypoint that cannot be read keeps one, which leads nowhere:
+// as the address of nobody it would be passed through.
 func TestWaypointsThatAreNone(t *testing.T) {
 	length := uint32(24)
 	ofWorkload := func(g *workload.GatewayAddress) *anypb.Any {
@@ -57,7 +59,10 @@ func TestWaypointsThatAreNone(t *testing.T) {
 		for where, resource := range map[string]*anypb.Any{
 			"waypoint: ": ofWorkload(tt.gateway), "waypoint:": ofService(tt.gateway), "weighted_waypoints[1].destination: ": weighted(tt.gateway),
 		} {
-			_, _, err := DecodeAddress("ns/x", resource)
+			w, v, err := DecodeAddress("ns/x", resource)
+			if got, want := gatewaysOf(w, v), standIns[where]; !slices.Equal(got, want) {
+				t.Errorf("%s in %s: passes %v, want %v", name, where, got, want)
+			}
 			if err == nil || !strings.Contains(err.Error(), where) || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), `"ns/x"`) {
 				t.Errorf("%s in %s: %v, want an error with %q", name, where, err, tt.want)
 			}
@@ -67,8 +72,41 @@ func TestWaypointsThatAreNone(t *testing.T) {
 		"is missing":    {{Weight: 1}},
 		"weights are 0": {{Destination: byName("ns", "a", 1)}, {Destination: byName("ns", "b", 1)}},
 	} {
-		if _, _, err := DecodeAddress("ns/x", packService(&workload.Service{Namespace: "ns", Hostname: "x", WeightedWaypoints: list})); err == nil || !strings.Contains(err.Error(), name) {
+		w, v, err := DecodeAddress("ns/x", packService(&workload.Service{Namespace: "ns", Hostname: "x", WeightedWaypoints: list}))
+		if got, want := gatewaysOf(w, v), []model.WeightedGateway{{Weight: 1}}; !slices.Equal(got, want) {
+			t.Errorf("%s: passes %v, want %v", name, got, want)
+		}
+		if err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// standIns are what is read of a waypoint that cannot be, by where it stands.
+var standIns = map[string][]model.WeightedGateway{
+	"waypoint: ": {{Weight: 1}}, "waypoint:": {{Weight: 1}},
+	"weighted_waypoints[1].destination: ": {{Gateway: model.Gateway{Service: "ns/good", Port: 15008}, Weight: 1}, {Weight: 1}},
+}
+
+// gatewaysOf are those of whichever of the two there is.
+func gatewaysOf(w *model.Workload, v *model.Service) []model.WeightedGateway {
+	switch {
+	case v != nil:
+		return v.Waypoints
+	case w != nil && w.Waypoint != nil:
+		return []model.WeightedGateway{{Gateway: *w.Waypoint, Weight: 1}}
+	}
+	return nil
+}
+
+// Anything else that cannot be read rejects the whole, waypoint or not.
+func TestWaypointsOfWhatCannotBeRead(t *testing.T) {
+	for name, resource := range map[string]*anypb.Any{
+		"a workload": packWorkload(&workload.Workload{Uid: "ns/x", Namespace: "ns", Waypoint: byName("ns", "h", 0), Addresses: [][]byte{{1}}}),
+		"a service":  packService(&workload.Service{Namespace: "ns", Hostname: "x", Waypoint: byName("ns", "h", 0), Ports: []*workload.Port{{ServicePort: 1 << 20}}}),
+	} {
+		if w, v, err := DecodeAddress("ns/x", resource); err == nil || w != nil || v != nil {
+			t.Errorf("%s: %v, %v, %v", name, w, v, err)
 		}
 	}
 }

@@ -46,6 +46,8 @@ func EncodeService(v *model.Service) (*anypb.Any, error) {
 	return resource, nil
 }
 
+// decodeService returns a service beside the error where only waypoints cannot
+// be read.
 func decodeService(name string, v *workload.Service) (*model.Service, error) {
 	if err := checkService(name, v); err != nil {
 		return nil, err
@@ -70,15 +72,13 @@ func decodeService(name string, v *workload.Service) (*model.Service, error) {
 	if out.Ports, err = decodeEach("ports", v.GetPorts(), decodePort); err != nil {
 		return nil, err
 	}
-	if out.Waypoints, err = decodeWaypoints(v); err != nil {
-		return nil, err
-	}
 	var ext tacit.ServiceExtension
 	if err = findExtension(v.GetExtensions(), serviceExtension, &ext); err != nil {
 		return nil, err
 	}
 	out.Affinity = time.Duration(ext.GetClientIpAffinity()) * time.Second
-	return out, nil
+	out.Waypoints, err = decodeWaypoints(v)
+	return out, err
 }
 
 func checkService(name string, v *workload.Service) error {

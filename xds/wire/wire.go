@@ -5,7 +5,8 @@
 // Decoding is strict. A workload or service with a number out of its range or
 // an address of a wrong length is an error; fields unknown to this version
 // are ignored there, but in a policy, at any level, they make that level
-// unknown, so that it errs on the closed side. What does not belong here:
+// unknown, so that it errs on the closed side. So does a waypoint that cannot
+// be read: what is behind it is known, and not to be reached. What does not belong here:
 // connections, versions, and what a resource means.
 package wire
 

@@ -18,7 +18,9 @@ import (
 const defaultServiceAccount = "default"
 
 // DecodeAddress reads a resource of [AddressType]: one of workload and
-// service is set unless there is an error. The name is the resource's, by
+// service is set unless there is an error. Where nothing but a waypoint cannot
+// be read both are returned, with a waypoint that leads nowhere: an address
+// that is not known would be reached past it. The name is the resource's, by
 // which it will be removed.
 func DecodeAddress(name string, resource *anypb.Any) (*model.Workload, *model.Service, error) {
 	var a workload.Address
@@ -29,13 +31,13 @@ func DecodeAddress(name string, resource *anypb.Any) (*model.Workload, *model.Se
 	case *workload.Address_Workload:
 		w, err := decodeWorkload(name, v.Workload)
 		if err != nil {
-			return nil, nil, fmt.Errorf("workload %q: %w", name, err)
+			return w, nil, fmt.Errorf("workload %q: %w", name, err)
 		}
 		return w, nil, nil
 	case *workload.Address_Service:
 		s, err := decodeService(name, v.Service)
 		if err != nil {
-			return nil, nil, fmt.Errorf("service %q: %w", name, err)
+			return nil, s, fmt.Errorf("service %q: %w", name, err)
 		}
 		return nil, s, nil
 	}
@@ -95,6 +97,8 @@ func EncodeWorkload(w *model.Workload) (*anypb.Any, error) {
 	return resource, nil
 }
 
+// decodeWorkload returns a workload beside the error where only the waypoint
+// cannot be read.
 func decodeWorkload(name string, w *workload.Workload) (*model.Workload, error) {
 	if err := checkWorkload(name, w); err != nil {
 		return nil, err
@@ -137,14 +141,14 @@ func decodeWorkload(name string, w *workload.Workload) (*model.Workload, error) 
 	if out.Addresses, err = decodeEach("addresses", w.GetAddresses(), decodeAddr); err != nil {
 		return nil, err
 	}
-	if out.Waypoint, err = decodeGateway(w.GetWaypoint()); err != nil {
-		return nil, fmt.Errorf("waypoint: %w", err)
-	}
 	if out.Services, err = decodeServicePorts(w.GetServices()); err != nil {
 		return nil, err
 	}
 	if err := decodeWorkloadExtension(w.GetExtensions(), out); err != nil {
 		return nil, err
+	}
+	if out.Waypoint, err = decodeGateway(w.GetWaypoint()); err != nil {
+		return out, fmt.Errorf("waypoint: %w", err)
 	}
 	return out, nil
 }

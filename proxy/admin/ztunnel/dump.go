@@ -165,6 +165,8 @@ func gatewayOf(g *model.Gateway) *gateway {
 	switch {
 	case g == nil:
 		return nil
+	case *g == (model.Gateway{}):
+		return &gateway{g.String(), 0}
 	case g.Service != "":
 		return &gateway{g.Service, g.Port}
 	}
