@@ -117,11 +117,12 @@ $(KUBERNETES):
 	mv -T "$$new" $(KUBERNETES)
 
 .PHONY: perf
-perf: ## Measure beside direct connections, HAProxy and Envoy, as root (ARGS='-run memory', OUT=name)
+perf: ## Measure beside direct connections, HAProxy and Envoy, and what pods take, as root (ARGS='-run bulk', OUT=name)
 	$(TOOLS) perf $(MAKE) build
 	$(TOOLS) perf go build -o bin/perf ./perf
 	bin/perf -o $(or $(OUT),bin/perf).json -page $(or $(OUT),bin/perf).html $(ARGS)
 	echo "written: $(or $(OUT),bin/perf).json, $(or $(OUT),bin/perf).html"
+	$(if $(ARGS),,$(MAKE) memory OUT=$(or $(OUT),bin/perf)-pods.json)
 
 .PHONY: memory
 memory: ## Measure what pods take of a node's memory, and with Envoy beside each, as root (OUT=file.json)
