@@ -124,7 +124,8 @@ now. Ids are in the log ("id") and in tacit connections.
 
 With --mesh nothing is asked of anybody: the mesh is that of its pods, services
 and policies, as kubectl or the manifests of tacitd --from have them, together
-with --policies that are not in force yet.
+with --policies that are not in force yet. What of them has no effect as
+written is said on the standard error.
 
 Exit status: 0 it is allowed or nothing checks it, 3 it is or may be denied,
 1 there is no answer.`,
@@ -136,7 +137,7 @@ Exit status: 0 it is allowed or nothing checks it, 3 it is or may be denied,
 		Args: cobra.MaximumNArgs(1),
 	}
 	c.flags(cmd)
-	mesh.flags(cmd.Flags())
+	mesh.flags(cmd)
 	cmd.Flags().StringVar(&from, "from", "", "`client`: NAMESPACE/POD, or an address")
 	cmd.Flags().StringVar(&to, "to", "", "`target`: NAMESPACE/POD:PORT, HOST:PORT or IP:PORT")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -179,7 +180,7 @@ func (c *client) explainOffline(cmd *cobra.Command, f *meshFlags, from, to strin
 	if err := checkOutput(c.output, c.more...); err != nil {
 		return err
 	}
-	mesh, err := f.read()
+	mesh, err := f.read(cmd)
 	if err != nil {
 		return fmt.Errorf("explain: %w", err)
 	}

@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/tacit-mesh/tacit/cmd/tacit/replay"
+	"github.com/tacit-mesh/tacit/internal/cli"
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/xds/build"
@@ -25,18 +25,26 @@ type meshFlags struct {
 	policies, mesh    []string
 	instead           bool
 	root, trustDomain string
+	skips             func() (model.SkipSettings, error)
 }
 
-func (f *meshFlags) flags(set *pflag.FlagSet) {
+func (f *meshFlags) flags(cmd *cobra.Command) {
+	set := cmd.Flags()
 	set.StringSliceVar(&f.policies, "policies", nil, "`files` or directories of candidate policies")
 	set.StringSliceVar(&f.mesh, "mesh", nil, "`files` or directories of the mesh's objects")
 	set.BoolVar(&f.instead, "instead", false, "take the candidates in the place of all policies of the mesh")
 	set.StringVar(&f.root, "root-namespace", build.DefaultRootNamespace, "with --mesh, `namespace` whose policies cover the whole mesh")
 	set.StringVar(&f.trustDomain, "trust-domain", "", "with --mesh, trust `domain` of the identities, if it is not cluster.local")
+	f.skips = cli.Skips(cmd)
 }
 
-// read makes the mesh. Candidates that are named must be policies.
-func (f *meshFlags) read() (*model.Snapshot, error) {
+// read makes the mesh, and says on the way what of it has no effect as written.
+// Candidates that are named must be policies.
+func (f *meshFlags) read(cmd *cobra.Command) (*model.Snapshot, error) {
+	skips, err := f.skips()
+	if err != nil {
+		return nil, err
+	}
 	objects, errs := files.Read(f.mesh...)
 	candidates, more := files.Read(f.policies...)
 	if err := errors.Join(append(errs, more...)...); err != nil {
@@ -47,7 +55,11 @@ func (f *meshFlags) read() (*model.Snapshot, error) {
 	if len(f.policies) > 0 && len(policies.AuthorizationPolicies)+len(policies.PeerAuthentications)+len(policies.RequestAuthentications) == 0 {
 		return nil, errors.New("there is no policy among the candidates")
 	}
-	return replay.Mesh(build.Settings{RootNamespace: f.root, TrustDomain: f.trustDomain}, *objects, policies, f.instead), nil
+	mesh, remarks := replay.Mesh(build.Settings{RootNamespace: f.root, TrustDomain: f.trustDomain, Skips: skips}, *objects, policies, f.instead)
+	for _, remark := range remarks {
+		fmt.Fprintln(cmd.ErrOrStderr(), "tacit:", remark)
+	}
+	return mesh, nil
 }
 
 // replayFlags are what a replay is made of.
@@ -88,7 +100,7 @@ Exit status: 3 if something would newly be denied.`,
 		Args: cobra.NoArgs,
 	}
 	c.flags(cmd)
-	f.meshFlags.flags(cmd.Flags())
+	f.meshFlags.flags(cmd)
 	cmd.Flags().StringVar(&f.flows, "flows", "", "`file` of tacit flows -o json, in the place of what proxies remember")
 	cmd.Flags().DurationVar(&f.since, "since", 10*time.Minute, "how far to look back")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -104,7 +116,7 @@ func (c *client) replay(cmd *cobra.Command, f replayFlags) error {
 	if err := checkOutput(c.output, c.more...); err != nil {
 		return err
 	}
-	mesh, err := f.read()
+	mesh, err := f.read(cmd)
 	if err != nil {
 		return fmt.Errorf("replay: %w", err)
 	}

@@ -59,6 +59,34 @@ func TestExplainOffline(t *testing.T) {
 	}
 }
 
+// Ports that a pod skips are as little enforced offline as in the mesh, and what
+// has no effect as written is said.
+func TestExplainOfflineSkips(t *testing.T) {
+	dir := t.TempDir()
+	skipping := strings.Replace(replayedMesh, "annotations: {", `annotations: {tacit.mesh/skip-inbound-ports: "80", `, 1)
+	for name, text := range map[string]string{"mesh.yaml": skipping, "strict.yaml": replayedStrict} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pair := []string{"explain", "--from", "203.0.113.9", "--to", "shop/b:80", "--mesh", filepath.Join(dir, "mesh.yaml"), "--policies", filepath.Join(dir, "strict.yaml")}
+	for _, test := range []struct {
+		args          []string
+		code          int
+		want, wantErr string
+	}{
+		{nil, 0, "UNCHECKED", "PeerAuthentication shop/default: not enforced on"},
+		{[]string{"--skips", "listed", "--skip-ports", "80"}, 0, "UNCHECKED", "PeerAuthentication shop/default: not enforced on"},
+		{[]string{"--skips", "none"}, exitDenied, "istio_converted_static_strict", "Pod shop/b: pod annotation tacit.mesh/skip-inbound-ports"},
+		{[]string{"--skips", "some"}, 1, "", "--skips=some: want any, listed or none"},
+	} {
+		code, out, errOut := tacit(append(slices.Clone(pair), test.args...)...)
+		if code != test.code || !strings.Contains(out, test.want) || !strings.Contains(errOut, test.wantErr) {
+			t.Errorf("%v: exit %d, %q, %q; want %d, %q, %q", test.args, code, out, errOut, test.code, test.want, test.wantErr)
+		}
+	}
+}
+
 // Recorded flows are decided about anew, those that the proxy remembers and
 // those of a file alike.
 func TestReplayCommand(t *testing.T) {

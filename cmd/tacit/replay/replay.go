@@ -65,13 +65,23 @@ func (r *Result) Count(c Change) (n int) {
 
 // Mesh is what the objects make, with candidate policies in the place of those
 // of the same kind and name and beside all others; with instead, of all others.
-func Mesh(settings build.Settings, objects, candidates build.Objects, instead bool) *model.Snapshot {
+// The remarks say what of them has no effect as written.
+func Mesh(settings build.Settings, objects, candidates build.Objects, instead bool) (s *model.Snapshot, remarks []string) {
 	if instead {
 		objects.AuthorizationPolicies, objects.PeerAuthentications, objects.RequestAuthentications = nil, nil, nil
 	}
 	m := build.New(settings)
-	s := model.NewSnapshot().Apply(m.Apply(objects.Since(nil)))
-	return s.Apply(m.Apply(candidates.Since(nil)))
+	s = model.NewSnapshot().Apply(m.Apply(objects.Since(nil)))
+	s = s.Apply(m.Apply(candidates.Since(nil)))
+	for _, p := range m.Problems() {
+		remarks = append(remarks, p.Error())
+	}
+	for _, status := range m.Statuses() {
+		for _, message := range status.Messages {
+			remarks = append(remarks, fmt.Sprintf("%s %s/%s: %s", status.Kind, status.Namespace, status.Name, message))
+		}
+	}
+	return s, remarks
 }
 
 // Run decides about the flows that the servers' nodes recorded. Limits of rates

@@ -151,7 +151,8 @@ func TestRun(t *testing.T) {
 		{"a server that there is no more", strict, flow(func(f *flows.Flow) { f.Destination.Pod = "api-2" }), false, Untold, "the server is not among the objects of the mesh"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got := Run(Mesh(build.Settings{}, read(t, objects), read(t, test.candidate), test.instead), []flows.Flow{test.flow})
+			mesh, _ := Mesh(build.Settings{}, read(t, objects), read(t, test.candidate), test.instead)
+			got := Run(mesh, []flows.Flow{test.flow})
 			if test.change == "" {
 				if got.Replayed != 1 || got.Unchanged != 1 || len(got.Rows) != 0 {
 					t.Errorf("%+v, want no change", got)
@@ -168,7 +169,7 @@ func TestRun(t *testing.T) {
 // What policies did not decide is not replayed; what is alike is one row, with
 // as many flows as the records stand for; denials come first.
 func TestRows(t *testing.T) {
-	mesh := Mesh(build.Settings{}, read(t, objects), read(t, strict+"---"+open), false)
+	mesh, _ := Mesh(build.Settings{}, read(t, objects), read(t, strict+"---"+open), false)
 	got := Run(mesh, []flows.Flow{
 		flow(func(f *flows.Flow) { f.Direction = "outbound" }),
 		flow(outside, func(f *flows.Flow) { f.Outcome = "failed" }),
