@@ -12,7 +12,6 @@ import (
 	"github.com/tacit-mesh/tacit/redirect/handoff"
 	wire "github.com/tacit-mesh/tacit/redirect/handoff/protocol"
 	"github.com/tacit-mesh/tacit/redirect/netns"
-	"github.com/tacit-mesh/tacit/redirect/pods"
 	"github.com/tacit-mesh/tacit/redirect/zds/protocol"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -62,6 +61,21 @@ func (s *session) do(r *protocol.Request, fds []int) error {
 	return nil
 }
 
+// name notes that the snapshot names the pod of a request to add it, whatever
+// comes of the request: it has not gone.
+func (s *session) name(r *protocol.Request, err error) {
+	if r.GetAdd() == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if uid := r.GetAdd().GetUid(); err != nil {
+		s.spare(uid, err)
+	} else if s.named != nil {
+		s.named[uid] = true
+	}
+}
+
 // add serves a pod. One that is known under this UID in this namespace is as
 // it was; a namespace other than before takes that one's place.
 func (s *session) add(m *protocol.AddWorkload, fd int) error {
@@ -73,18 +87,29 @@ func (s *session) add(m *protocol.AddWorkload, fd int) error {
 	if err != nil {
 		return errors.Join(err, ns.Close())
 	}
+	var unseen error
+	facts.Addresses, unseen = addressesOf(ns)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.named != nil {
-		s.named[facts.UID] = true
-	}
 	p := s.pods[facts.UID]
+	known := p != nil && p.ns != nil
+	same := known && p.ns.ID() == ns.ID()
+	if unseen != nil {
+		if same && p.err == nil { // and its addresses are known from before
+			return errors.Join(unseen, ns.Close())
+		}
+		if known && !same {
+			s.remove(facts.UID) // what served it was of a namespace that is no more
+		}
+		s.spare(facts.UID, unseen)
+		p = s.pods[facts.UID]
+	}
 	if p == nil {
 		p = &pod{}
 		s.pods[facts.UID] = p
 	}
 	unneeded := p.ns
-	if unneeded != nil && unneeded.ID() == ns.ID() {
+	if same {
 		unneeded = ns // what serves the pod has the other one
 	} else {
 		p.ns = ns
@@ -97,8 +122,8 @@ func (s *session) add(m *protocol.AddWorkload, fd int) error {
 	return err
 }
 
-// facts are what the proxy is told of the pod: who it is by the agent's word,
-// its addresses by what its namespace holds.
+// facts are who the pod is, by the agent's word. What is wrong with them does
+// not pass.
 func (s *session) facts(m *protocol.AddWorkload, ns *netns.NS) (handoff.Pod, error) {
 	info := m.GetWorkloadInfo()
 	p := handoff.Pod{
@@ -113,22 +138,23 @@ func (s *session) facts(m *protocol.AddWorkload, ns *netns.NS) (handoff.Pod, err
 		return p, err
 	}
 	own, err := netns.At(netns.Own)
-	if err != nil {
-		return p, err
-	}
-	if ns.ID() == own {
-		return p, errors.New("its network namespace is the node's own")
-	}
-	p.Addresses, err = addresses(ns)
-	if err == nil && len(p.Addresses) == 0 {
-		err = errors.New("its network namespace holds no address yet")
+	if err == nil && ns.ID() == own {
+		err = errors.New("its network namespace is the node's own")
 	}
 	return p, err
 }
 
-func addresses(ns *netns.NS) ([]netip.Addr, error) {
-	all, err := pods.Addresses(ns)
-	return slices.DeleteFunc(all, func(a netip.Addr) bool { return !a.IsGlobalUnicast() }), err
+// spare keeps what a proxy may have of a pod that the snapshot names and that
+// could not be added. The caller holds mu.
+func (s *session) spare(uid string, cause error) {
+	if uid == "" || s.named == nil {
+		return
+	}
+	s.named[uid] = true
+	if s.pods[uid] == nil {
+		s.pods[uid] = &pod{Pod: handoff.Pod{UID: uid}, err: cause}
+		s.cfg.Sockets.Keep(uid)
+	}
 }
 
 // keep leaves a pod as it is, of which the agent has no namespace.
@@ -196,5 +222,7 @@ func (p *pod) gone() bool {
 		return false
 	}
 	left, err := addresses(p.ns)
-	return err == nil && !slices.ContainsFunc(left, func(a netip.Addr) bool { return slices.Contains(p.Addresses, a) })
+	return err == nil && !slices.ContainsFunc(left, func(a netip.Addr) bool {
+		return len(p.Addresses) == 0 || slices.Contains(p.Addresses, a) // none of one that could never be looked at
+	})
 }

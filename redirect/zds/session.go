@@ -85,6 +85,7 @@ func (s *session) answer() error {
 	if err == nil {
 		err = s.do(request, fds)
 	}
+	s.name(request, err)
 	ack := &protocol.Ack{}
 	if err != nil {
 		s.cfg.Log.Error("request of Istio's CNI agent", zap.Error(err))
@@ -104,7 +105,8 @@ type badRequest struct{ error }
 
 func bad(format string, args ...any) error { return &badRequest{fmt.Errorf(format, args...)} }
 
-// receive returns a request and its descriptors, which are the caller's.
+// receive returns a request and its descriptors, which are the caller's. Of a
+// request whose descriptors were lost it returns what it says.
 func (s *session) receive() (*protocol.Request, []int, error) {
 	n, fds, err := handoff.ReadPacket(s.conn, s.payload[:], s.control)
 	var packet *handoff.PacketError
@@ -115,7 +117,7 @@ func (s *session) receive() (*protocol.Request, []int, error) {
 	parsed := proto.Unmarshal(s.payload[:n], request)
 	switch {
 	case err != nil && parsed == nil:
-		return nil, nil, bad("%s: %w", describe(request), err)
+		return request, nil, bad("%s: %w", describe(request), err)
 	case err != nil:
 		return nil, nil, bad("request: %w", err)
 	case parsed != nil:

@@ -120,7 +120,7 @@ func (c *Client) retry(ctx context.Context) error {
 		}
 		c.mu.Lock()
 		for _, p := range c.pods {
-			if p.err != nil {
+			if p.err != nil && p.ns != nil {
 				_ = c.serve(p) // it has told why
 			}
 		}
@@ -130,8 +130,13 @@ func (c *Client) retry(ctx context.Context) error {
 
 // serve makes sure that the pod has listeners and that the proxy knows it. The
 // caller holds mu.
-func (c *Client) serve(p *pod) error {
-	err := c.cfg.Sockets.Add(p.Pod, p.ns)
+func (c *Client) serve(p *pod) (err error) {
+	if len(p.Addresses) == 0 {
+		p.Addresses, err = addressesOf(p.ns)
+	}
+	if err == nil {
+		err = c.cfg.Sockets.Add(p.Pod, p.ns)
+	}
 	log := c.cfg.Log.With(zap.String("pod", p.Namespace+"/"+p.Name), zap.String("uid", p.UID))
 	switch {
 	case err == nil && p.err != nil:

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
@@ -243,22 +244,24 @@ func TestLifeOfAPod(t *testing.T) {
 	}
 }
 
+// change adds an address to a namespace or takes it away.
+func (b *bench) change(path, address string, do func(netlink.Link, *netlink.Addr) error) {
+	b.t.Helper()
+	ns, err := netns.Open(path)
+	b.must(err)
+	defer ns.Close()
+	addr, err := netlink.ParseAddr(address)
+	b.must(err)
+	b.must(ns.Do(func() error { return do(loopback, addr) }))
+}
+
 // What has no address left has ended.
 func TestPodIsGone(t *testing.T) {
 	b := start(t)
 	c := b.accept()
 	path := namespace(t, "198.18.1.1/24")
 	b.must(c.Add("u1", info("p1"), path))
-	ns, err := netns.Open(path)
-	b.must(err)
-	defer ns.Close()
-	b.must(ns.Do(func() error {
-		addr, err := netlink.ParseAddr("198.18.1.1/24")
-		if err != nil {
-			return err
-		}
-		return netlink.AddrDel(loopback, addr)
-	}))
+	b.change(path, "198.18.1.1/24", netlink.AddrDel)
 	b.must(c.Del("u1"))
 	b.wantCalls("add u1", "remove u1, gone true")
 }
@@ -291,6 +294,82 @@ func TestReconnect(t *testing.T) {
 	b.must(c.Add("u4", info("u4"), paths["u3"]))
 	b.must(c.Del("u4"))
 	b.wantCalls("add u4", "remove u4, gone false")
+}
+
+// A snapshot names a pod even if it cannot be added: one that is served goes
+// on, what a proxy has of another is kept, and that one is tried again.
+func TestFailedAdditionsInASnapshot(t *testing.T) {
+	b := start(t)
+	c := b.accept()
+	unseen, lost := namespace(t, "198.18.1.1/24"), namespace(t, "198.18.1.2/24")
+	b.must(c.Add("u1", info("p1"), unseen))
+	b.must(c.Add("u2", info("p2"), lost))
+	b.must(c.SnapshotSent())
+	b.must(c.Close())
+	b.must(b.agent.Close())
+	b.took()
+	b.change(unseen, "198.18.1.1/24", netlink.AddrDel)
+
+	b.listen()
+	c = b.accept()
+	f, err := os.Open(lost)
+	b.must(err)
+	defer f.Close()
+	refused := func(uid, want string, err error) {
+		t.Helper()
+		var nack *zdstest.Nack
+		if !errors.As(err, &nack) || !strings.Contains(err.Error(), want) {
+			t.Errorf("adding %s is answered with %v, want %q", uid, err, want)
+		}
+	}
+	later := namespace(t, "")
+	refused("u1", "no address", c.Add("u1", info("p1"), unseen))
+	refused("u4", "no address", c.Add("u4", info("p4"), later))
+	for _, uid := range []string{"u2", "u3"} {
+		add := &protocol.AddWorkload{Uid: uid, WorkloadInfo: info(uid)}
+		refused(uid, "lost", c.Send(&protocol.Request{Payload: &protocol.Request_Add{Add: add}}, slices.Repeat([]int{int(f.Fd())}, 9)...))
+	}
+	b.must(c.SnapshotSent())
+	b.wantCalls("keep u4", "keep u3", "synced")
+	if s := b.client.Stats(); s != (Stats{Served: 2, Failing: 2}) {
+		t.Errorf("%+v", s)
+	}
+	b.change(later, "198.18.1.4/24", netlink.AddrAdd)
+	for uid := ""; uid != "u4"; {
+		select {
+		case uid = <-b.tried:
+		case <-time.After(20 * time.Second):
+			t.Fatal("u4 is not tried again")
+		}
+	}
+	b.must(c.Add("u3", info("p3"), lost)) // by now it is noted what became of u4
+	b.wantCalls("add u4", "add u3")
+	if s := b.client.Stats(); s != (Stats{Served: 4}) {
+		t.Errorf("%+v", s)
+	}
+	if p, _ := b.of("u4"); len(p.Addresses) != 1 || p.Addresses[0] != netip.MustParseAddr("198.18.1.4") || p.Name != "p4" {
+		t.Errorf("the proxy is told of %+v", p)
+	}
+}
+
+// What served a pod in an earlier namespace goes even if nothing can be seen in
+// the next one yet.
+func TestNextNamespaceWithoutAddress(t *testing.T) {
+	b := start(t)
+	c := b.accept()
+	b.must(c.Add("u1", info("p1"), namespace(t, "198.18.1.1/24")))
+	b.must(c.SnapshotSent())
+	var nack *zdstest.Nack
+	next := namespace(t, "")
+	if err := c.Add("u1", info("p1"), next); !errors.As(err, &nack) {
+		t.Errorf("answered %v", err)
+	}
+	b.wantCalls("add u1", "synced", "remove u1, gone false")
+	if s := b.client.Stats(); s != (Stats{Failing: 1}) {
+		t.Errorf("%+v", s)
+	}
+	b.must(c.Del("u1"))
+	b.wantCalls("remove u1, gone true")
 }
 
 // A pod that cannot be served is tried again by itself, and holds up no other.
@@ -333,6 +412,8 @@ func TestFailureAndRetry(t *testing.T) {
 func TestBadRequests(t *testing.T) {
 	b := start(t)
 	c := b.accept()
+	b.must(c.SnapshotSent())
+	b.wantCalls("synced")
 	open := func(path string) int {
 		f, err := os.Open(path)
 		b.must(err)
@@ -396,13 +477,12 @@ func TestBadRequests(t *testing.T) {
 		t.Errorf("a request of a later version is answered with %v", err)
 	}
 	b.must(c.Add("u1", info("p1"), fmt.Sprintf("/proc/self/fd/%d", good)))
-	b.must(c.SnapshotSent())
 	for name, err := range map[string]error{"keep": c.Keep("u1"), "a second end": c.SnapshotSent()} {
 		if !errors.As(err, &nack) {
 			t.Errorf("%s after the snapshot is answered with %v", name, err)
 		}
 	}
-	b.wantCalls("add u1", "synced")
+	b.wantCalls("add u1")
 	b.wantDescriptors()
 }
 
