@@ -3,6 +3,7 @@ package main
 import (
 	"net/netip"
 	"os"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -13,12 +14,12 @@ import (
 
 // newFetcher fetches the key sets of the issuers that policies name, from
 // anywhere but this machine and the cluster's API.
-func newFetcher(m *mesh, log *zap.Logger) *jwks.Fetcher {
+func newFetcher(m *mesh, refresh time.Duration, log *zap.Logger) *jwks.Fetcher {
 	var forbidden []netip.Prefix
 	if api, err := netip.ParseAddr(os.Getenv("KUBERNETES_SERVICE_HOST")); err == nil {
 		forbidden = append(forbidden, netip.PrefixFrom(api, api.BitLen()))
 	}
-	return jwks.New(jwks.Config{Log: log, Parse: build.PublicKeys, Changed: m.setKeys, Forbidden: forbidden})
+	return jwks.New(jwks.Config{Log: log, Parse: build.PublicKeys, Changed: m.setKeys, Refresh: refresh, Forbidden: forbidden})
 }
 
 // setKeys takes the key sets that were fetched.

@@ -15,6 +15,7 @@ import (
 	"github.com/tacit-mesh/tacit/internal/cli"
 	"github.com/tacit-mesh/tacit/internal/kube"
 	"github.com/tacit-mesh/tacit/xds/build"
+	"github.com/tacit-mesh/tacit/xds/jwks"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -106,6 +107,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.settings.TrustDomain, "trust-domain", model.DefaultTrustDomain, "`domain` of all identities: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT")
 	f.StringVar(&o.settings.RootNamespace, "root-namespace", build.DefaultRootNamespace, "`namespace` whose policies cover the whole mesh; --namespace unless it is set")
 	f.DurationVar(&o.maxTTL, "max-certificate-ttl", ca.DefaultTTL, "longest life of a proxy's certificate")
+	f.DurationVar(&o.jwksRefresh, "jwks-refresh", jwks.DefaultRefresh, "how often issuers' key sets are fetched again, at least 1s: a token of a new key is refused until then, so issuers announce keys before they use them")
 	f.StringVar(&o.statusFile, "status-file", "", "`file` to write the status of policies and manifests to, as JSON, on each change")
 	f.StringVar(&o.metrics, "metrics", "", "`address` for Prometheus, at /metrics, and readiness, at /healthz/ready, such as :15014; none if empty")
 	return cmd
@@ -117,7 +119,7 @@ type options struct {
 	settings                                build.Settings
 	meshConfig                              string
 	workloadAPI, spiffeID                   string
-	maxTTL                                  time.Duration
+	maxTTL, jwksRefresh                     time.Duration
 	statusFile, metrics                     string
 	clusterOptions
 	// listening is told the addresses; for tests, which listen on port 0.
@@ -128,6 +130,9 @@ func (o *options) check() error {
 	var errs []error
 	if o.maxTTL <= 0 {
 		errs = append(errs, errors.New("--max-certificate-ttl: want more than 0, such as 24h"))
+	}
+	if o.jwksRefresh < time.Second {
+		errs = append(errs, fmt.Errorf("--jwks-refresh=%v: want at least 1s, such as 5m", o.jwksRefresh))
 	}
 	switch {
 	case o.kubernetes && o.from != "":

@@ -78,7 +78,7 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	ads := server.New(log, nodeauth.Node)
 	mesh := newMesh(o.settings, ads, log)
 	mesh.statusFile, mesh.tell, mesh.interval = o.statusFile, p.tell, p.interval
-	mesh.keys = newFetcher(mesh, log)
+	mesh.keys = newFetcher(mesh, o.jwksRefresh, log)
 	certificates := &ca.Service{
 		Authority: p.authority, TrustDomain: o.settings.TrustDomain, Aliases: o.settings.TrustDomainAliases, MaxTTL: o.maxTTL,
 		Node: nodeauth.Node, Authorize: mesh.authorize, Log: log,

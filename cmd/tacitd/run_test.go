@@ -321,6 +321,8 @@ func TestFlags(t *testing.T) {
 		{"--from x --ca-dir y --tokens z --skips some", "--skips=some: "},
 		{"--from x --ca-dir y --tokens z --skips listed", "--skips=listed needs --skip-ports"},
 		{"--from x --ca-dir y --tokens z --max-certificate-ttl 0", "--max-certificate-ttl: "},
+		{"--from x --ca-dir y --tokens z --jwks-refresh 0", "--jwks-refresh=0s: "},
+		{"--from x --ca-dir y --tokens z --jwks-refresh 999ms", "--jwks-refresh=999ms: "},
 		{"--kubernetes --from x", "--from has no effect with --kubernetes"},
 		{"--kubernetes --tokens x", "--tokens has no effect with --kubernetes"},
 		{"--from x --ca-dir y --tokens z --kubeconfig k", "--kubeconfig has no effect without --kubernetes"},

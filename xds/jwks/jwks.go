@@ -35,6 +35,9 @@ type Config struct {
 	// Changed gets all key sets, by the names of their sources, after each
 	// fetch that brought something new.
 	Changed func(map[string]string)
+	// Refresh is how often what was fetched is fetched again, and the longest
+	// that failed fetches wait; 0 means DefaultRefresh.
+	Refresh time.Duration
 	// Forbidden are addresses never to connect to, besides loopback,
 	// link-local, multicast and unspecified ones: those of the API server.
 	Forbidden []netip.Prefix
@@ -43,13 +46,14 @@ type Config struct {
 }
 
 const (
-	refreshEvery = 5 * time.Minute
 	firstBackoff = 2 * time.Second
-	maxBackoff   = 10 * time.Minute
 	maxAnswer    = 1 << 20
 	atOnce       = 8 // fetches under way
 	maxSources   = 1024
 )
+
+// DefaultRefresh is between fetches of one key set.
+const DefaultRefresh = 5 * time.Minute
 
 // DefaultTimeout and MaxTimeout are of one fetch, of all that it takes.
 const (
@@ -62,7 +66,7 @@ type Fetcher struct {
 	config Config
 	client *http.Client
 	places *semaphore.Weighted
-	// refresh and backoff are refreshEvery and firstBackoff; tests are quicker.
+	// refresh and backoff are Config.Refresh and firstBackoff; tests are quicker.
 	refresh, backoff time.Duration
 
 	tell    sync.Mutex // held while Changed is called, so that the newest comes last
@@ -81,7 +85,7 @@ type fetch struct {
 // New makes a Fetcher that wants nothing yet.
 func New(c Config) *Fetcher {
 	f := &Fetcher{
-		config: c, places: semaphore.NewWeighted(atOnce), refresh: refreshEvery, backoff: firstBackoff,
+		config: c, places: semaphore.NewWeighted(atOnce), refresh: cmp.Or(c.Refresh, DefaultRefresh), backoff: firstBackoff,
 		wanted: map[string]*fetch{}, sets: map[string]string{}, changed: make(chan struct{}, 1),
 	}
 	f.client = newClient(c)
@@ -156,7 +160,7 @@ func (f *Fetcher) follow(ctx context.Context, w *fetch) {
 				return
 			}
 			f.config.Log.Warn("key set not fetched", zap.String("source", w.source.Name), zap.Error(err), zap.Duration("again_in", backoff))
-			wait, backoff = backoff, min(2*backoff, maxBackoff)
+			wait, backoff = backoff, min(2*backoff, max(f.backoff, f.refresh))
 		} else {
 			backoff = f.backoff
 			f.keep(w, set)

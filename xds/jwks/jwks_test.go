@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -221,6 +222,31 @@ func TestForbiddenAddresses(t *testing.T) {
 	case <-i.asked:
 		t.Error("a forbidden address was asked")
 	default:
+	}
+}
+
+// An issuer that is away is asked more and more seldom, but no more seldom
+// than one that answers.
+func TestBackoff(t *testing.T) {
+	i := newIssuer(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
+	r := start(t, i.Client().Transport)
+	r.refresh = 3 * time.Millisecond
+	r.Want([]Source{{Name: "a", URI: i.URL}})
+	var waits []time.Duration
+	for len(waits) < 5 {
+		waits = waits[:0]
+		for _, e := range r.log.All() {
+			waits = append(waits, e.ContextMap()["again_in"].(time.Duration))
+		}
+		select {
+		case <-r.said:
+		case <-time.After(patience):
+			t.Fatalf("only %v", waits)
+		}
+	}
+	const ms = time.Millisecond
+	if want := []time.Duration{ms, 2 * ms, 3 * ms, 3 * ms, 3 * ms}; !slices.Equal(waits[:5], want) {
+		t.Errorf("it waits %v, want %v", waits, want)
 	}
 }
 
