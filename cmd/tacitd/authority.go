@@ -157,12 +157,24 @@ func (s *secretStore) Save(ctx context.Context, before, next *ca.State) error {
 
 // Requested implements ca.Store.
 func (s *secretStore) Requested(ctx context.Context) (string, error) {
+	roots, err := s.published(ctx)
+	return roots.Annotations[ca.RequestAnnotation], err
+}
+
+// Published implements ca.Store.
+func (s *secretStore) Published(ctx context.Context) (*ca.Rotation, error) {
+	roots, err := s.published(ctx)
+	return ca.PublishedRotation([]byte(roots.Data[ca.StatusKey])), err
+}
+
+// published is the ConfigMap, an empty one if it is still to be made.
+func (s *secretStore) published(ctx context.Context) (*corev1.ConfigMap, error) {
 	roots, err := s.client.CoreV1().ConfigMaps(s.namespace).Get(ctx, ca.ConfigMap, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return "", nil // it is about to be made
+	switch {
+	case apierrors.IsNotFound(err):
+		return &corev1.ConfigMap{}, nil
+	case err != nil:
+		return &corev1.ConfigMap{}, kube.Explain(err, "get", "configmaps", s.namespace)
 	}
-	if err != nil {
-		return "", kube.Explain(err, "get", "configmaps", s.namespace)
-	}
-	return roots.Annotations[ca.RequestAnnotation], nil
+	return roots, nil
 }

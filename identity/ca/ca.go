@@ -56,6 +56,13 @@ func New(ctx context.Context, store Store, config Config) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
+	if state.Rotation == nil {
+		last, err := store.Published(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("which rotation was the last: %w", err)
+		}
+		state = state.after(last)
+	}
 	a := &Authority{store: store, config: config, now: time.Now, changed: make(chan struct{})}
 	if a.current, err = newIssuer(state, config.TrustDomain, a.now()); err != nil {
 		return nil, err
@@ -125,10 +132,11 @@ func (a *Authority) report(err error) {
 // rotation if there is one. The step is in the store before it is in force, so
 // whoever starts again goes on from there.
 func (a *Authority) follow(ctx context.Context) error {
-	state, err := a.store.Load(ctx)
+	stored, err := a.store.Load(ctx)
 	if err != nil {
 		return err
 	}
+	state := stored.after(a.issuer().state.Rotation)
 	if err := a.use(state); err != nil {
 		return err
 	}
@@ -137,14 +145,20 @@ func (a *Authority) follow(ctx context.Context) error {
 		return fmt.Errorf("whether a rotation is asked for: %w", err)
 	}
 	next, err := a.next(a.issuer(), request)
-	if next == nil || err != nil {
+	if err != nil {
 		return err
+	}
+	if next == nil && state != stored && state.Fixed == "" {
+		next = state
+	}
+	if next == nil {
+		return nil
 	}
 	// Nothing is stored that could not be opened again.
 	if _, err := newIssuer(next, a.config.TrustDomain, a.now()); err != nil {
 		return fmt.Errorf("rotation of the root: %w", err)
 	}
-	switch err := a.store.Save(ctx, state, next); {
+	switch err := a.store.Save(ctx, stored, next); {
 	case errors.Is(err, ErrChanged):
 		return nil // another replica was first, and is followed from now on
 	case err != nil:
@@ -177,7 +191,9 @@ func (a *Authority) use(state *State) error {
 			log = log.With(zap.Time("until", r.Until))
 		}
 		log.Info("rotation of the root", zap.String("phase", string(phase)))
-		return nil
+		if phase != Abandoned || fresh.signer.Equal(before.signer) {
+			return nil
+		}
 	}
 	log.Info("certificate authority replaced")
 	a.warn(before, fresh)

@@ -262,6 +262,15 @@ func (d *Dir) Requested(context.Context) (string, error) {
 	return strings.TrimSpace(string(text)), err
 }
 
+// Published implements Store.
+func (d *Dir) Published(context.Context) (*Rotation, error) {
+	text, err := d.read(statusFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return PublishedRotation(text), err
+}
+
 // Request asks the tacitd of this directory for a rotation. The id tells it
 // from earlier ones.
 func (d *Dir) Request(id string) error { return replace(d.file(requestFile), 0o644, []byte(id+"\n")) }

@@ -38,8 +38,7 @@ func (a *Authority) next(i *issuer, request string) (*State, error) {
 	}
 	switch {
 	case r.Active() && i.replaced():
-		next := i.state.rotated(Rotation{Request: r.Request, Phase: Abandoned, From: r.From, To: r.To, Began: r.Began})
-		return next, nil
+		return i.state.abandoned(r), nil
 	case r.Active() && !now.Before(r.Until):
 		// Before all requests, which may come in any number.
 		next, err := a.advance(i, now)
@@ -136,6 +135,21 @@ func (a *Authority) advance(i *issuer, now time.Time) (*State, error) {
 		return next, nil
 	}
 	return nil, fmt.Errorf("the rotation is in phase %q, which this version does not know", r.Phase)
+}
+
+// after is the state with the last rotation that is known, if it knows none
+// itself: somebody has replaced all of it. The request that was answered stays
+// where it was made, and must not be answered again with their CA.
+func (s *State) after(last *Rotation) *State {
+	if s.Rotation != nil || last == nil {
+		return s
+	}
+	return s.abandoned(last)
+}
+
+// abandoned is a copy in which a rotation is over since the CA was replaced.
+func (s *State) abandoned(r *Rotation) *State {
+	return s.rotated(Rotation{Request: r.Request, Phase: Abandoned, From: r.From, To: r.To, Began: r.Began})
 }
 
 // rotated is a copy with another rotation.

@@ -3,6 +3,7 @@ package ca
 import (
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -19,8 +20,10 @@ type memory struct {
 	mu      sync.Mutex
 	state   State
 	request string
-	broken  error
-	saves   int
+	// published is the status that people see.
+	published []byte
+	broken    error
+	saves     int
 }
 
 func (m *memory) Load(context.Context) (*State, error) {
@@ -48,6 +51,20 @@ func (m *memory) Requested(context.Context) (string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.request, m.broken
+}
+
+func (m *memory) Published(context.Context) (*Rotation, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return PublishedRotation(m.published), m.broken
+}
+
+// publish tells people what the authority is, as tacitd does.
+func (m *memory) publish(t *testing.T, a *Authority) {
+	t.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.published = must(json.Marshal(a.Status()))
 }
 
 // clock is set by tests and read by authorities.
@@ -391,5 +408,61 @@ func TestReplacedDuringRotation(t *testing.T) {
 		if follow(t, a); string(a.Roots()) != string(root) || a.issuer().phase() != Abandoned || m.state.Rotation.NextKey != nil {
 			t.Fatalf("phase %s, roots %q", a.issuer().phase(), names(a.issuer().roots))
 		}
+	}
+}
+
+// Who replaces all of it, the state of a rotation included, has their own CA in
+// force, and no request from before is answered with it: neither by those who
+// saw it answered, nor by who starts later. A new one is.
+func TestWholeStateReplaced(t *testing.T) {
+	for _, during := range []Phase{Distribute, Overlap, Retire, Done} {
+		for _, restarted := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, restarted %v", during, restarted), func(t *testing.T) {
+				m, c := newMemory(t)
+				a := replica(t, m, c)
+				m.request = "1"
+				for follow(t, a); a.issuer().phase() != during; follow(t, a) {
+					c.at = c.at.Add(phase)
+				}
+				m.publish(t, a)
+				key, root := must2(Generate("cluster.local"))
+				m.state = State{Key: key, Chain: root, Roots: root}
+				if restarted {
+					a = replica(t, m, c)
+					m.publish(t, a) // before it has seen to anything
+					a = replica(t, m, c)
+				}
+				for range 4 {
+					follow(t, a)
+					if r := m.state.Rotation; string(a.Roots()) != string(root) || r == nil || r.Phase != Abandoned || r.Request != "1" {
+						t.Fatalf("rotation %+v, roots %q, want theirs alone", r, names(a.issuer().roots))
+					}
+					c.at = c.at.Add(phase)
+				}
+				m.request = "2"
+				if follow(t, a); m.state.Rotation.Phase != Distribute {
+					t.Errorf("phase %s after a new request", m.state.Rotation.Phase)
+				}
+			})
+		}
+	}
+}
+
+// What tacitd may not write to is remembered all the same.
+func TestReplacedBySomebodyElses(t *testing.T) {
+	m, c := newMemory(t)
+	a := replica(t, m, c)
+	m.request = "1"
+	follow(t, a)
+	key, root := must2(Generate("cluster.local"))
+	m.state = State{Key: key, Chain: root, Roots: root, Fixed: "it is not ours"}
+	saves := m.saves
+	if follow(t, a); m.saves != saves || a.Status().Rotation.Phase != Abandoned {
+		t.Errorf("%d saves, status %+v", m.saves-saves, a.Status().Rotation)
+	}
+	m.publish(t, a)
+	m.state.Fixed = ""
+	if follow(t, replica(t, m, c)); string(m.state.Roots) != string(root) || m.state.Rotation.Phase != Abandoned {
+		t.Errorf("as soon as it may: %+v", m.state.Rotation)
 	}
 }

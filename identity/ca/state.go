@@ -3,6 +3,7 @@ package ca
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"reflect"
 	"time"
@@ -35,6 +36,9 @@ type Store interface {
 	// Requested is the id of the newest request for a rotation, "" if there
 	// was none yet.
 	Requested(ctx context.Context) (string, error)
+	// Published is the last rotation of which people were told, nil if there
+	// was none: it outlives a state that somebody replaces whole.
+	Published(ctx context.Context) (*Rotation, error)
 }
 
 // State is everything that an authority is.
@@ -118,6 +122,16 @@ type Status struct {
 	Phase time.Duration `json:"phaseNanoseconds"`
 	// Rotation is the last one, without keys.
 	Rotation *Rotation `json:"rotation,omitempty"`
+}
+
+// PublishedRotation is the rotation in a status as JSON. What is no status
+// tells of none: it is about to be written anew.
+func PublishedRotation(status []byte) *Rotation {
+	var s Status
+	if json.Unmarshal(status, &s) != nil {
+		return nil
+	}
+	return s.Rotation
 }
 
 // Root is a certificate, for people.
