@@ -33,12 +33,14 @@ func (p *Proxy) key(c *Connection, to route.Candidate) hbone.Key {
 	}
 }
 
+const gatewayMark = "gateway "
+
 // tunnelUID tells a pod from the one that had its name before. Gateways speak
 // HBONE by themselves, captured or not.
 func tunnelUID(w *model.Workload, gateway bool) string {
 	uid := w.UID + "/" + w.PodUID
 	if gateway {
-		return "gateway " + uid
+		return gatewayMark + uid
 	}
 	return uid
 }
@@ -69,14 +71,28 @@ func (p *Proxy) peerTLS(ctx context.Context, k hbone.Key) (*tls.Config, time.Tim
 func (p *Proxy) evictMoved(ctx context.Context) error {
 	for {
 		snapshot, changed := p.State.Watch()
-		p.pool.Evict(func(k hbone.Key) bool {
-			w := snapshot.WorkloadAt(p.Network, k.Destination.Addr())
-			return w == nil || k.DestinationUID != tunnelUID(w, true) && (k.DestinationUID != tunnelUID(w, false) || w.Protocol != model.ProtocolHBONE)
-		}, false)
+		p.pool.Evict(func(k hbone.Key) bool { return moved(snapshot, k) }, false)
 		select {
 		case <-changed:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
+}
+
+// moved reports whether a connection no longer leads to the pod that it was
+// opened to. Pods on their node's network are found at no address, which they
+// have in common.
+func moved(s *model.Snapshot, k hbone.Key) bool {
+	uid, gateway := strings.CutPrefix(k.DestinationUID, gatewayMark)
+	w := s.Workload(uid[:strings.LastIndexByte(uid, '/')])
+	switch {
+	case w == nil || k.DestinationUID != tunnelUID(w, gateway):
+		return true
+	case !gateway && w.Protocol != model.ProtocolHBONE:
+		return true
+	case w.HostNetwork:
+		return !w.HasAddress(k.Destination.Addr())
+	}
+	return s.WorkloadAt(w.Network, k.Destination.Addr()) != w
 }
