@@ -84,8 +84,9 @@ or allowed. So that STRICT, or a default that denies, comes without surprises.
 The candidates are AuthorizationPolicies, PeerAuthentications and
 RequestAuthentications. They take the place of those in --mesh that have the
 same name, and stand beside the others; with --instead, in the place of all.
---mesh has the pods, namespaces, services and policies of the cluster, as
-kubectl or the manifests of tacitd --from have them.
+--mesh has the pods, namespaces, services, policies and revoked identities of
+the cluster, as kubectl or the manifests of tacitd --from have them. What a
+policy denied that is not among them cannot be told.
 
 The records are those that tacit flows lists, of all nodes; with --flows, those
 of a file that tacit flows -o json has written, so that nothing is asked of
@@ -93,7 +94,7 @@ anybody. Where a decision needs what was not recorded, such as a header, that
 is said. Limits of rates are not replayed.
 
 Exit status: 3 if something would newly be denied.`,
-		Example: `  kubectl get pods,namespaces,services,authorizationpolicies,peerauthentications -A -o yaml > mesh.yaml
+		Example: `  kubectl get pods,namespaces,services,authorizationpolicies,peerauthentications,requestauthentications,revokedidentities -A -o yaml > mesh.yaml
   tacit replay --mesh mesh.yaml --policies strict.yaml --since 1h
   tacit flows --since 1h --limit 65536 -o json > flows.json
   tacit replay --mesh mesh.yaml --policies policies/ --flows flows.json`,
@@ -124,7 +125,7 @@ func (c *client) replay(cmd *cobra.Command, f replayFlags) error {
 	if err != nil {
 		return err
 	}
-	result := replay.Run(mesh, r.flows)
+	result := replay.Run(mesh, r.flows, f.instead)
 	if forPrograms(c.output) {
 		err = printAs(cmd.OutOrStdout(), c.output, struct {
 			replay.Result

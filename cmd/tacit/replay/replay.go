@@ -85,8 +85,8 @@ func Mesh(settings build.Settings, objects, candidates build.Objects, instead bo
 }
 
 // Run decides about the flows that the servers' nodes recorded. Limits of rates
-// are not counted again.
-func Run(s *model.Snapshot, recorded []flows.Flow) Result {
+// are not counted again. Instead is that of Mesh.
+func Run(s *model.Snapshot, recorded []flows.Flow, instead bool) Result {
 	requested := map[string]bool{} // connections of which the requests are known
 	for i := range recorded {
 		if recorded[i].HTTP != nil {
@@ -104,6 +104,9 @@ func Run(s *model.Snapshot, recorded []flows.Flow) Result {
 		n := max(f.Weight, 1)
 		result.Replayed += n
 		change, why, by := decide(s, f, allowed, requested[f.ID])
+		if change == NewlyAllowed && !known(s, f.Policy, instead) {
+			change, why, by = Untold, "the mesh's objects make no policy "+f.Policy+", which denied it", f.Policy
+		}
 		if change == "" {
 			result.Unchanged += n
 			continue
@@ -177,7 +180,7 @@ func decide(s *model.Snapshot, f *flows.Flow, was, requestsKnown bool) (change C
 	switch {
 	case f.HTTP == nil && reads:
 		d = policy.EvaluateConnection(s, &r)
-		if d.Allowed && was && !requestsKnown {
+		if d.Allowed && !(was && requestsKnown) {
 			return Untold, "a policy looks into its requests, which were not read when it was recorded", ""
 		}
 	case f.HTTP != nil && reads:
@@ -197,6 +200,20 @@ func decide(s *model.Snapshot, f *flows.Flow, was, requestsKnown bool) (change C
 		return NewlyDenied, d.String(), d.Policy
 	}
 	return NewlyAllowed, d.String(), d.Policy
+}
+
+// known reports whether it is known what became of the policy that denied a
+// flow: it is there, or the candidates stand in its place. A policy made of
+// PeerAuthentications goes with what they say; a revocation is never replaced.
+func known(s *model.Snapshot, key string, instead bool) bool {
+	if p, _ := s.Policy(key); p != nil || key == "" {
+		return true
+	}
+	_, name, _ := strings.Cut(key, "/")
+	if strings.HasPrefix(name, "revoked_identity_") {
+		return false
+	}
+	return instead || name == "istio_converted_static_strict" || strings.HasPrefix(name, "converted_peer_authentication_")
 }
 
 // request are the facts of a flow, as far as they are recorded.

@@ -67,6 +67,12 @@ spec:
   action: DENY
   rules: [{to: [{operation: {paths: ["/admin*"], ports: ["8080"]}}]}]
 `
+	revoked = `
+apiVersion: policy.tacit.mesh/v1alpha1
+kind: RevokedIdentity
+metadata: {name: web, namespace: tacit-system}
+spec: {identity: "spiffe://cluster.local/ns/shop/sa/web"}
+`
 	headers = `
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -118,6 +124,11 @@ func denied(reason string) func(*flows.Flow) {
 	return func(f *flows.Flow) { f.Outcome, f.Reason = "denied", reason }
 }
 
+// by names the policy that denied a flow.
+func by(policy string) func(*flows.Flow) {
+	return func(f *flows.Flow) { f.Outcome, f.Reason, f.Policy = "denied", "denied", policy }
+}
+
 func get(path string) func(*flows.Flow) {
 	return func(f *flows.Flow) {
 		f.Kind, f.HTTP = "request", &flows.HTTP{Method: "GET", Host: "api", Path: path, Status: 200}
@@ -143,6 +154,15 @@ func TestRun(t *testing.T) {
 		{"and goes with all others", strict, flow(other, denied("not_allowed")), true, NewlyAllowed, "allowed: no ALLOW policy covers the workload"},
 		{"a client that skipped", open, flow(outside, denied("client_skips_port")), false, NewlyAllowed, "allowed by policy shop/api"},
 		{"requests that were not read", paths, flow(), false, Untold, unread},
+		{"requests that were never sent, as it was denied", paths, flow(denied("denied")), false, Untold, unread},
+		{"a client that was revoked, by an object that is not there", strict, flow(by("tacit-system/revoked_identity_web")), false, Untold,
+			"the mesh's objects make no policy tacit-system/revoked_identity_web, which denied it"},
+		{"a revocation that candidates do not replace", strict, flow(by("tacit-system/revoked_identity_web")), true, Untold,
+			"the mesh's objects make no policy tacit-system/revoked_identity_web, which denied it"},
+		{"a revocation that is there", revoked, flow(by("tacit-system/revoked_identity_web")), false, "", ""},
+		{"a policy that is not there", strict, flow(by("shop/away")), false, Untold, "the mesh's objects make no policy shop/away, which denied it"},
+		{"a policy that goes with all others", strict, flow(by("shop/away")), true, NewlyAllowed, "allowed: no ALLOW policy covers the workload"},
+		{"STRICT that there is no more", open, flow(outside, by("tacit-system/istio_converted_static_strict")), false, NewlyAllowed, "allowed by policy shop/api"},
 		{"a port that they are not about", paths, flow(func(f *flows.Flow) { f.Destination.Address = netip.MustParseAddrPort("198.18.2.1:9090") }), false, "", ""},
 		{"a request that is denied", paths, flow(get("/admin/users")), false, NewlyDenied, "denied by policy shop/no-admin (matched: ports)"},
 		{"a request that is not", paths, flow(get("/users")), false, "", ""},
@@ -152,7 +172,7 @@ func TestRun(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			mesh, _ := Mesh(build.Settings{}, read(t, objects), read(t, test.candidate), test.instead)
-			got := Run(mesh, []flows.Flow{test.flow})
+			got := Run(mesh, []flows.Flow{test.flow}, test.instead)
 			if test.change == "" {
 				if got.Replayed != 1 || got.Unchanged != 1 || len(got.Rows) != 0 {
 					t.Errorf("%+v, want no change", got)
@@ -179,7 +199,7 @@ func TestRows(t *testing.T) {
 		flow(other, denied("not_allowed")),
 		flow(outside, func(f *flows.Flow) { f.Weight = 20 }),
 		flow(outside, func(f *flows.Flow) { f.ID = "2"; f.Source.Address = netip.MustParseAddrPort("203.0.113.9:50000") }),
-	})
+	}, false)
 	party := func(namespace, name string) flows.Party { return flows.Party{Namespace: namespace, Name: name} }
 	want := Result{Replayed: 23, Unchanged: 1, Rows: []Row{
 		{Change: NewlyDenied, Source: party("", "203.0.113.9"), Destination: party("shop", "api"), Port: 8080, Flows: 21, ID: "2"},
