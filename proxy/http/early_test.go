@@ -3,6 +3,7 @@ package http
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -308,5 +309,19 @@ func TestWindowsArePaidBack(t *testing.T) {
 	}
 	if granted > sent+1<<10 {
 		t.Errorf("%d bytes were granted for %d", granted, sent)
+	}
+}
+
+// A request that is no longer allowed before its body is waited for ends there.
+func TestAbortInFrontOfBody(t *testing.T) {
+	gate := newGate(allowAll)
+	gate.wants, gate.abort = 10, true
+	f := dialFrames(t, proxied(t, server(t, sum), Undeclared, gate))
+	f.open(1, false, ":method", "POST", ":scheme", "http", ":path", "/", ":authority", "x")
+	if result := within(t, gate.ended); !errors.Is(result.Err, errRevoked) {
+		t.Errorf("%v", result.Err)
+	}
+	if reset, ok := f.next().(*http2.RSTStreamFrame); !ok || reset.ErrCode != http2.ErrCodeInadequateSecurity {
+		t.Errorf("%v", reset)
 	}
 }

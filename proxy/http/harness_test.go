@@ -30,6 +30,7 @@ type testGate struct {
 	opaque   error
 	wants    int           // of a body
 	see      func(Content) // unless nil, gets what there is of it
+	abort    bool          // requests end where they begin
 
 	mu          sync.Mutex
 	requests    []Request
@@ -64,6 +65,9 @@ func (g *testGate) Begin(r *Request, live *Live) Exchange {
 	select {
 	case g.begun <- struct{}{}:
 	default: // nobody counts them
+	}
+	if g.abort {
+		live.Abort()
 	}
 	return &testExchange{g, kept}
 }

@@ -56,6 +56,10 @@ func (s *stream2) grant(n int64) {
 func (c *conn2) collect(s *stream2, wants int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.byClient[s.id] != s { // over meanwhile
+		close(s.asked)
+		return
+	}
 	s.wants = wants
 	s.slow = time.AfterFunc(bodyTimeout, func() { c.expire(s) })
 	c.invite(s)
