@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -63,6 +64,25 @@ func judges(t *testing.T) map[string]*model.Provider {
 	return map[string]*model.Provider{"gRPC": provider(model.ProviderGRPC, l.Addr()), "HTTP": provider(model.ProviderHTTP, web.Listener.Addr())}
 }
 
+// asking is a policy that has a provider decide on all requests.
+func asking(provider *model.Provider) *model.Policy {
+	return &model.Policy{
+		Name: "ask", Namespace: "mesh", Scope: model.ScopeNamespace, Action: model.ActionCustom, Provider: provider,
+		Rules: []model.Rule{{}},
+	}
+}
+
+// client speaks a version of HTTP to the server.
+func (s *oneServer) client(t *testing.T, version int) *http.Client {
+	transport := &http.Transport{Protocols: new(http.Protocols), Dial: func(_, _ string) (net.Conn, error) { //nolint:staticcheck // the context is of no use here
+		return net.Dial("tcp", s.address)
+	}}
+	transport.Protocols.SetHTTP1(version == 1)
+	transport.Protocols.SetUnencryptedHTTP2(version == 2)
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: patience}
+}
+
 // A provider decides by bodies, of which it sees as much as is declared, and
 // what it lets pass arrives whole.
 func TestProvidersSeeBodies(t *testing.T) {
@@ -81,18 +101,9 @@ func TestProvidersSeeBodies(t *testing.T) {
 			declared := *provider
 			declared.IncludeBody, declared.AllowPartial = 10, partial
 			declared.FailOpen = true // also then no body is let pass unseen
-			s := startOneServer(t, app.Listener.Addr(), &model.Policy{
-				Name: "ask", Namespace: "mesh", Scope: model.ScopeNamespace, Action: model.ActionCustom, Provider: &declared,
-				Rules: []model.Rule{{}},
-			})
+			s := startOneServer(t, app.Listener.Addr(), asking(&declared))
 			for version := 1; version <= 2; version++ {
-				transport := &http.Transport{Protocols: new(http.Protocols), Dial: func(_, _ string) (net.Conn, error) { //nolint:staticcheck // the context is of no use here
-					return net.Dial("tcp", s.address)
-				}}
-				transport.Protocols.SetHTTP1(version == 1)
-				transport.Protocols.SetUnencryptedHTTP2(version == 2)
-				defer transport.CloseIdleConnections()
-				client := &http.Client{Transport: transport, Timeout: patience}
+				client := s.client(t, version)
 				for _, test := range []struct {
 					body           string
 					whole, partial int
@@ -119,6 +130,61 @@ func TestProvidersSeeBodies(t *testing.T) {
 			if n := s.localPod("uid").share.bodies.Load(); n != 0 {
 				t.Errorf("%s: %d bytes of the pod's share are not given back", name, n)
 			}
+		}
+	}
+}
+
+// Requests without a body take nothing of what is kept for bodies, however many
+// of them wait for a provider.
+func TestRequestsWithoutBodies(t *testing.T) {
+	const callers = 2 * maxBodies / maxBody
+	asked, answer := make(chan struct{}, callers), make(chan struct{})
+	provider := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		asked <- struct{}{}
+		<-answer
+	}))
+	defer provider.Close()
+	release := sync.OnceFunc(func() { close(answer) })
+	defer release()
+	at := netip.MustParseAddrPort(provider.Listener.Addr().String())
+	app := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	app.Config.Protocols = new(http.Protocols)
+	app.Config.Protocols.SetHTTP1(true)
+	app.Config.Protocols.SetUnencryptedHTTP2(true)
+	app.Start()
+	defer app.Close()
+	s := startOneServer(t, app.Listener.Addr(), asking(&model.Provider{
+		Name: "slow", Protocol: model.ProviderHTTP, Host: at.Addr().String(), Port: at.Port(), Timeout: patience, IncludeBody: maxBody,
+	}))
+	statuses := make(chan string, callers)
+	for version := 1; version <= 2; version++ {
+		client := s.client(t, version)
+		for range callers / 2 {
+			go func() {
+				answer, err := client.Get("http://server/")
+				if err != nil {
+					statuses <- err.Error()
+					return
+				}
+				_ = answer.Body.Close()
+				statuses <- answer.Status
+			}()
+		}
+	}
+	for range callers {
+		select {
+		case <-asked:
+		case status := <-statuses:
+			t.Fatalf("%s before the provider has decided", status)
+		}
+	}
+	if n := s.localPod("uid").share.bodies.Load(); n != 0 {
+		t.Errorf("%d bytes are held for requests without a body", n)
+	}
+	release()
+	for range callers {
+		if status := <-statuses; status != "200 OK" {
+			t.Error(status)
 		}
 	}
 }

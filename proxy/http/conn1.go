@@ -99,7 +99,7 @@ func (c *conn1) exchange(n int) (*exchange1, error) {
 	x.Abort = func() { c.fail(relay.Aborted, errRevoked) }
 	x.result.GRPCStatus = -1
 	x.gate = c.gate.Begin(&c.request, &x.Live)
-	early, err := c.collect(n, x.gate.Wants())
+	early, err := c.collect(n, x.gate)
 	if err != nil {
 		x.over(err)
 		return nil, err

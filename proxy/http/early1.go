@@ -17,12 +17,13 @@ type early1 struct {
 
 // collect reads as much of the body as the decision wants, behind a head that
 // is the next n bytes. Whoever waits to be asked for the body is.
-func (c *conn1) collect(n, wants int) (e early1, err error) {
+func (c *conn1) collect(n int, gate Exchange) (e early1, err error) {
 	b := &c.head.body
 	if b.kind == bodyNone {
 		e.Whole = true
 		return e, nil
 	}
+	wants := gate.Wants()
 	if wants <= 0 {
 		return e, nil
 	}

@@ -87,7 +87,8 @@ type Gate interface {
 // Exchange is a request and its response, as the Gate follows them.
 type Exchange interface {
 	// Wants is how many bytes of the request's body the decision looks at:
-	// so many are waited for, or the whole of a shorter one. It is called once.
+	// so many are waited for, or the whole of a shorter one. It is called once,
+	// of a request that has a body.
 	Wants() int
 	// Decision is what becomes of the request. It is called at most once, not
 	// for a request that ends before, and may wait for others if ready is false.

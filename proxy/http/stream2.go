@@ -103,9 +103,11 @@ func (c fromClient) onHeaders(id uint32, m h2.Message) error {
 	c.byClient[id] = s
 	c.mu.Unlock()
 	s.gate = c.gate.Begin(&s.request, &s.Live)
-	if wants := s.gate.Wants(); wants > 0 && !m.End {
-		c.collect(s, wants)
-		return nil
+	if !m.End {
+		if wants := s.gate.Wants(); wants > 0 {
+			c.collect(s, wants)
+			return nil
+		}
 	}
 	c.ask(s, Content{Whole: m.End})
 	return nil
