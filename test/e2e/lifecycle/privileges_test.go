@@ -67,7 +67,7 @@ func wantUnprivileged(t *testing.T, m *e2e.Mesh) {
 		if uid := info.Sys().(*syscall.Stat_t).Uid; uid != 0 {
 			t.Errorf("the memory of the proxy belongs to user %d: it is dumpable", uid)
 		}
-		err = asUser(world.ProxyUID, func() error {
+		err = e2e.AsUser(world.ProxyUID, func() error {
 			f, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
 			if err == nil {
 				_ = f.Close()

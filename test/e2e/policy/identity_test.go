@@ -1,32 +1,20 @@
 package policy
 
 import (
-	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"fmt"
-	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/tacit-mesh/tacit/test/e2e"
 	"github.com/tacit-mesh/tacit/test/world"
-	"github.com/tacit-mesh/tacit/xds/api/ca"
 )
 
 // A pod whose network namespace does not hold its address gets nothing that
@@ -81,7 +69,12 @@ func TestCertificatesOfOtherNodes(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			mark := m.Control().Mark()
-			err := certify(t, m, test.node, "spiffe://cluster.local/ns/mesh/sa/"+test.account, test.token)
+			id, token := "spiffe://cluster.local/ns/mesh/sa/"+test.account, ""
+			if test.token {
+				token = m.Token(test.node)
+			}
+			csr, _ := m.CSR(id)
+			_, err := m.Certify(m.Node(test.node), token, id, csr)
 			if status.Code(err) != test.want {
 				t.Fatalf("got %v, want %v", err, test.want)
 			}
@@ -90,58 +83,6 @@ func TestCertificatesOfOtherNodes(t *testing.T) {
 			}
 		})
 	}
-}
-
-// certify asks the control plane for a certificate as a node's proxy does,
-// with what is that node's.
-func certify(t *testing.T, m *e2e.Mesh, node, id string, token bool) error {
-	t.Helper()
-	files := filepath.Dir(m.Node(node).AdminSocket())
-	roots, err := credentials.NewClientTLSFromFile(filepath.Join(files, "ca.crt"), "tacitd.tacit-system.svc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dial := func(ctx context.Context, address string) (c net.Conn, err error) {
-		err = m.Node(node).Do(func() (err error) {
-			c, err = new(net.Dialer).DialContext(ctx, "tcp", address)
-			return err
-		})
-		return c, err
-	}
-	conn, err := grpc.NewClient("passthrough:///"+net.JoinHostPort(world.ControlAddress.String(), "15012"),
-		grpc.WithTransportCredentials(roots), grpc.WithContextDialer(dial))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = conn.Close() }()
-	ctx := m.Context()
-	if token {
-		secret, err := os.ReadFile(filepath.Join(files, "token"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+strings.TrimSpace(string(secret)))
-	}
-	uri, err := url.Parse(id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{uri}}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	wanted, err := structpb.NewStruct(map[string]any{"ImpersonatedIdentity": id})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = ca.NewIstioCertificateServiceClient(conn).CreateCertificate(ctx, &ca.IstioCertificateRequest{
-		Csr: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr})), Metadata: wanted,
-	})
-	return err
 }
 
 // Certificates are renewed while connections live and new ones are made: at
