@@ -51,7 +51,8 @@ func Start(t testing.TB, manifests ...string) *Mesh {
 	return StartWith(t, world.Config{}, manifests...)
 }
 
-// StartWith is Start with arguments for the programs.
+// StartWith is Start with arguments for the programs or, where the config names
+// them, with other manifests than those of testdata.
 func StartWith(t testing.TB, config world.Config, manifests ...string) *Mesh {
 	t.Helper()
 	m := Build(t, config, manifests...)
@@ -66,7 +67,9 @@ func StartWith(t testing.TB, config world.Config, manifests ...string) *Mesh {
 // Build is StartWith without starting any program.
 func Build(t testing.TB, config world.Config, manifests ...string) *Mesh {
 	t.Helper()
-	config.Manifests = "../testdata"
+	if config.Manifests == "" {
+		config.Manifests = "../testdata"
+	}
 	w, err := world.New(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
