@@ -127,7 +127,7 @@ func TestProvidersSeeBodies(t *testing.T) {
 					}
 				}
 			}
-			if n := s.localPod("uid").share.bodies.Load(); n != 0 {
+			if n := s.localPod("uid").share.bodies.taken(); n != 0 {
 				t.Errorf("%s: %d bytes of the pod's share are not given back", name, n)
 			}
 		}
@@ -178,7 +178,7 @@ func TestRequestsWithoutBodies(t *testing.T) {
 			t.Fatalf("%s before the provider has decided", status)
 		}
 	}
-	if n := s.localPod("uid").share.bodies.Load(); n != 0 {
+	if n := s.localPod("uid").share.bodies.taken(); n != 0 {
 		t.Errorf("%d bytes are held for requests without a body", n)
 	}
 	release()
@@ -191,16 +191,22 @@ func TestRequestsWithoutBodies(t *testing.T) {
 
 // Bodies beyond the pod's share are not waited for.
 func TestShareOfBodies(t *testing.T) {
-	s := newShare(1)
+	bodies := newShare(1).bodies
 	n := 0
-	for s.reserve(maxBody) {
+	for bodies.take(arrived4, maxBody) {
 		n++
 	}
-	if n != maxBodies/maxBody || s.bodies.Load() != maxBodies {
-		t.Errorf("%d bodies, %d bytes", n, s.bodies.Load())
+	if n != maxBodiesFromSource/maxBody || bodies.taken() != maxBodiesFromSource {
+		t.Errorf("%d bodies, %d bytes of one source", n, bodies.taken())
 	}
-	s.free(maxBody)
-	if !s.reserve(maxBody) {
+	for a := arrived4.Next(); bodies.take(a, maxBody); a = a.Next() {
+		n++
+	}
+	if n != maxBodies/maxBody || bodies.taken() != maxBodies {
+		t.Errorf("%d bodies, %d bytes of all", n, bodies.taken())
+	}
+	bodies.give(arrived4, maxBody)
+	if !bodies.take(arrived4, maxBody) {
 		t.Error("what was given back is not there")
 	}
 }

@@ -72,7 +72,7 @@ func (x *exchange) Wants() int {
 	default:
 		wants = int(min(uint64(wants), length))
 	}
-	if !x.requests.conn.pod.share.reserve(wants) {
+	if c := x.requests.conn; !c.pod.share.bodies.take(c.source.Addr(), wants) {
 		x.refuse(503, "too_many_bodies", errBodies)
 		return 0
 	}
@@ -80,7 +80,7 @@ func (x *exchange) Wants() int {
 	return wants
 }
 
-var errBodies = errors.New("bodies of too many requests to this pod wait for decisions")
+var errBodies = errors.New("too many bodies of requests from this address, or to this pod, wait for decisions")
 
 func (x *exchange) tooLarge(limit int) {
 	x.refuse(413, "body_too_large", fmt.Errorf("the body is longer than the %d bytes that provider %s decides on", limit, x.decision.Provider.Name))
@@ -89,8 +89,10 @@ func (x *exchange) tooLarge(limit int) {
 
 // unreserve gives back what the body took of the pod's share.
 func (x *exchange) unreserve() {
-	x.requests.conn.pod.share.free(x.reserved)
-	x.reserved = 0
+	if c := x.requests.conn; x.reserved > 0 {
+		c.pod.share.bodies.give(c.source.Addr(), x.reserved)
+		x.reserved = 0
+	}
 }
 
 func (x *exchange) agreed() {

@@ -3,7 +3,6 @@ package proxy
 import (
 	"net/netip"
 	"sync"
-	"sync/atomic"
 )
 
 // A pod's share bounds what is held for it, so that neither the pod nor those
@@ -15,30 +14,25 @@ type share struct {
 	// One slot for each connection to the pod: captured, mTLS, and each
 	// stream of mTLS, which has a connection to the application.
 	inbound    chan struct{}
-	handshakes handshakes
+	handshakes *portions
 	// Bytes of bodies that are held for decisions which look at them.
-	bodies atomic.Int64
+	bodies *portions
 }
 
-// maxBodies bounds those, and maxBody the ones of one request.
+// maxBodies bounds those, maxBodiesFromSource the ones of one caller, who could
+// else keep all others from asking, and maxBody the ones of one request.
 const (
-	maxBodies = 16 << 20
-	maxBody   = 1 << 20
+	maxBodies           = 16 << 20
+	maxBodiesFromSource = 4 << 20
+	maxBody             = 1 << 20
 )
 
-// reserve takes n bytes for a body, if there are that many; free gives them back.
-func (s *share) reserve(n int) bool {
-	if s.bodies.Add(int64(n)) > maxBodies {
-		s.bodies.Add(int64(-n))
-		return false
-	}
-	return true
-}
-
-func (s *share) free(n int) { s.bodies.Add(int64(-n)) }
-
 func newShare(conns int) *share {
-	return &share{outbound: make(chan struct{}, conns), inbound: make(chan struct{}, conns)}
+	return &share{
+		outbound: make(chan struct{}, conns), inbound: make(chan struct{}, conns),
+		handshakes: newPortions(maxHandshakes, maxHandshakesFromSource),
+		bodies:     newPortions(maxBodies, maxBodiesFromSource),
+	}
 }
 
 // take takes a slot if there is one; give gives it back.
@@ -60,33 +54,44 @@ const (
 	maxHandshakesFromSource = 64
 )
 
-// handshakes counts those under way to a pod.
-type handshakes struct {
+// portions are of something that callers of a pod share. No source gets more
+// than a portion of it.
+type portions struct {
+	most, mostOfSource int
+
 	mu   sync.Mutex
 	all  int
 	from map[netip.Addr]int
 }
 
-// begin reports whether one more may begin; then end must follow.
-func (h *handshakes) begin(source netip.Addr) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.all >= maxHandshakes || h.from[source] >= maxHandshakesFromSource {
+func newPortions(most, mostOfSource int) *portions {
+	return &portions{most: most, mostOfSource: mostOfSource, from: map[netip.Addr]int{}}
+}
+
+// take takes n if there are that many for the source; then give must follow.
+func (p *portions) take(source netip.Addr, n int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.all+n > p.most || p.from[source]+n > p.mostOfSource {
 		return false
 	}
-	if h.from == nil {
-		h.from = map[netip.Addr]int{}
-	}
-	h.all++
-	h.from[source]++
+	p.all += n
+	p.from[source] += n
 	return true
 }
 
-func (h *handshakes) end(source netip.Addr) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.all--
-	if h.from[source]--; h.from[source] == 0 {
-		delete(h.from, source)
+func (p *portions) give(source netip.Addr, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.all -= n
+	if p.from[source] -= n; p.from[source] == 0 {
+		delete(p.from, source)
 	}
+}
+
+// taken is how much of it is in use.
+func (p *portions) taken() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.all
 }

@@ -18,6 +18,10 @@ const (
 	// maxWaiting is how many bytes of bodies may wait for decisions, besides
 	// what decisions want to see; the client's next bytes wait beyond that.
 	maxWaiting = 1 << 20
+	// maxLent is how many bytes of bodies a connection may leave with us, the
+	// ones included whose decisions want to see them. More is there only where
+	// the application does not read.
+	maxLent = 16 << 20
 	// startWindow is what a client may send of a body that is not decided
 	// on, and the default of the protocol.
 	startWindow = 65535
@@ -45,6 +49,7 @@ type conn2 struct {
 	initial  int64             // the application's window of a new stream
 	holding  map[*stream2]bool // decided on, with bytes that the application has no window for
 	waiting  int               // bytes of bodies that wait for decisions
+	lent     int               // bytes of bodies that wait for decisions or, decided on, for the application
 	room     *sync.Cond        // that waiting is less
 	greeted  bool              // the client has acknowledged our own SETTINGS
 	cancels  h2.Allowance      // streams that the client resets unanswered

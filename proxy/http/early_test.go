@@ -325,3 +325,34 @@ func TestAbortInFrontOfBody(t *testing.T) {
 		t.Errorf("%v", reset)
 	}
 }
+
+// An application that leaves what was decided on unread does not make us keep
+// without end what clients go on sending: the connection ends.
+func TestUnreadBodiesAreBounded(t *testing.T) {
+	gate := newGate(allowAll)
+	gate.wants = 1 << 20
+	stalled := make(chan struct{})
+	defer close(stalled)
+	app := narrow(t, func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/a" {
+			<-stalled
+		}
+	}, 4<<10)
+	client := client2(t)
+	to := proxied(t, app, Undeclared, gate)
+	greet(t, client, to)
+	const uploads = 3 * maxLent >> 20
+	ended := make(chan error, uploads)
+	for range uploads {
+		go func() {
+			answer, err := client.Post(fmt.Sprintf("http://%v/", to), "text/plain", bytes.NewReader(make([]byte, 1<<20)))
+			if err == nil {
+				err = answer.Body.Close()
+			}
+			ended <- err
+		}()
+	}
+	if err := within(t, ended); err == nil {
+		t.Error("an upload that nobody reads is answered")
+	}
+}

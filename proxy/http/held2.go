@@ -110,6 +110,10 @@ func (c *conn2) hold(s *stream2, data []byte, padded bool) error {
 		}
 		return nil
 	}
+	if c.lent += len(data); c.lent > maxLent {
+		c.mu.Unlock()
+		return errUnread
+	}
 	s.lent += len(data)
 	c.grant(len(data))
 	if s.wants > 0 {
@@ -185,6 +189,7 @@ func (c *conn2) release(s *stream2) (over bool) {
 		s.held = s.held[n:]
 		lent := min(n, s.lent)
 		s.lent -= lent
+		c.lent -= lent
 		c.flow.ahead += int64(lent)
 		s.flow.window -= int64(n)
 		c.flow.window -= int64(n)
@@ -215,6 +220,7 @@ func (c *conn2) drop(s *stream2) {
 	delete(c.holding, s)
 	c.unwait(s)
 	c.grant(len(s.held) - s.lent)
+	c.lent -= s.lent
 	s.held, s.lent = nil, 0
 	if s.wants > 0 { // the gate is not to be asked any more
 		s.wants = 0
