@@ -13,6 +13,10 @@ import (
 // in it to be known.
 const maxHello = 32 << 10
 
+// maxParts is in how many parts it may come: each is another look at all of it,
+// and whoever needs more than these only wants to keep us looking.
+const maxParts = 1024
+
 // serverName returns the name that the client's ClientHello is for, if its bytes
 // begin with one. It waits for the whole of it, and reads past nothing. The name
 // is what the client says: the application may serve another one.
@@ -23,7 +27,7 @@ func (c *conn) serverName() string {
 			slow.Stop()
 		}
 	}()
-	for {
+	for range maxParts {
 		b := c.client.bytes()
 		if !looksLikeHello(b) {
 			return ""
@@ -39,6 +43,7 @@ func (c *conn) serverName() string {
 			return "" // passing on what there is comes to the same end
 		}
 	}
+	return ""
 }
 
 // looksLikeHello wants a handshake record of TLS with a ClientHello, as far as
