@@ -93,9 +93,15 @@ func TestSPIRE(t *testing.T) {
 		t.Fatalf("a pod without an entry has called as %s", seen)
 	}
 	reason := ""
-	for _, c := range m.Connections("a", "ended", "mesh/twin", "") {
-		reason += c.Reason
-	}
+	m.Eventually("the client's node knows the ended connection", func() error {
+		for _, c := range m.Connections("a", "ended", "mesh/twin", "") {
+			reason += c.Reason
+		}
+		if reason == "" {
+			return errors.New("it does not")
+		}
+		return nil
+	})
 	for _, want := range []string{"no entry is registered that fits", "k8s:pod-name:twin", "spiffe://cluster.local/ns/mesh/sa/client"} {
 		if !strings.Contains(reason, want) {
 			t.Errorf("the reason is %q, want a word of %s", reason, want)
