@@ -95,16 +95,9 @@ func hasPolicy(s *model.Snapshot, w *model.Workload) bool {
 	})
 }
 
-// The names under which PeerAuthentications come over the wire, as Istio's
-// control plane has it: they demand mTLS, and say nothing of who may call.
-const (
-	strictName     = "istio_converted_static_strict"
-	peerAuthPrefix = "converted_peer_authentication_"
-)
-
 // authorizes reports whether a policy says who may call.
 func authorizes(p *model.Policy) bool {
-	if p.DryRun || p.Name == strictName || strings.HasPrefix(p.Name, peerAuthPrefix) {
+	if p.DryRun || model.MadeOfPeerAuthentications(p.Name) {
 		return false
 	}
 	return p.Action == model.ActionAllow || p.Action == model.ActionDeny || p.Action == model.ActionCustom

@@ -116,7 +116,7 @@ func (s *PolicyStatus) Policy() string {
 	case "HTTPLocalRateLimitPolicy":
 		return s.Namespace + "/" + linkerdLimitPrefix + s.Name
 	case "RevokedIdentity":
-		return s.Namespace + "/" + revokedPrefix + s.Name
+		return s.Namespace + "/" + model.RevokedIdentityOf + s.Name
 	}
 	return ""
 }

@@ -12,13 +12,6 @@ import (
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-// The names under which Istio's ambient control plane sends converted
-// PeerAuthentications. No object of Kubernetes can have such a name.
-const (
-	staticStrictName    = "istio_converted_static_strict"
-	convertedNamePrefix = "converted_peer_authentication_"
-)
-
 // peerAuthentications turns STRICT into DENY policies against callers without
 // an identity. For each workload its own, its namespace's and the mesh's
 // setting count, in this order, the oldest object of each level.
@@ -28,7 +21,7 @@ func (b *policyBuilder) peerAuthentications(objs []*securityv1.PeerAuthenticatio
 	}
 	// Always there, so that workloads come and go under it.
 	strict := &model.Policy{
-		Name: staticStrictName, Namespace: b.root, Scope: model.ScopeSelector, Action: model.ActionDeny,
+		Name: model.StaticStrictName, Namespace: b.root, Scope: model.ScopeSelector, Action: model.ActionDeny,
 		Rules: denyPlaintext(model.Match{}),
 	}
 	b.policies = append(b.policies, strict)
@@ -180,7 +173,7 @@ func (p *peerAuth) convert(inherited bool) {
 		match = model.Match{NotDestinationPorts: ports}
 	}
 	p.converted = &model.Policy{
-		Name: convertedNamePrefix + p.obj.Name, Namespace: p.obj.Namespace,
+		Name: model.PeerAuthenticationOf + p.obj.Name, Namespace: p.obj.Namespace,
 		Scope: model.ScopeSelector, Action: model.ActionDeny, Rules: denyPlaintext(match),
 	}
 }

@@ -9,13 +9,6 @@ import (
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-// The prefixes of the two policies that a RevokedIdentity amounts to. No object
-// of Kubernetes can have such a name.
-const (
-	revokedPrefix   = "revoked_identity_"
-	revokedToPrefix = "revoked_identity_to_"
-)
-
 // revokedIdentity denies the identity at all workloads, and everybody at the
 // identity's own workloads. Both are judged by the proxy of the destination.
 func (b *policyBuilder) revokedIdentity(obj *kinds.RevokedIdentity) {
@@ -42,12 +35,12 @@ func (b *policyBuilder) revokedIdentity(obj *kinds.RevokedIdentity) {
 		principals = append(principals, model.StringMatch{Kind: model.MatchExact, Value: id.Principal()})
 	}
 	from := &model.Policy{
-		Name: revokedPrefix + obj.Name, Namespace: obj.Namespace, Scope: model.ScopeGlobal, Action: model.ActionDeny,
+		Name: model.RevokedIdentityOf + obj.Name, Namespace: obj.Namespace, Scope: model.ScopeGlobal, Action: model.ActionDeny,
 		Rules: []model.Rule{{Clauses: []model.Clause{{Matches: []model.Match{{Principals: principals}}}}}},
 	}
 	b.publish(from, policyScope{scope: model.ScopeGlobal}, &st)
 	to := &model.Policy{
-		Name: revokedToPrefix + obj.Name, Namespace: obj.Namespace, Scope: model.ScopeSelector, Action: model.ActionDeny,
+		Name: model.RevokedIdentityToOf + obj.Name, Namespace: obj.Namespace, Scope: model.ScopeSelector, Action: model.ActionDeny,
 		Rules: []model.Rule{{Clauses: []model.Clause{{}}}}, // matches always
 	}
 	b.policies = append(b.policies, to)

@@ -210,10 +210,10 @@ func known(s *model.Snapshot, key string, instead bool) bool {
 		return true
 	}
 	_, name, _ := strings.Cut(key, "/")
-	if strings.HasPrefix(name, "revoked_identity_") {
+	if model.MadeOfRevokedIdentity(name) {
 		return false
 	}
-	return instead || name == "istio_converted_static_strict" || strings.HasPrefix(name, "converted_peer_authentication_")
+	return instead || model.MadeOfPeerAuthentications(name)
 }
 
 // request are the facts of a flow, as far as they are recorded.
