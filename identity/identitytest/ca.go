@@ -1,4 +1,5 @@
-// Package identitytest makes certificates, good and bad, for tests.
+// Package identitytest makes certificates, good and bad, and sockets that
+// misbehave, for tests.
 //
 // What does not belong here: anything that a program uses; the certificate
 // authority of the control plane is identity/ca.

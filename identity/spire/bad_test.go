@@ -266,30 +266,7 @@ func TestBadSockets(t *testing.T) {
 		"settings, no more": {"does not answer", func(c net.Conn) { _, _ = c.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0}) }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			socket := filepath.Join(t.TempDir(), "s")
-			l, err := net.Listen("unix", socket)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var serving sync.WaitGroup
-			var open []net.Conn
-			serving.Go(func() {
-				for {
-					c, err := l.Accept()
-					if err != nil {
-						return
-					}
-					open = append(open, c)
-					test.serve(c)
-				}
-			})
-			t.Cleanup(func() {
-				_ = l.Close()
-				serving.Wait()
-				for _, c := range open {
-					_ = c.Close()
-				}
-			})
+			socket := identitytest.Socket(t, test.serve)
 			sub := subscribe(t, newSource(t, spire.Config{Socket: socket, Timeout: time.Second}), webPod)
 			sub.failure(test.want, webPod.Identity.String(), socket)
 		})
