@@ -116,7 +116,7 @@ func (c *Connection) facts(s *model.Snapshot, now time.Time) (policy.Request, bo
 		Time:        now,
 		Revoked:     c.takenBack != nil && c.takenBack(),
 	}
-	if w := s.WorkloadAt(c.pod.network, c.source.Addr()); w != nil && (c.peer.IsZero() || w.Is(c.peer)) {
+	if w := s.WorkloadAt(networkOf(s, c.pod), c.source.Addr()); w != nil && (c.peer.IsZero() || w.Is(c.peer)) {
 		r.SourceWorkload = w
 	}
 	return r, true
@@ -314,18 +314,6 @@ func newID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails
 	return hex.EncodeToString(b[:])
-}
-
-// workloadOf finds a pod of this node in a snapshot. An address may still
-// belong to a predecessor there, whose policies are not this pod's.
-func workloadOf(s *model.Snapshot, pod *pod) *model.Workload {
-	for _, a := range pod.Addresses {
-		w := s.WorkloadAt(pod.network, a)
-		if w != nil && w.Name == pod.Name && w.Namespace == pod.Namespace && (w.PodUID == "" || w.PodUID == pod.UID) {
-			return w
-		}
-	}
-	return nil
 }
 
 // addrPort is the address of a TCP connection, never an IPv4-mapped one.

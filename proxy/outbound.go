@@ -76,14 +76,17 @@ type attempt struct {
 }
 
 // resolve decides where the connection may go, in one snapshot. It waits for
-// the first full list of workloads: what is merely not known yet must not
-// leave in clear.
+// the first full list of workloads, and for the pod's own where that says the
+// network: what is merely not known yet must not leave in clear.
 func (p *Proxy) resolve(ctx context.Context, c *Connection) (route.Route, error) {
 	defer c.phase(telemetry.PhaseResolve)()
 	wait, cancel := context.WithTimeout(ctx, decisionTimeout)
 	defer cancel()
 	// Without it Resolve refuses, and says that.
-	snapshot, _ := p.State.Wait(wait, (*model.Snapshot).AddressesReady)
+	snapshot, _ := p.State.Wait(wait, func(s *model.Snapshot) bool { return placed(s, c.pod) })
+	if snapshot.AddressesReady() && !placed(snapshot, c.pod) {
+		return route.Route{}, unplaced(c.pod)
+	}
 	source := route.Source{
 		Workload:  workloadOf(snapshot, c.pod),
 		Address:   c.source.Addr(),

@@ -19,7 +19,8 @@ import (
 // pod is an enrolled pod of this node.
 type pod struct {
 	sockets.Pod
-	network  string // of the node
+	workload string // the UID by which the control plane knows it; empty: it is found by address
+	network  string // until the control plane has named it
 	identity model.Identity
 	subject  identity.Subject // whom its certificate is for
 	ctx      context.Context  // ends when the pod is gone: its connections then are reset
@@ -51,7 +52,7 @@ func (p *Proxy) Add(facts sockets.Pod, l sockets.Listeners) {
 		Identity: id, UID: facts.UID, Name: facts.Name, Node: p.Node, Labels: facts.Labels,
 	})
 	added := &pod{
-		Pod: facts, network: p.Network, identity: id, subject: subject, listeners: l,
+		Pod: facts, workload: p.workloadUID(facts), network: p.Network, identity: id, subject: subject, listeners: l,
 		release: p.Identities.Acquire(subject),
 		before:  old,
 		left:    make(chan struct{}),

@@ -43,8 +43,12 @@ const (
 
 // Config is what a Proxy works with; all of it is required but the switches.
 type Config struct {
-	Node       string
-	Network    string // of the node, where the mesh has several
+	Node    string
+	Network string // of pods that the control plane has not named yet
+	// ClusterID is by what the control plane calls this cluster in the UIDs of
+	// its workloads. With it, a pod's network is what the control plane says
+	// of the pod, which connections of the pod wait for.
+	ClusterID  string
 	Sockets    sockets.Provider
 	State      *state.State
 	Identities *identity.Store

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -15,6 +16,9 @@ import (
 func (o *options) checkControlPlane() (problems []error) {
 	if namespace, name, ok := strings.Cut(o.pod, "/"); o.pod != "" && (!ok || namespace == "" || name == "" || strings.ContainsAny(name, "/~") || strings.ContainsAny(namespace, "~.")) {
 		problems = append(problems, fmt.Errorf("--pod=%s: want NAMESPACE/NAME, such as istio-system/ztunnel-x7k2p", o.pod))
+	}
+	if o.pod != "" && o.clusterID == "" {
+		problems = append(problems, errors.New("--pod without --cluster-id: by the cluster's name istiod's workloads are known; its own default is Kubernetes"))
 	}
 	if at, err := netip.ParseAddrPort(o.istioAdmin); o.istioAdmin != "" && (err != nil || !at.Addr().IsLoopback()) {
 		problems = append(problems, fmt.Errorf("--istio-admin=%s: want an address of the loopback device, such as 127.0.0.1:15000: everybody who reaches it is told everything", o.istioAdmin))

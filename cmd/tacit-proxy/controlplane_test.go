@@ -38,7 +38,7 @@ func TestWhatTheControlPlaneIsTold(t *testing.T) {
 
 func TestPodsThatAreNone(t *testing.T) {
 	for _, pod := range []string{"ztunnel", "/ztunnel", "istio-system/", "/", "a/b/c", "a/b~c", "a~b/c", "a.b/c"} {
-		problems := (&options{pod: pod}).checkControlPlane()
+		problems := (&options{pod: pod, clusterID: "Kubernetes"}).checkControlPlane()
 		if len(problems) != 1 || !strings.Contains(problems[0].Error(), "NAMESPACE/NAME") {
 			t.Errorf("--pod=%s: %v", pod, problems)
 		}

@@ -112,7 +112,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.root, "root", "", "`file` of the PEM roots by which the control plane is known")
 	f.StringVar(&o.token, "token", "", "`file` of the token by which the control plane knows this node")
 	f.StringVar(&o.clusterID, "cluster-id", "", "`id` of this cluster, which istiod wants to be told; its own default is Kubernetes")
-	f.StringVar(&o.network, "network", "", "`name` of this node's network, where istiod knows several")
+	f.StringVar(&o.network, "network", "", "`name` of this node's network, to tell istiod where it knows several; which one a pod is in the control plane says")
 	f.StringVar(&o.pod, "pod", "", "this proxy's own pod as `NAMESPACE/NAME`, which istiod compares with the token")
 	f.StringVar(&o.adminSocket, "admin-socket", admin.DefaultPath, "`socket` for the tacit command")
 	f.StringVar(&o.metrics, "metrics", ":15020", "`address` for Prometheus, at /metrics and /stats/prometheus")

@@ -135,7 +135,7 @@ func newProcess(o options) (*process, error) {
 		Flows:           p.flows,
 	})
 	p.proxy = proxy.New(proxy.Config{
-		Node: o.node, Network: o.network, Sockets: p.agent, State: p.state, Identities: p.store, Recorder: p.recorder, Revocations: revocations,
+		Node: o.node, Network: o.network, ClusterID: o.clusterID, Sockets: p.agent, State: p.state, Identities: p.store, Recorder: p.recorder, Revocations: revocations,
 		Drain: o.drain, CertificateGrace: o.grace, MaxConnsPerPod: connectionsPerPod(o.podShare), DirectLocal: o.directLocal, TellPolicies: o.tell, TellIdentity: o.tellIdentity,
 	})
 	return p, nil
@@ -159,7 +159,7 @@ func connectionsPerPod(configured int) int {
 
 func (p *process) admin() *admin.Server {
 	return &admin.Server{
-		Path: p.adminSocket, Node: p.node, Network: p.network,
+		Path: p.adminSocket, Node: p.node, Network: p.proxy.NodeNetwork,
 		Snapshot:     p.state.Snapshot,
 		Certificates: p.certificateChains,
 		Live:         p.proxy.Live, Ended: p.proxy.Ended, Find: p.proxy.Find,

@@ -34,9 +34,11 @@ const (
 // Server answers on the socket at Path. Its functions are called from many
 // goroutines; those that are nil have nothing to say.
 type Server struct {
-	Path    string
-	Node    string
-	Network string // of the node, where the mesh has several
+	Path string
+	Node string
+	// Network is that of the node, where the mesh has several; nil: there is
+	// one.
+	Network func() string
 
 	// Snapshot is the mesh as the proxy sees it now; never nil.
 	Snapshot func() *model.Snapshot

@@ -68,7 +68,10 @@ func Explain(s *model.Snapshot, from, to string) (Explanation, error) {
 func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	id, from, to := query.Get("id"), query.Get("from"), query.Get("to")
-	e := &explainer{snapshot: s.Snapshot(), network: s.Network, now: time.Now()}
+	e := &explainer{snapshot: s.Snapshot(), now: time.Now()}
+	if s.Network != nil {
+		e.network = s.Network()
+	}
 	var err error
 	switch {
 	case id != "" && from == "" && to == "":
