@@ -2,6 +2,7 @@ package http
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"io"
 	"net"
@@ -34,12 +35,21 @@ type testGate struct {
 
 	mu          sync.Mutex
 	requests    []Request
+	decided     []decidedOn
 	live        []*Live
 	results     []Result
 	malformed   []*MalformedError
 	serverNames []string
 	begun       chan struct{}
 	ended       chan Result
+}
+
+// decidedOn is a request, and what there was of its body, that was allowed.
+type decidedOn struct {
+	Request
+	target string // that is forwarded
+	body   string
+	whole  bool
 }
 
 func newGate(decide func(*Request) Decision) *testGate {
@@ -109,7 +119,14 @@ func (x *testExchange) Decision(early Content) Decision {
 	if !x.Ready() {
 		<-x.gate.slow
 	}
-	return x.gate.decide(&x.request)
+	decision := x.gate.decide(&x.request)
+	if decision.Refusal == nil {
+		x.gate.mu.Lock()
+		defer x.gate.mu.Unlock()
+		target := cmp.Or(decision.Edits.Target, x.request.Target)
+		x.gate.decided = append(x.gate.decided, decidedOn{x.request, target, string(early.Bytes), early.Whole})
+	}
+	return decision
 }
 
 func (x *testExchange) End(r Result) {

@@ -200,6 +200,7 @@ func TestMalformedHTTP2(t *testing.T) {
 		{"no authority", true, []string{":method", "GET", ":scheme", "http", ":path", "/"}},
 		{"authority with a user", true, []string{":method", "GET", ":scheme", "http", ":path", "/", ":authority", "a@x"}},
 		{"another host", true, with("host", "y")},
+		{"a port in the host alone", true, with("host", "x:80")},
 		{"two hosts", true, with("host", "x", "host", "x")},
 		{"upper case", true, with("A", "b")},
 		{"space in a name", true, with("a b", "c")},

@@ -33,16 +33,29 @@ http {
 
 func startNginx(t *testing.T) nginx {
 	t.Helper()
+	n := nginx{free(t), free(t)}
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "large.txt"), make([]byte, 300_000), 0o644))
+	runNginx(t, dir, fmt.Sprintf(nginxConfig, n.plain, n.http2), n.http2)
+	return n
+}
+
+// free is an address that nobody listens at.
+func free(t *testing.T) net.Addr {
+	t.Helper()
+	l := listen(t)
+	must(t, l.Close())
+	return l.Addr()
+}
+
+// runNginx returns when it listens at the address.
+func runNginx(t *testing.T, dir, config string, at net.Addr) {
+	t.Helper()
 	program, err := exec.LookPath("nginx")
 	if err != nil {
 		t.Skipf("no nginx here: %v", err)
 	}
-	plain, over2 := listen(t), listen(t)
-	n := nginx{plain.Addr(), over2.Addr()}
-	_, _ = plain.Close(), over2.Close()
-	dir := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(dir, "nginx.conf"), fmt.Appendf(nil, nginxConfig, n.plain, n.http2), 0o600))
-	must(t, os.WriteFile(filepath.Join(dir, "large.txt"), make([]byte, 300_000), 0o644))
+	must(t, os.WriteFile(filepath.Join(dir, "nginx.conf"), []byte(config), 0o600))
 	ctx, stop := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, program, "-p", dir, "-c", "nginx.conf")
 	cmd.Stderr = t.Output()
@@ -59,10 +72,10 @@ func startNginx(t *testing.T) nginx {
 	retry := time.NewTicker(10 * time.Millisecond)
 	defer retry.Stop()
 	for until := time.Now().Add(patience); ; <-retry.C {
-		c, err := net.Dial("tcp", n.http2.String())
+		c, err := net.Dial("tcp", at.String())
 		if err == nil {
 			_ = c.Close()
-			return n
+			return
 		}
 		if time.Now().After(until) {
 			t.Fatalf("nginx does not listen: %v", err)

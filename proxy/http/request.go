@@ -219,7 +219,7 @@ func (f *facts) place(r *Request) error {
 	r.Host = f.host
 	switch {
 	case r.Method == "CONNECT":
-		if !validAuthority(r.Target) || f.hosts > 0 && !sameHost(r.Host, r.Target) {
+		if !validAuthority(r.Target) || f.hosts > 0 && !strings.EqualFold(r.Host, r.Target) {
 			return malformed(400, "CONNECT to something other than its Host")
 		}
 	case r.Target[0] == '/':
@@ -230,7 +230,9 @@ func (f *facts) place(r *Request) error {
 	return nil
 }
 
-// absoluteForm accepts a target with a host if that is the Host, too.
+// absoluteForm accepts a target with a host if that is the Host, too: servers
+// take one or the other, so that not even a port that goes without saying may
+// differ.
 func absoluteForm(r *Request) error {
 	const scheme = "http://"
 	if len(r.Target) < len(scheme) || !strings.EqualFold(r.Target[:len(scheme)], scheme) {
@@ -241,15 +243,11 @@ func absoluteForm(r *Request) error {
 	if i < 0 {
 		return malformed(400, "a target without a path")
 	}
-	if rest[:i] == "" || !validHost(rest[:i]) || !sameHost(rest[:i], r.Host) {
+	if rest[:i] == "" || !validHost(rest[:i]) || !strings.EqualFold(rest[:i], r.Host) {
 		return malformed(400, "a target with another host than Host")
 	}
 	r.Target = rest[i:]
 	return nil
-}
-
-func sameHost(a, b string) bool {
-	return strings.EqualFold(strings.TrimSuffix(a, ":80"), strings.TrimSuffix(b, ":80"))
 }
 
 // validHost knows names, addresses and a port; an empty one is allowed.

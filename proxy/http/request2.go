@@ -68,7 +68,7 @@ func fields2(m h2.Message, r *Request, hasAuthority bool) (length int64, err err
 				return -1, errors.New("te other than trailers")
 			}
 		case "host":
-			if hosts++; hosts > 1 || hasAuthority && !sameHost(f.Value, r.Host) {
+			if hosts++; hosts > 1 || hasAuthority && !strings.EqualFold(f.Value, r.Host) {
 				return -1, errors.New("a Host other than :authority")
 			}
 			r.Host = f.Value
