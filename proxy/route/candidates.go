@@ -46,6 +46,8 @@ type Candidate struct {
 
 	service *model.Service
 	via     netip.AddrPort // of a gateway on the way, which is Workload then; invalid without one
+	beyond  *Beyond        // what is behind that in another network; nil: nothing
+	far     bool           // Workload is in another network, its gateway not chosen yet
 }
 
 // ByGateway reports whether Workload is a gateway on the way to the target.
@@ -73,7 +75,12 @@ func (c Candidate) Identities() []model.Identity {
 	if c.service == nil {
 		return ids
 	}
-	for _, san := range c.service.SANs {
+	return withNames(ids, c.service)
+}
+
+// withNames adds the identities that a service allows.
+func withNames(ids []model.Identity, v *model.Service) []model.Identity {
+	for _, san := range v.SANs {
 		// A name that is no SPIFFE id of a workload is proven by no peer.
 		if id, err := model.ParseIdentity(san); err == nil && !slices.Contains(ids, id) {
 			ids = append(ids, id)
@@ -114,7 +121,7 @@ func (r Route) straight(seed uint64, yield func(Candidate) bool) bool {
 		seed = addressSeed(r.source.Address)
 	}
 	for c, at, ok := r.after(place{tier: -1}, seed); ok; c, at, ok = r.after(at, seed) {
-		if !yield(c) {
+		if !r.onwards(c, seed, yield) {
 			return false
 		}
 	}
@@ -193,7 +200,7 @@ func (r Route) after(last place, seed uint64) (Candidate, place, bool) {
 		p := place{tier: tier, score: -math.Log(u) / capacity, index: index}
 		if last.before(p) && p.before(at) {
 			at = p
-			best = Candidate{Means: means(e.Workload, target.Port()), Workload: e.Workload, Target: target, service: r.Service}
+			best = Candidate{Means: means(e.Workload, target.Port()), Workload: e.Workload, Target: target, service: r.Service, far: !target.IsValid()}
 		}
 	}
 	return best, at, best.Workload != nil
@@ -206,26 +213,20 @@ const (
 	tierNoCapacity  = 1 << 17
 )
 
-// consider says where an endpoint would be reached and in which tier, or why
-// it may not be used.
+// consider says where an endpoint would be reached, nowhere in particular if by
+// a gateway to its network, and in which tier, or why it may not be used.
 func (r *Route) consider(e model.Endpoint) (target netip.AddrPort, tier int, unfit string) {
 	w := e.Workload
 	if w.Unhealthy && !r.Service.Unhealthy {
 		return target, 0, "is unhealthy"
 	}
-	if w.Network != r.source.network() {
-		return target, 0, "is in another network"
+	if w.Network != r.source.network() && !r.crossing {
+		unfit = r.outOfReach(w)
+	} else {
+		target, unfit = r.near(e)
 	}
-	port := r.port.Target
-	if own, ok := portOf(e.Ports, r.port.Service); ok && own.Target != 0 {
-		port = own.Target
-	}
-	if port == 0 {
-		return target, 0, "does not have the named port"
-	}
-	addr, ok := addressLike(w.Addresses, r.Destination.Addr())
-	if !ok {
-		return target, 0, "has no address"
+	if unfit != "" {
+		return target, 0, unfit
 	}
 	if r.Service.Balance == model.BalanceStrict || r.Service.Balance == model.BalanceFailover {
 		tier = len(r.Service.Prefer) - r.source.matched(r.Service.Prefer, w)
@@ -239,7 +240,23 @@ func (r *Route) consider(e model.Endpoint) (target netip.AddrPort, tier int, unf
 	if w.Capacity == 0 {
 		tier += tierNoCapacity
 	}
-	return netip.AddrPortFrom(addr, port), tier, ""
+	return target, tier, ""
+}
+
+// near is where an endpoint is that can be dialed.
+func (r *Route) near(e model.Endpoint) (target netip.AddrPort, unfit string) {
+	port := r.port.Target
+	if own, ok := portOf(e.Ports, r.port.Service); ok && own.Target != 0 {
+		port = own.Target
+	}
+	if port == 0 {
+		return target, "does not have the named port"
+	}
+	addr, ok := addressLike(e.Workload.Addresses, r.Destination.Addr())
+	if !ok {
+		return target, "has no address"
+	}
+	return netip.AddrPortFrom(addr, port), ""
 }
 
 // addressLike prefers the destination's address family: the application may

@@ -126,6 +126,10 @@ func (r Route) explainEndpoints() []string {
 }
 
 func (r Route) explainCandidate(c Candidate) string {
+	if b := c.Beyond(); b != nil {
+		return fmt.Sprintf("In another network %s is reached by the gateway %s at %s, as %s, and by mutual TLS inside of that, as any of %v.",
+			b.Authority, c.Workload.Name, c.Dial(), c.Workload.Identity(), b.Identities)
+	}
 	_, tier, _ := r.consider(r.endpoint(c.Workload))
 	var notes []string
 	if scopes := len(r.Service.Prefer); scopes > 0 && r.Service.Balance == model.BalanceFailover {

@@ -101,6 +101,8 @@ type Route struct {
 	workload *model.Workload // at Destination itself
 	// waypoints are those of which one is passed; none: straight there.
 	waypoints []model.WeightedGateway
+	behind    *Route // of the way to a waypoint: what is behind that
+	crossing  bool   // the way to another network's gateway, which is dialed wherever it is
 }
 
 // Resolve finds what the original destination of a connection means to its

@@ -30,7 +30,7 @@ func (r *Route) isSource(g model.Gateway) bool {
 	if w == nil {
 		return false
 	}
-	if _, member := w.Services[g.Service]; member {
+	if _, member := w.Services[g.Service]; member || g.Service != "" && r.snapshot.Service(g.Service) == nil && r.snapshot.WorkloadNamed(g.Service) == w {
 		return true
 	}
 	if w.Network == g.Network && g.Address.IsValid() && w.HasAddress(g.Address) {
@@ -47,6 +47,10 @@ func (r *Route) isSource(g model.Gateway) bool {
 func (r Route) throughWaypoints(seed uint64, yield func(Candidate) bool) {
 	for _, g := range inOrder(r.waypoints, seed) {
 		all := r.to(g.Gateway).straight(seed, func(c Candidate) bool {
+			if c.beyond != nil { // it is in another network
+				c.Target = r.Destination
+				return yield(c)
+			}
 			return yield(Candidate{Means: HBONE, Workload: c.Workload, Target: r.Destination, via: c.Target})
 		})
 		if !all {
@@ -55,11 +59,16 @@ func (r Route) throughWaypoints(seed uint64, yield func(Candidate) bool) {
 	}
 }
 
-// to is the way to a gateway itself.
-func (r Route) to(g model.Gateway) Route {
-	way := Route{snapshot: r.snapshot, source: r.source, Destination: netip.AddrPortFrom(r.Destination.Addr(), g.Port)}
+// to is the way to a waypoint itself.
+func (r *Route) to(g model.Gateway) Route { return r.toward(g, Route{behind: r}) }
+
+// toward completes the way to a gateway.
+func (r *Route) toward(g model.Gateway, way Route) Route {
+	way.snapshot, way.source, way.Destination = r.snapshot, r.source, netip.AddrPortFrom(r.Destination.Addr(), g.Port)
 	if g.Service != "" {
-		way.Service = r.snapshot.Service(g.Service)
+		if way.Service = r.snapshot.Service(g.Service); way.Service == nil {
+			way.atName(g)
+		}
 	} else {
 		way.Destination = netip.AddrPortFrom(g.Address, g.Port)
 		way.workload = r.snapshot.WorkloadAt(g.Network, g.Address)
@@ -68,6 +77,8 @@ func (r Route) to(g model.Gateway) Route {
 		}
 	}
 	switch {
+	case way.workload != nil && way.workload.Network != r.source.network() && !way.crossing:
+		way.Refusal = NoWaypoint // there is no service to say who it may be
 	case way.workload != nil:
 	case way.Service == nil || way.Service.Balance == model.BalancePassthrough:
 		way.Refusal = NoWaypoint
@@ -75,6 +86,17 @@ func (r Route) to(g model.Gateway) Route {
 		way.Refusal = way.resolveService()
 	}
 	return way
+}
+
+// atName is the way to a gateway that is a workload with a hostname.
+func (r *Route) atName(g model.Gateway) {
+	w := r.snapshot.WorkloadNamed(g.Service)
+	if w == nil {
+		return
+	}
+	if addr, ok := addressLike(w.Addresses, r.Destination.Addr()); ok {
+		r.workload, r.Destination = w, netip.AddrPortFrom(addr, g.Port)
+	}
 }
 
 // inOrder puts waypoints into the order in which they are tried: a random one

@@ -33,6 +33,16 @@ func (s *Snapshot) WorkloadAt(network string, addr netip.Addr) *Workload {
 	return s.Workload(claims[len(claims)-1])
 }
 
+// WorkloadNamed finds a workload by "NAMESPACE/HOSTNAME", of several the first
+// by UID; nil if there is none.
+func (s *Snapshot) WorkloadNamed(key string) *Workload {
+	uids := get(s.byName, key)
+	if len(uids) == 0 {
+		return nil
+	}
+	return s.Workload(uids[0])
+}
+
 // Service finds a service by its key, "NAMESPACE/HOSTNAME"; nil if there is none.
 func (s *Snapshot) Service(key string) *Service { return get(s.services, key) }
 

@@ -20,6 +20,7 @@ type Snapshot struct {
 
 	workloads *immutable.Map[string, *Workload]    // by UID
 	byAddress *immutable.Map[addressKey, []string] // workload UIDs, the newest claim last
+	byName    *immutable.Map[string, []string]     // UIDs of workloads with a hostname, by "NAMESPACE/HOSTNAME"
 	services  *immutable.Map[string, *Service]     // by key
 	hostnames *immutable.Map[string, []string]     // service keys, sorted
 	vips      *immutable.Map[addressKey, []string]
@@ -53,6 +54,7 @@ func NewSnapshot() *Snapshot {
 	return &Snapshot{
 		workloads: newMap[string, *Workload](),
 		byAddress: newMap[addressKey, []string](),
+		byName:    newMap[string, []string](),
 		services:  newMap[string, *Service](),
 		hostnames: newMap[string, []string](),
 		vips:      newMap[addressKey, []string](),
@@ -108,6 +110,7 @@ func (s *Snapshot) Apply(u Update) *Snapshot {
 func (s *Snapshot) putWorkload(w *Workload) {
 	if old, ok := s.workloads.Get(w.UID); ok {
 		s.leaveServices(old)
+		s.unname(old)
 		for _, a := range old.Addresses {
 			if w.HostNetwork || w.Network != old.Network || !w.HasAddress(a) {
 				s.release(addressKey{old.Network, a}, w.UID)
@@ -115,6 +118,9 @@ func (s *Snapshot) putWorkload(w *Workload) {
 		}
 	}
 	s.workloads = s.workloads.Set(w.UID, w)
+	if w.Hostname != "" {
+		s.byName = s.byName.Set(w.hostKey(), with(get(s.byName, w.hostKey()), w.UID))
+	}
 	if !w.HostNetwork {
 		for _, a := range w.Addresses {
 			s.claim(addressKey{w.Network, a}, w.UID)
@@ -135,6 +141,13 @@ func (s *Snapshot) dropWorkload(w *Workload) {
 		s.release(addressKey{w.Network, a}, w.UID)
 	}
 	s.leaveServices(w)
+	s.unname(w)
+}
+
+func (s *Snapshot) unname(w *Workload) {
+	if w.Hostname != "" {
+		s.byName = setOrDelete(s.byName, w.hostKey(), without(get(s.byName, w.hostKey()), w.UID))
+	}
 }
 
 func (s *Snapshot) claim(key addressKey, uid string) {

@@ -74,16 +74,32 @@ type Workload struct {
 	Paths PathNormalization // of requests to this workload
 
 	Waypoint *Gateway // which connections to the workload's own addresses pass; nil: none
+	// NetworkGateway is by what the workload is reached from other networks;
+	// nil: it is not.
+	NetworkGateway *Gateway
+	// Tunnel is how the workload itself wants to be given what comes by HBONE,
+	// as a waypoint whose own traffic is captured does; nil: not at all.
+	Tunnel *ApplicationTunnel
 
 	// TrustDomainAliases are other names of its trust domain, as during a
 	// migration from one to another.
 	TrustDomainAliases []string
 }
 
+// ApplicationTunnel is how a workload is given connections that came by HBONE,
+// whatever they were meant for.
+type ApplicationTunnel struct {
+	Port  uint16 // 0: the one that was meant
+	PROXY bool   // behind a header of the PROXY protocol, version 2
+}
+
 // Identity is the workload's SPIFFE identity.
 func (w *Workload) Identity() Identity {
 	return Identity{TrustDomain: w.TrustDomain, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount}
 }
+
+// hostKey is by what a workload with a hostname may be named.
+func (w *Workload) hostKey() string { return w.Namespace + "/" + w.Hostname }
 
 // Identities are the workload's identity and the same by the other names of
 // its trust domain.
@@ -203,8 +219,8 @@ type Service struct {
 // Gateway is a proxy to which connections go on their way. The zero Gateway
 // leads nowhere: it stands for one that could not be read.
 type Gateway struct {
-	// Service is the key, "NAMESPACE/HOSTNAME", of the gateway's service;
-	// empty for one that is named by its address.
+	// Service is the key, "NAMESPACE/HOSTNAME", of the gateway's service, or of
+	// the gateway itself; empty for one that is named by its address.
 	Service string
 	Network string
 	Address netip.Addr // of the gateway's service or workload

@@ -16,7 +16,6 @@ import (
 var indifferent = map[string][]string{
 	"Workload": {
 		"native_tunnel", "authorization_policies", // an unknown policy denies
-		"network_gateway", "application_tunnel", // not used: such a workload is reached as if it had none, or not at all
 		"workload_type", // any later kind is a pod
 	},
 	"Service": {
@@ -32,8 +31,18 @@ func badWorkloads() map[string][]func(*workload.Workload) {
 	services := func(key string, ports ...*workload.Port) func(*workload.Workload) {
 		return func(w *workload.Workload) { w.Services = map[string]*workload.PortList{key: {Ports: ports}} }
 	}
-	gateway := func(g *workload.GatewayAddress) func(*workload.Workload) {
-		return func(w *workload.Workload) { w.Waypoint = g }
+	gateways := func(set func(*workload.Workload, *workload.GatewayAddress)) (bad []func(*workload.Workload)) {
+		for _, g := range []*workload.GatewayAddress{
+			{}, byName("ns", "", 15008), byName("", "h", 15008), byName("ns", "h", 0), byName("ns", "h", 1<<16), byAddress(make([]byte, 3), nil),
+		} {
+			bad = append(bad, func(w *workload.Workload) { set(w, g) })
+		}
+		return bad
+	}
+	tunnel := func(protocol int32, port uint32) func(*workload.Workload) {
+		return func(w *workload.Workload) {
+			w.ApplicationTunnel = &workload.ApplicationTunnel{Protocol: workload.ApplicationTunnel_Protocol(protocol), Port: port}
+		}
 	}
 	one := func(change func(*workload.Workload)) []func(*workload.Workload) {
 		return []func(*workload.Workload){change}
@@ -70,13 +79,9 @@ func badWorkloads() map[string][]func(*workload.Workload) {
 			func(w *workload.Workload) { w.ServiceAccount = "a/../b" },
 			func(w *workload.Workload) { w.ServiceAccount = long },
 		},
-		"waypoint": {
-			gateway(&workload.GatewayAddress{}),
-			gateway(byName("ns", "", 15008)),
-			gateway(byName("ns", "h", 0)),
-			gateway(byName("ns", "h", 1<<16)),
-			gateway(byAddress(make([]byte, 3), nil)),
-		},
+		"waypoint":           gateways(func(w *workload.Workload, g *workload.GatewayAddress) { w.Waypoint = g }),
+		"network_gateway":    gateways(func(w *workload.Workload, g *workload.GatewayAddress) { w.NetworkGateway = g }),
+		"application_tunnel": {tunnel(99, 1), tunnel(-1, 1), tunnel(1, 1<<16), tunnel(1, 1<<31)},
 		"node":               one(func(w *workload.Workload) { w.Node = long }),
 		"canonical_name":     one(func(w *workload.Workload) { w.CanonicalName = long }),
 		"canonical_revision": one(func(w *workload.Workload) { w.CanonicalRevision = long }),
@@ -190,7 +195,6 @@ func eachField(t *testing.T, m proto.Message, check func(string) (known bool)) {
 func TestIndifferentFields(t *testing.T) {
 	w := &workload.Workload{
 		Uid: "u", Namespace: "ns", NativeTunnel: true, AuthorizationPolicies: []string{"", "no key", "a/b/c"}, WorkloadType: 99,
-		NetworkGateway: &workload.GatewayAddress{}, ApplicationTunnel: &workload.ApplicationTunnel{Protocol: 99, Port: 1 << 31},
 		Capacity: wrapperspb.UInt32(1<<32 - 1),
 	}
 	if got, _, err := DecodeAddress("u", packWorkload(w)); err != nil || got.Capacity != 1<<32-1 {

@@ -105,3 +105,26 @@ func decodeWaypoints(in *workload.Service) (out []model.WeightedGateway, err err
 	}
 	return out, err
 }
+
+func encodeTunnel(t *model.ApplicationTunnel) *workload.ApplicationTunnel {
+	if t == nil {
+		return nil
+	}
+	out := &workload.ApplicationTunnel{Port: uint32(t.Port)}
+	if t.PROXY {
+		out.Protocol = workload.ApplicationTunnel_PROXY
+	}
+	return out
+}
+
+func decodeTunnel(t *workload.ApplicationTunnel) (*model.ApplicationTunnel, error) {
+	switch {
+	case t == nil:
+		return nil, nil //nolint:nilnil // there is none, and nothing is wrong with that
+	case !known(t.GetProtocol()):
+		return nil, fmt.Errorf("protocol %d is unknown", t.GetProtocol())
+	case t.GetPort() > math.MaxUint16:
+		return nil, fmt.Errorf("port: %d is no port", t.GetPort())
+	}
+	return &model.ApplicationTunnel{Port: uint16(t.GetPort()), PROXY: t.GetProtocol() == workload.ApplicationTunnel_PROXY}, nil
+}

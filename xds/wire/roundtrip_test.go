@@ -129,6 +129,10 @@ func drawWorkload(t *rapid.T) *model.Workload {
 		SkipOutboundCIDRs: list(t, prefix, "skip cidrs"),
 		Paths:             rapid.SampledFrom([]model.PathNormalization{model.NormalizeBase, model.NormalizeMergeSlashes, model.NormalizeDecodeAndMergeSlashes, model.NormalizeNone}).Draw(t, "paths"),
 		Waypoint:          rapid.Ptr(gateway, true).Draw(t, "waypoint"),
+		NetworkGateway:    rapid.Ptr(gateway, true).Draw(t, "network gateway"),
+		Tunnel: rapid.Ptr(rapid.Map(rapid.Uint16(), func(port uint16) model.ApplicationTunnel {
+			return model.ApplicationTunnel{Port: port, PROXY: port%2 == 0}
+		}), true).Draw(t, "tunnel"),
 	}
 }
 

@@ -64,6 +64,8 @@ func EncodeWorkload(w *model.Workload) (*anypb.Any, error) {
 		WorkloadName:          w.WorkloadName,
 		AuthorizationPolicies: w.Policies,
 		Waypoint:              encodeGateway(w.Waypoint),
+		NetworkGateway:        encodeGateway(w.NetworkGateway),
+		ApplicationTunnel:     encodeTunnel(w.Tunnel),
 	}
 	if w.Protocol == model.ProtocolHBONE {
 		out.TunnelProtocol = workload.TunnelProtocol_HBONE
@@ -97,7 +99,7 @@ func EncodeWorkload(w *model.Workload) (*anypb.Any, error) {
 	return resource, nil
 }
 
-// decodeWorkload returns a workload beside the error where only the waypoint
+// decodeWorkload returns a workload beside the error where only gateways
 // cannot be read.
 func decodeWorkload(name string, w *workload.Workload) (*model.Workload, error) {
 	if err := checkWorkload(name, w); err != nil {
@@ -147,10 +149,23 @@ func decodeWorkload(name string, w *workload.Workload) (*model.Workload, error) 
 	if err := decodeWorkloadExtension(w.GetExtensions(), out); err != nil {
 		return nil, err
 	}
-	if out.Waypoint, err = decodeGateway(w.GetWaypoint()); err != nil {
-		return out, fmt.Errorf("waypoint: %w", err)
+	if out.Tunnel, err = decodeTunnel(w.GetApplicationTunnel()); err != nil {
+		return nil, fmt.Errorf("application_tunnel: %w", err)
 	}
-	return out, nil
+	return out, decodeGateways(w, out)
+}
+
+// decodeGateways reads what is passed on the way to a workload. What cannot be
+// read leads nowhere, beside the error.
+func decodeGateways(w *workload.Workload, out *model.Workload) error {
+	var err1, err2 error
+	if out.Waypoint, err1 = decodeGateway(w.GetWaypoint()); err1 != nil {
+		err1 = fmt.Errorf("waypoint: %w", err1)
+	}
+	if out.NetworkGateway, err2 = decodeGateway(w.GetNetworkGateway()); err2 != nil {
+		err2 = fmt.Errorf("network_gateway: %w", err2)
+	}
+	return errors.Join(err1, err2)
 }
 
 func checkWorkload(name string, w *workload.Workload) error {
