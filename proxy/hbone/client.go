@@ -91,6 +91,7 @@ func (c *conn) openStream(r Request, timeout time.Duration) *Stream {
 
 func (c *conn) takesStream(now time.Time) bool {
 	return c.cause == "" && c.drain == serving && c.lastID < 1<<31-3 &&
+		!(c.single && c.lastID > 0) &&
 		uint32(len(c.streams)) < min(clientStreams, c.peer.streams) &&
 		(c.notAfter.IsZero() || now.Before(c.notAfter)) &&
 		(c.wire == nil || !c.wire.peerEnded())

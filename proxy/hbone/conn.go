@@ -43,6 +43,7 @@ type state struct {
 	notAfter  time.Time     // when the first of both certificates ends
 	grace     time.Duration // of streams after that; 0 is without end
 	drain     drainState
+	single    bool  // client: it is for one stream, with which it ends
 	cause     Cause // "" while it lives
 	err       error
 	idleSince time.Time
@@ -124,9 +125,12 @@ func (c *conn) run() *ConnError {
 
 // shut ends all reads and writes on the connection without waiting for them.
 func (c *conn) shut() {
-	if c.wire != nil {
+	switch t, inside := c.nc.(*tls.Conn); {
+	case c.wire != nil:
 		c.wire.shut()
-	} else {
+	case inside:
+		t.NetConn().Close() // without a farewell, which could wait
+	default:
 		c.nc.Close()
 	}
 }
@@ -302,7 +306,7 @@ func (c *conn) forget(s *stream, f failure, outstanding int64) {
 // held.
 func (c *conn) over() bool {
 	return c.cause == "" && len(c.streams) == 0 && c.handlers == 0 &&
-		(c.drain == drained || c.drain == draining && c.server == nil)
+		(c.drain == drained || c.drain == draining && c.server == nil || c.single)
 }
 
 // load is the number of streams.

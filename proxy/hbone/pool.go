@@ -225,19 +225,24 @@ func (p *Pool) dial(key Key) (*conn, error) {
 	}
 	config = config.Clone()
 	config.DynamicRecordSizingDisabled = true // made for browsers: here frames are small or bulk
-	nc := tls.Client(wire, config)
-	if err := nc.HandshakeContext(ctx); err != nil {
+	c, err := p.greet(ctx, key, tls.Client(wire, config), notAfter)
+	if err != nil {
 		tcp.Close()
+	}
+	return c, err
+}
+
+// greet authenticates the peer of a new connection and says the first words.
+func (p *Pool) greet(ctx context.Context, key Key, nc *tls.Conn, notAfter time.Time) (*conn, error) {
+	if err := nc.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("TLS handshake: %w", err)
 	}
 	state := nc.ConnectionState()
 	if state.NegotiatedProtocol != http2.NextProtoTLS {
-		tcp.Close()
 		return nil, fmt.Errorf("TLS handshake: peer does not speak HTTP/2 (ALPN %q)", state.NegotiatedProtocol)
 	}
 	end := earlier(notAfter, peerEnd(state))
 	if !end.IsZero() && !time.Now().Before(end) {
-		tcp.Close()
 		return nil, fmt.Errorf("TLS handshake: a certificate ended at %v", end)
 	}
 	c := newConn(nc, nil, p.config.Budget(key), certificateEnd{end, p.config.Grace}, p.config.timing)

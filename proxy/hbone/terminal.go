@@ -21,10 +21,10 @@ type Terminal struct {
 }
 
 // Terminate gives the stream's bytes to the caller, in the place of Relay. It
-// follows Accept. The stream is reset when the handler returns before both
-// sides have ended.
-func (s *ServerStream) Terminate() *Terminal {
-	t := &Terminal{s: &s.stream, readable: make(chan struct{}, 1), writable: make(chan struct{}, 1)}
+// follows Accept, or Answer. A server's stream is reset when the handler
+// returns before both sides have ended.
+func (s *stream) Terminate() *Terminal {
+	t := &Terminal{s: s, readable: make(chan struct{}, 1), writable: make(chan struct{}, 1)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.terminal = t
