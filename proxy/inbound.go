@@ -80,7 +80,7 @@ func (p *Proxy) handshake(pod *pod, conn *net.TCPConn) (*tls.Conn, *identity.Mat
 	}
 	var own *identity.Material
 	config := identity.ServerConfig(func() (*identity.Material, error) {
-		m, err := p.Identities.Get(ctx, pod.subject)
+		m, err := pod.claim.Get(ctx)
 		if err == nil {
 			own = m
 		}
@@ -223,7 +223,7 @@ func (p *Proxy) authorize(c *Connection) (allowed bool) {
 // the pod calls itself.
 func (p *Proxy) dialApp(c *Connection) (*net.TCPConn, error) {
 	defer c.phase(telemetry.PhaseDial)()
-	ctx, cancel := context.WithTimeout(c.ctx, dialTimeout)
+	ctx, cancel := p.withTimeout(c.ctx, dialTimeout)
 	defer cancel()
 	src := c.source.Addr()
 	if src == c.original.Addr() || src.Is4() != c.original.Addr().Is4() {

@@ -35,6 +35,8 @@ func (a oneApp) Dial(ctx context.Context, _ string, _ netip.Addr, _ netip.AddrPo
 	return c.(*net.TCPConn), nil
 }
 
+func (a oneApp) Absence() time.Duration { return 0 }
+
 // oneServer is a mesh with one pod, whose port 8080 is an application's on
 // loopback. Whoever connects to its address reaches the pod in clear.
 type oneServer struct {
@@ -57,6 +59,7 @@ func startOneServer(t *testing.T, app net.Addr, policies ...*model.Policy) *oneS
 		Policies: policies, AddressesComplete: true, PoliciesComplete: true,
 	})
 	l := listening(t)
+	pod := p.localPod("uid") // still there for who is accepted at the very end
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { _ = p.conns.Run(ctx, p.State) })
@@ -67,7 +70,7 @@ func startOneServer(t *testing.T, app net.Addr, policies ...*model.Policy) *oneS
 				return
 			}
 			running.Go(func() {
-				c := p.begin(p.localPod("uid"), conn.(*net.TCPConn), telemetry.Inbound)
+				c := p.begin(pod, conn.(*net.TCPConn), telemetry.Inbound)
 				defer p.end(c)
 				c.setDestination(netip.AddrPortFrom(arrived4, 8080))
 				p.carryPlaintext(c)

@@ -43,11 +43,11 @@ func (p *Proxy) outbound(pod *pod, app *net.TCPConn) {
 	c.setDestination(dst)
 
 	// The deadline is for finding someone who answers; then it is stopped.
-	ctx, stop := context.WithCancelCause(c.ctx)
-	defer stop(nil)
-	deadline := time.AfterFunc(connectTimeout, func() { stop(errNoAnswer) })
-	defer deadline.Stop()
-	attempt := &attempt{Connection: c, ctx: ctx, answered: func() { deadline.Stop() }}
+	ctx, end := context.WithCancelCause(c.ctx)
+	defer end(nil)
+	deadline := newDeadline(p.Sockets.Absence, connectTimeout, func() { end(errNoAnswer) })
+	defer deadline.stop()
+	attempt := &attempt{Connection: c, ctx: ctx, deadline: deadline}
 	for pause := retryFirst; ; pause = min(2*pause, retryMost) {
 		r, err := p.resolve(ctx, c)
 		if err != nil {
@@ -70,9 +70,9 @@ var errNoAnswer = fmt.Errorf("no endpoint has answered in %v", connectTimeout)
 // attempt is an outbound connection on its way to someone who answers.
 type attempt struct {
 	*Connection
-	ctx      context.Context // ends at the deadline, unless answered was called
-	answered func()
-	replay   *hbone.Replay // what the application has sent meanwhile
+	ctx      context.Context // ends at the deadline
+	deadline *deadline       // stopped by the first answer
+	replay   *hbone.Replay   // what the application has sent meanwhile
 }
 
 // resolve decides where the connection may go, in one snapshot. It waits for
@@ -134,13 +134,14 @@ func (p *Proxy) connect(a *attempt, r route.Route) (again bool) {
 }
 
 // peerAway reports whether the peer's proxy may be back in a moment: it refused
-// the connection, or was lost before it had taken anything.
+// the connection, or was lost before it had taken anything. So may the agent of
+// this node, for which another connection may have waited until its own deadline.
 func peerAway(err error) bool {
 	var refused *hbone.RefusedError
 	if errors.As(err, &refused) {
 		return refused.Status == 0
 	}
-	for _, passing := range []error{syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF} {
+	for _, passing := range []error{syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF, sockets.ErrNoSocket} {
 		if errors.Is(err, passing) {
 			return true
 		}
@@ -156,7 +157,7 @@ func (p *Proxy) direct(a *attempt, to route.Candidate) error {
 	if err != nil {
 		return fmt.Errorf("connect to %v: %w", to.Target, err)
 	}
-	a.answered()
+	a.deadline.stop()
 	counts := new(relay.Counts)
 	p.opening(a.Connection, a.record.Security, counts)
 	a.closed(relay.Copy(a.Connection.ctx, a.conn, server, counts))
@@ -176,7 +177,7 @@ func (p *Proxy) tunnel(a *attempt, to route.Candidate) error {
 		request.Headers = append(request.Headers, hbone.Header{Name: localTokenHeader, Value: token})
 	}
 	request.Answered = func(s *hbone.Stream) {
-		a.answered()
+		a.deadline.stop()
 		if offer == nil {
 			p.opening(a.Connection, telemetry.MTLS, s.Counts())
 		}
@@ -185,12 +186,15 @@ func (p *Proxy) tunnel(a *attempt, to route.Candidate) error {
 	stream, err := p.pool.Open(a.ctx, p.key(a.Connection, to), request)
 	connected()
 	if err != nil {
-		if lack := p.Identities.Lack(a.pod.subject); lack != nil && a.ctx.Err() != nil {
+		if lack := a.pod.claim.Lack(); lack != nil && a.ctx.Err() != nil {
 			return fmt.Errorf("%w; %w", err, lack) // that is what it has waited for
 		}
 		return err
 	}
 	defer stream.Reset()
+	// The peer's proxy dials under a deadline of its own.
+	a.deadline.wait(true)
+	defer a.deadline.wait(false)
 
 	if offer != nil {
 		joined, err := p.awaitJoin(a, stream, offer)

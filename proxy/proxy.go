@@ -33,12 +33,15 @@ const (
 	hbonePort     = 15008
 )
 
-// Bounds of the waits in a connection's life.
+// Bounds of the waits in a connection's life. Where a wait is for a socket, the
+// time without an agent, which may be on its way to the node as an image, is
+// not counted up to agentTimeout. Who waits is among MaxConnsPerPod.
 const (
 	handshakeTimeout = 10 * time.Second
 	decisionTimeout  = 5 * time.Second  // for the control plane's first word on a pod
 	connectTimeout   = 10 * time.Second // until some endpoint has answered
 	dialTimeout      = 10 * time.Second // of an application
+	agentTimeout     = time.Minute
 )
 
 // Config is what a Proxy works with; all of it is required but the switches.
@@ -108,7 +111,11 @@ func New(c Config) *Proxy {
 	p.tokens = jwt.NewVerifier()
 	p.providers, p.limits = extauthz.New(p.dialOut), ratelimit.New(p.dialOut)
 	p.drained, p.drain = context.WithCancel(context.Background())
-	p.pool = hbone.NewPool(hbone.PoolConfig{Dial: p.dialPeer, TLS: p.peerTLS, Budget: p.budgetOf, Grace: c.CertificateGrace})
+	p.pool = hbone.NewPool(hbone.PoolConfig{
+		Dial: p.dialPeer, TLS: p.peerTLS, Budget: p.budgetOf, Grace: c.CertificateGrace,
+		WithTimeout: p.withTimeout, DialTimeout: connectTimeout,
+		AnswerTimeout: 2 * agentTimeout, // whoever opens a stream waits for less
+	})
 	return p
 }
 

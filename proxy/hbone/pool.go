@@ -35,6 +35,8 @@ type PoolConfig struct {
 	// when the certificate in it ends.
 	TLS func(context.Context, Key) (*tls.Config, time.Time, error)
 
+	// WithTimeout is context.WithTimeout, or the like by another clock.
+	WithTimeout   func(context.Context, time.Duration) (context.Context, context.CancelFunc)
 	DialTimeout   time.Duration         // dial and handshake; 10 s
 	AnswerTimeout time.Duration         // from Open to the answer; 20 s
 	Grace         time.Duration         // of streams, once either side's certificate has ended; 0: without end
@@ -82,6 +84,9 @@ func NewPool(config PoolConfig) *Pool {
 	}
 	if config.AnswerTimeout == 0 {
 		config.AnswerTimeout = 20 * time.Second
+	}
+	if config.WithTimeout == nil {
+		config.WithTimeout = context.WithTimeout
 	}
 	if config.Closed == nil {
 		config.Closed = func(Key, *ConnError) {}
@@ -208,7 +213,7 @@ func (p *Pool) connect(key Key, e *entry, d *dialing, evictions int) {
 }
 
 func (p *Pool) dial(key Key) (*conn, error) {
-	ctx, cancel := context.WithTimeout(p.ctx, p.config.DialTimeout)
+	ctx, cancel := p.config.WithTimeout(p.ctx, p.config.DialTimeout)
 	defer cancel()
 	config, notAfter, err := p.config.TLS(ctx, key)
 	if err != nil {

@@ -43,8 +43,10 @@ type Agent struct {
 
 	mu       sync.Mutex
 	pods     map[string]*pod
-	session  uint64 // counts connections to an agent; 0 is none yet
-	ready    uint64 // the session whose first list the handler has
+	session  uint64        // counts connections to an agent; 0 is none yet
+	ready    uint64        // the session whose first list the handler has
+	left     time.Time     // since when there is no agent; zero if there is one
+	absence  time.Duration // altogether, before that
 	drained  bool
 	leaving  bool
 	saved    *state // the newest, nil if none
@@ -69,6 +71,7 @@ func NewAgent(cfg AgentConfig) *Agent {
 		draining: make(chan struct{}),
 		wake:     make(chan struct{}, 1),
 		pods:     map[string]*pod{},
+		left:     time.Now(),
 		spares:   budget{limit: cfg.Spares},
 	}
 }
@@ -94,6 +97,17 @@ func (a *Agent) Run(ctx context.Context, h Handler) error {
 	a.feed.removeAll(h)
 	a.closeAll()
 	return err
+}
+
+// Absence implements [Provider]. An agent is there once it has said which pods
+// there are.
+func (a *Agent) Absence() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.left.IsZero() {
+		return a.absence
+	}
+	return a.absence + time.Since(a.left)
 }
 
 func (a *Agent) reconnect(ctx context.Context) error {
@@ -256,7 +270,7 @@ func (a *Agent) take(ctx context.Context, uid string, family protocol.Family) (i
 		case got := <-w: // it came at the last moment
 			return got.fd, got.err
 		default:
-			return -1, errors.Join(ErrNoSocket, ctx.Err())
+			return -1, errors.Join(ErrNoSocket, context.Cause(ctx))
 		}
 	}
 }

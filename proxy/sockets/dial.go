@@ -74,7 +74,7 @@ func finish(ctx context.Context, f *os.File) error {
 		return !errors.Is(result, unix.EINPROGRESS)
 	})
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
 )
@@ -30,6 +31,9 @@ func NewLocal(pods []LocalPod) *Local {
 	}
 	return l
 }
+
+// Absence implements [Provider].
+func (l *Local) Absence() time.Duration { return 0 }
 
 // Run adds the pods, and removes them when the context has ended. A port
 // already taken in one of them is an error.

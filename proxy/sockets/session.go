@@ -134,6 +134,9 @@ func (a *Agent) begin() uint64 {
 func (a *Agent) end() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.left.IsZero() {
+		a.left = time.Now()
+	}
 	for _, p := range a.pods {
 		for _, pool := range p.pools {
 			pool.forgetAsked(&a.spares)
@@ -313,7 +316,10 @@ func (a *Agent) addPod(m *protocol.AddPod, fds []int, session uint64) error {
 }
 
 func podOf(m *protocol.AddPod) Pod {
-	p := Pod{UID: m.GetUid(), Name: m.GetName(), Namespace: m.GetNamespace(), ServiceAccount: m.GetServiceAccount(), TrustDomain: m.GetTrustDomain(), Labels: m.GetLabels(), NoLoopbackRoute: m.GetNoLoopbackRoute()}
+	p := Pod{
+		UID: m.GetUid(), Name: m.GetName(), Namespace: m.GetNamespace(), ServiceAccount: m.GetServiceAccount(),
+		TrustDomain: m.GetTrustDomain(), Labels: m.GetLabels(), Composition: m.Composition(), NoLoopbackRoute: m.GetNoLoopbackRoute(),
+	}
 	for _, b := range m.GetAddresses() {
 		if addr, ok := netip.AddrFromSlice(b); ok {
 			p.Addresses = append(p.Addresses, addr)
@@ -325,7 +331,7 @@ func podOf(m *protocol.AddPod) Pod {
 func samePod(x, y Pod) bool {
 	return x.Name == y.Name && x.Namespace == y.Namespace && x.ServiceAccount == y.ServiceAccount &&
 		x.TrustDomain == y.TrustDomain && slices.Equal(x.Addresses, y.Addresses) && maps.Equal(x.Labels, y.Labels) &&
-		x.NoLoopbackRoute == y.NoLoopbackRoute
+		x.Composition.Equal(y.Composition) && x.NoLoopbackRoute == y.NoLoopbackRoute
 }
 
 // keepPod notes that the agent knows the pod, which it cannot add.
@@ -352,6 +358,10 @@ func (a *Agent) removePod(uid string, gone bool) {
 func (a *Agent) synced(session uint64) {
 	var missing []string
 	a.mu.Lock()
+	if !a.left.IsZero() {
+		a.absence += time.Since(a.left)
+		a.left = time.Time{}
+	}
 	for uid, p := range a.pods {
 		if p.session != session {
 			missing = append(missing, uid)

@@ -10,6 +10,9 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"time"
+
+	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 // Pod is an enrolled pod of this node, as the agent knows it. Its facts are
@@ -23,6 +26,7 @@ type Pod struct {
 	TrustDomain    string
 	Addresses      []netip.Addr
 	Labels         map[string]string // nil where the agent does not tell
+	Composition    model.Composition // zero where the agent does not tell
 	// NoLoopbackRoute says that the rules in the pod are not the agent's:
 	// sockets bound to the loopback device reach no application.
 	NoLoopbackRoute bool
@@ -62,4 +66,7 @@ type Provider interface {
 	// address to use (transparent), with any port. It waits for a socket
 	// until the context ends.
 	Dial(ctx context.Context, podUID string, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error)
+	// Absence is how long altogether there has been nobody to make sockets
+	// with: it grows while the agent is away.
+	Absence() time.Duration
 }

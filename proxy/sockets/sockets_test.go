@@ -377,9 +377,18 @@ func TestAgentRestart(t *testing.T) {
 		ready = ready || m.GetReady() != nil
 	}
 
+	there := a.Absence()
+	if again := a.Absence(); there == 0 || again != there {
+		t.Errorf("absent for %v and then %v, want the time before the first agent", there, again)
+	}
+
 	before := r.listeners("x")
 	agent.Close()
-	agent = accept()
+	agent = accept() // by now its end was noticed
+	away := a.Absence()
+	if away <= there {
+		t.Errorf("absent for %v altogether, want more than %v", away, there)
+	}
 	offers := agent.greet()
 	slices.Sort(offers)
 	if strings.Join(offers, " ") != "x y" {
@@ -388,6 +397,9 @@ func TestAgentRestart(t *testing.T) {
 	agent.add("x", "1", x) // unchanged: nothing to tell
 	agent.synced()
 	r.expect(t, "gone y")
+	if now, again := a.Absence(), a.Absence(); now <= away || again != now {
+		t.Errorf("absent for %v, %v and %v altogether, want an end of it with the list of pods", away, now, again)
+	}
 	agent.add("x", "2", x)
 	r.expect(t, "add x 2")
 	if _, err := before.Outbound.Accept(); !errors.Is(err, net.ErrClosed) {

@@ -1,0 +1,100 @@
+package proxy
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// deadline ends what takes too long, by a clock that stands still while
+// nobody can make sockets, for a while at most.
+type deadline struct {
+	absence func() time.Duration // of the node's agent, altogether
+	expire  func()
+
+	mu      sync.Mutex
+	timer   *time.Timer
+	began   time.Time     // when the clock was last looked at
+	absent  time.Duration // what the absence was by then
+	left    time.Duration
+	spare   time.Duration // how long it may stand still yet
+	waiting bool          // for a peer, whose agent may be away
+	stopped bool
+}
+
+// newDeadline calls expire once so much time is used up, unless it is stopped.
+func newDeadline(absence func() time.Duration, d time.Duration, expire func()) *deadline {
+	e := &deadline{absence: absence, expire: expire, left: d, spare: agentTimeout}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.run()
+	return e
+}
+
+// wait says whether a peer has taken what is to be done, and is waited for:
+// until it is not, the clock stands still.
+func (d *deadline) wait(waiting bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stopped {
+		return
+	}
+	d.timer.Stop()
+	d.look()
+	d.waiting = waiting
+	d.run()
+}
+
+func (d *deadline) stop() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.stopped = true
+	d.timer.Stop()
+}
+
+// run is called with mu held, as look is.
+func (d *deadline) run() {
+	d.began, d.absent = time.Now(), d.absence()
+	after := d.left
+	if d.waiting {
+		after += d.spare
+	}
+	d.timer = time.AfterFunc(max(0, after), d.check)
+}
+
+// look takes off what has passed.
+func (d *deadline) look() {
+	passed := time.Since(d.began)
+	still := d.absence() - d.absent
+	if d.waiting {
+		still = passed
+	}
+	still = min(still, passed, d.spare)
+	d.spare -= still
+	d.left -= passed - still
+}
+
+func (d *deadline) check() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stopped {
+		return
+	}
+	d.look()
+	if d.left > 0 {
+		d.run()
+		return
+	}
+	d.stopped = true
+	d.expire()
+}
+
+// withTimeout is context.WithTimeout by such a clock.
+func (p *Proxy) withTimeout(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	d := newDeadline(p.Sockets.Absence, timeout, func() { cancel(context.DeadlineExceeded) })
+	return ctx, func() {
+		d.stop()
+		cancel(nil)
+	}
+}
