@@ -15,6 +15,7 @@ const (
 	baggageHeader     = "baggage"
 	forwardedHeader   = "forwarded"
 	traceparentHeader = "traceparent"
+	networkHeader     = "x-forwarded-network" // the source's, for another one
 )
 
 func (c *Connection) headers() []hbone.Header {

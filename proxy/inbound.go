@@ -114,16 +114,18 @@ func (p *Proxy) serve(pod *pod, from caller, s *hbone.ServerStream) {
 	c.record.Source.Identity = from.peer
 	c.record.Phases[telemetry.PhaseHandshake] = from.handshake()
 
-	dst, err := target(s.Authority(), from.arrived.Addr())
-	if err == nil && !pod.has(dst.Addr()) {
-		err = fmt.Errorf("CONNECT to %v, which is not the pod's", dst)
-	}
-	if err != nil {
+	to, err := p.aim(pod, s.Authority(), from.arrived.Addr())
+	switch {
+	case errors.Is(err, errNotServed):
+		c.fail("no_such_service", err)
+		s.Refuse(statusUnavailable)
+		return
+	case err != nil:
 		c.fail("bad_request", err)
 		s.Refuse(statusBadRequest)
 		return
 	}
-	c.setDestination(dst)
+	c.setDestination(to.dst)
 	if !take(pod.share.inbound) {
 		c.fail("too_many_connections", errConnections)
 		s.Refuse(statusUnavailable)
@@ -135,7 +137,7 @@ func (p *Proxy) serve(pod *pod, from caller, s *hbone.ServerStream) {
 		s.Refuse(statusDenied)
 		return
 	}
-	app, err := p.dialApp(c)
+	app, err := p.dial(c, to)
 	switch {
 	case err == nil:
 	case c.revoked():
@@ -152,7 +154,7 @@ func (p *Proxy) serve(pod *pod, from caller, s *hbone.ServerStream) {
 		c.closed(p.serveStream(c, s, app))
 		return
 	}
-	if offer := p.local.claim(s.Header(localTokenHeader), pod.UID, dst); offer != nil {
+	if offer := p.local.claim(s.Header(localTokenHeader), pod.UID, to.dst); offer != nil {
 		p.join(c, s, offer, app)
 		return
 	}
@@ -174,25 +176,6 @@ func (p *Proxy) reportCut(from caller, err error) {
 	default:
 		p.Recorder.PeerCut(telemetry.Inbound, from.addr, from.arrived, string(end.Cause), err)
 	}
-}
-
-// target reads the :authority of a CONNECT. It must name the very address
-// that the connection arrived at, and no port of the proxy's own.
-func target(authority string, arrived netip.Addr) (netip.AddrPort, error) {
-	dst, err := netip.ParseAddrPort(authority)
-	switch {
-	case err != nil:
-		return dst, fmt.Errorf("CONNECT to %.64q: want ADDRESS:PORT", authority)
-	case dst.Addr().Unmap() != arrived || dst.Port() == 0:
-		return dst, fmt.Errorf("CONNECT to %.64q, which is not the pod at %v", authority, arrived)
-	case ownPort(dst.Port()):
-		return dst, fmt.Errorf("CONNECT to %v, a port of the proxy itself", dst)
-	}
-	return netip.AddrPortFrom(arrived, dst.Port()), nil
-}
-
-func ownPort(port uint16) bool {
-	return port == outboundPort || port == plaintextPort || port == hbonePort
 }
 
 // authorize decides in one snapshot, the connection being in the table of

@@ -183,7 +183,7 @@ func (p *Proxy) tunnel(a *attempt, to route.Candidate) error {
 		}
 	}
 	connected := a.phase(telemetry.PhaseConnect)
-	stream, err := p.pool.Open(a.ctx, p.key(a.Connection, to), request)
+	stream, err := p.open(a, to, request)
 	connected()
 	if err != nil {
 		if lack := a.pod.claim.Lack(); lack != nil && a.ctx.Err() != nil {

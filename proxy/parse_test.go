@@ -47,7 +47,8 @@ func TestTarget(t *testing.T) {
 		{"nothing", "", arrived4, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := target(tt.authority, tt.arrived)
+			to, err := aimAt(model.NewSnapshot(), nil, tt.authority, tt.arrived)
+			got := to.dst
 			switch {
 			case tt.want == "" && err == nil:
 				t.Errorf("%q leads to %v, want it refused", tt.authority, got)
@@ -65,7 +66,8 @@ func FuzzTarget(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, authority string) {
 		for _, arrived := range []netip.Addr{arrived4, arrived6} {
-			got, err := target(authority, arrived)
+			to, err := aimAt(model.NewSnapshot(), nil, authority, arrived)
+			got := to.dst
 			if err == nil && (got.Addr() != arrived || got.Port() == 0 || ownPort(got.Port())) {
 				t.Errorf("%q leads to %v", authority, got)
 			}

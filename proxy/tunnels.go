@@ -57,12 +57,41 @@ func (p *Proxy) peerTLS(ctx context.Context, k hbone.Key) (*tls.Config, time.Tim
 	if pod == nil {
 		return nil, time.Time{}, fmt.Errorf("certificate for %s: its pod is no longer captured", k.Identity)
 	}
+	return p.tlsAs(ctx, pod, strings.Split(k.Accepted, ","))
+}
+
+// tlsAs authenticates a pod to one of the accepted identities. It also says when
+// the certificate ends.
+func (p *Proxy) tlsAs(ctx context.Context, pod *pod, accepted []string) (*tls.Config, time.Time, error) {
 	material, err := p.Identities.Get(ctx, pod.subject)
 	if err != nil {
 		return nil, time.Time{}, err
 	}
-	config := identity.ClientConfig(material, strings.Split(k.Accepted, ","), identity.WithRevocations(p.Revocations), p.trustDomains(ctx, pod))
+	config := identity.ClientConfig(material, accepted, identity.WithRevocations(p.Revocations), p.trustDomains(ctx, pod))
 	return config, material.NotAfter(), nil
+}
+
+// open begins a stream to a candidate, of a pooled connection or, into another
+// network, of one of its own through the gateway.
+func (p *Proxy) open(a *attempt, to route.Candidate, r hbone.Request) (*hbone.Stream, error) {
+	beyond := to.Beyond()
+	if beyond == nil {
+		return p.pool.Open(a.ctx, p.key(a.Connection, to), r)
+	}
+	var accepted []string
+	for _, id := range beyond.Identities {
+		accepted = append(accepted, id.String())
+	}
+	config, notAfter, err := p.tlsAs(a.ctx, a.pod, accepted)
+	if err != nil {
+		return nil, err
+	}
+	outer := hbone.Request{Authority: beyond.Authority, Headers: r.Headers}
+	r.Authority = beyond.Authority
+	if w := a.record.Source.Workload; w != nil {
+		r.Headers = append(slices.Clip(r.Headers), hbone.Header{Name: networkHeader, Value: w.Network})
+	}
+	return p.pool.OpenThrough(a.ctx, p.key(a.Connection, to), outer, hbone.Inner{TLS: config, NotAfter: notAfter, Request: r})
 }
 
 // evictMoved lets pooled connections end with their last stream once their

@@ -13,7 +13,7 @@ import (
 // and reports whether there are. A waypoint's own connections pass none: they
 // would come back to it.
 func (r *Route) passes(waypoints []model.WeightedGateway) bool {
-	if len(waypoints) == 0 || slices.ContainsFunc(waypoints, func(g model.WeightedGateway) bool { return r.isSource(g.Gateway) }) {
+	if len(waypoints) == 0 || slices.ContainsFunc(waypoints, func(g model.WeightedGateway) bool { return r.snapshot.IsGateway(g.Gateway, r.source.Workload) }) {
 		return false
 	}
 	r.waypoints, r.Refusal = waypoints, NoWaypoint
@@ -22,24 +22,6 @@ func (r *Route) passes(waypoints []model.WeightedGateway) bool {
 		return false
 	})
 	return true
-}
-
-// isSource reports whether the client is the gateway itself.
-func (r *Route) isSource(g model.Gateway) bool {
-	w := r.source.Workload
-	if w == nil {
-		return false
-	}
-	if _, member := w.Services[g.Service]; member || g.Service != "" && r.snapshot.Service(g.Service) == nil && r.snapshot.WorkloadNamed(g.Service) == w {
-		return true
-	}
-	if w.Network == g.Network && g.Address.IsValid() && w.HasAddress(g.Address) {
-		return true
-	}
-	return slices.ContainsFunc(r.snapshot.ServicesAt(g.Network, g.Address), func(v *model.Service) bool {
-		_, member := w.Services[v.Key()]
-		return member
-	})
 }
 
 // throughWaypoints yields the endpoints of each waypoint in turn. They are told

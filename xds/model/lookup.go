@@ -116,6 +116,26 @@ func (s *Snapshot) GlobalPolicies() []*Policy { return s.global }
 // NamespacePolicies are those of a whole namespace, by key.
 func (s *Snapshot) NamespacePolicies(namespace string) []*Policy { return s.byNamespace[namespace] }
 
+// IsGateway reports whether a workload is the gateway, or a member of it.
+func (s *Snapshot) IsGateway(g Gateway, w *Workload) bool {
+	if w == nil {
+		return false
+	}
+	if g.Service != "" {
+		if _, member := w.Services[g.Service]; member {
+			return true
+		}
+		return s.Service(g.Service) == nil && s.WorkloadNamed(g.Service) == w
+	}
+	if w.Network == g.Network && g.Address.IsValid() && w.HasAddress(g.Address) {
+		return true
+	}
+	return slices.ContainsFunc(s.ServicesAt(g.Network, g.Address), func(v *Service) bool {
+		_, member := w.Services[v.Key()]
+		return member
+	})
+}
+
 // Workloads lists every workload, sorted by UID: for dumps and tests.
 func (s *Snapshot) Workloads() []*Workload {
 	out := make([]*Workload, 0, s.workloads.Len())
