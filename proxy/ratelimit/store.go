@@ -14,7 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/redis/go-redis/v9"
+	"github.com/gomodule/redigo/redis"
 
 	"github.com/tacit-mesh/tacit/proxy/policy"
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -35,7 +35,7 @@ const (
 
 // script is advance, in microseconds of Redis's own clock, which all nodes
 // share. It returns what is over the burst: above 0, nothing was taken.
-var script = redis.NewScript(`
+var script = redis.NewScript(1, `
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local each, burst, n, charge = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
@@ -73,8 +73,9 @@ type storeKey struct {
 }
 
 type store struct {
-	client *redis.Client
-	broken atomic.Int64 // Unix nanoseconds until which it is left alone
+	pool    *redis.Pool
+	address string
+	broken  atomic.Int64 // Unix nanoseconds until which it is left alone
 }
 
 var errAway = errors.New("the store of rate limits is away")
@@ -90,16 +91,25 @@ func (s *stores) count(ctx context.Context, a *policy.AppliedLimit, n uint64, ch
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	each := float64(a.Limit.Interval.Microseconds()) / float64(max(a.Limit.Amount, 1))
-	over, err := script.Run(ctx, st.client, []string{redisKey(a)},
-		strconv.FormatFloat(each, 'g', -1, 64), max(a.Limit.Burst, 1), n, charge).Int64()
+	over, err := st.run(ctx, redisKey(a), strconv.FormatFloat(each, 'g', -1, 64), max(a.Limit.Burst, 1), n, charge)
 	if err != nil {
 		st.broken.Store(time.Now().Add(s.pause).UnixNano())
-		return Outcome{}, fmt.Errorf("store of rate limits %s: %w", st.client.Options().Addr, err)
+		return Outcome{}, fmt.Errorf("store of rate limits %s: %w", st.address, err)
 	}
 	if over > 0 {
 		return Outcome{RetryAfter: time.Duration(over) * time.Microsecond}, nil
 	}
 	return Outcome{Allowed: true}, nil
+}
+
+// run runs the script on a connection of its own meanwhile.
+func (s *store) run(ctx context.Context, keysAndArguments ...any) (int64, error) {
+	c, err := s.pool.GetContext(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	return redis.Int64(script.DoContext(ctx, c, keysAndArguments...))
 }
 
 // redisKey has no more of what callers wrote than a hash.
@@ -117,38 +127,48 @@ func (s *stores) get(at *model.LimitStore) (*store, error) {
 	}
 	if len(s.clients) >= maxStores {
 		for old, st := range s.clients { // any: policies name one store, or few
-			_ = st.client.Close()
+			_ = st.pool.Close()
 			delete(s.clients, old)
 			break
 		}
 	}
-	options := &redis.Options{
-		Addr: net.JoinHostPort(at.Host, strconv.Itoa(int(at.Port))), Dialer: s.dial,
-		DialTimeout: s.timeout, ReadTimeout: s.timeout, WriteTimeout: s.timeout, PoolTimeout: s.timeout,
-		PoolSize: storeConns, MaxRetries: -1, ContextTimeoutEnabled: true, DisableIdentity: true,
-	}
+	st := &store{address: net.JoinHostPort(at.Host, strconv.Itoa(int(at.Port)))}
+	var secure *tls.Config
 	if at.TLS {
-		config, err := tlsConfig(at)
-		if err != nil {
+		var err error
+		if secure, err = tlsConfig(at); err != nil {
 			return nil, err
 		}
-		plain := s.dial
-		options.Dialer = func(ctx context.Context, network, address string) (net.Conn, error) {
-			c, err := plain(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			secure := tls.Client(c, config)
-			if err := secure.HandshakeContext(ctx); err != nil {
-				_ = c.Close()
-				return nil, err
-			}
-			return secure, nil
-		}
 	}
-	st := &store{client: redis.NewClient(options)}
+	st.pool = &redis.Pool{
+		DialContext: func(ctx context.Context) (redis.Conn, error) { return s.connect(ctx, st.address, secure) },
+		MaxActive:   storeConns, MaxIdle: storeConns, Wait: true,
+		TestOnBorrow: func(c redis.Conn, lastUsed time.Time) (err error) {
+			if time.Since(lastUsed) >= s.pause { // the store may have been away
+				_, err = c.Do("PING")
+			}
+			return err
+		},
+	}
 	s.clients[k] = st
 	return st, nil
+}
+
+// connect makes a connection, over TLS if secure is not nil.
+func (s *stores) connect(ctx context.Context, address string, secure *tls.Config) (redis.Conn, error) {
+	c, err := s.dial(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	if secure != nil {
+		t := tls.Client(c, secure)
+		if err := t.HandshakeContext(ctx); err != nil {
+			_ = c.Close()
+			return nil, err
+		}
+		c = t
+	}
+	return redis.NewConn(c, s.timeout, s.timeout), nil
 }
 
 func tlsConfig(at *model.LimitStore) (*tls.Config, error) {
@@ -169,7 +189,7 @@ func (s *stores) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for k, st := range s.clients {
-		_ = st.client.Close()
+		_ = st.pool.Close()
 		delete(s.clients, k)
 	}
 }
