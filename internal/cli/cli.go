@@ -35,7 +35,6 @@ func Main(cmd *cobra.Command) {
 // errors, which name the help instead of bringing all of it.
 func Prepare(cmd *cobra.Command) *cobra.Command {
 	cmd.Version = version.String()
-	cmd.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	cmd.SilenceUsage, cmd.SilenceErrors = true, true
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath())
