@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/google/go-cmp/cmp"
@@ -127,9 +128,7 @@ func TestProvidersSeeBodies(t *testing.T) {
 					}
 				}
 			}
-			if n := s.localPod("uid").share.bodies.taken(); n != 0 {
-				t.Errorf("%s: %d bytes of the pod's share are not given back", name, n)
-			}
+			until(t, "the pod's share is given back", func() bool { return s.localPod("uid").share.bodies.taken() == 0 })
 		}
 	}
 }
@@ -189,25 +188,78 @@ func TestRequestsWithoutBodies(t *testing.T) {
 	}
 }
 
-// Bodies beyond the pod's share are not waited for.
+// Callers who leave all that they can with us keep nobody out: there is room
+// for a whole body behind four of them, and for some of one behind many.
 func TestShareOfBodies(t *testing.T) {
 	bodies := newShare(1).bodies
-	n := 0
-	for bodies.take(arrived4, maxBody) {
-		n++
+	const step = 1 << 10
+	fill := func(source netip.Addr) (n int) {
+		for bodies.take(source, step) {
+			n += step
+		}
+		return n
 	}
-	if n != maxBodiesFromSource/maxBody || bodies.taken() != maxBodiesFromSource {
-		t.Errorf("%d bodies, %d bytes of one source", n, bodies.taken())
+	if n := fill(arrived4); n != maxBodiesFromSource || bodies.taken() != n {
+		t.Errorf("%d bytes of one source, %d of all", n, bodies.taken())
 	}
-	for a := arrived4.Next(); bodies.take(a, maxBody); a = a.Next() {
-		n++
+	source := arrived4
+	for range 3 {
+		source = source.Next()
+		fill(source)
 	}
-	if n != maxBodies/maxBody || bodies.taken() != maxBodies {
-		t.Errorf("%d bodies, %d bytes of all", n, bodies.taken())
+	if source = source.Next(); !bodies.take(source, maxBody) {
+		t.Error("four sources keep a body of another one out")
 	}
-	bodies.give(arrived4, maxBody)
-	if !bodies.take(arrived4, maxBody) {
+	for range 6 {
+		if source = source.Next(); fill(source) == 0 {
+			t.Errorf("%v is kept out: %d bytes are taken", source, bodies.taken())
+		}
+	}
+	if bodies.taken() > maxBodies {
+		t.Errorf("%d bytes are taken", bodies.taken())
+	}
+	bodies.give(arrived4, maxBodiesFromSource)
+	if fill(arrived4) == 0 {
 		t.Error("what was given back is not there")
+	}
+}
+
+// Callers who announce bodies and send nothing of them take no room, whatever
+// they announce, and what they have sent they take until it has left.
+func TestAnnouncedBodies(t *testing.T) {
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) }))
+	defer app.Close()
+	provider := *judges(t)["HTTP"]
+	provider.IncludeBody = maxBody
+	s := startOneServer(t, app.Listener.Addr(), asking(&provider))
+	bodies := s.localPod("uid").share.bodies
+	for range 2 * maxBodies / maxBody {
+		c := s.dial(t)
+		if _, err := fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\npass", maxBody); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const sent = 2 * maxBodies / maxBody * len("pass")
+	until(t, "what was sent is held", func() bool { return bodies.taken() == sent })
+	answer, err := s.client(t, 1).Post("http://server/", "text/plain", strings.NewReader("pass"+strings.Repeat("x", maxBody-4)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _ = answer.Body.Close(); answer.StatusCode != 200 {
+		t.Errorf("beside them: %s", answer.Status)
+	}
+	until(t, "what has left is held no longer", func() bool { return bodies.taken() == sent })
+}
+
+// until waits for something that others bring about.
+func until(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	retry := time.NewTicker(time.Millisecond)
+	defer retry.Stop()
+	for end := time.Now().Add(patience); !holds(); <-retry.C {
+		if time.Now().After(end) {
+			t.Fatalf("it did not come about that %s", what)
+		}
 	}
 }
 

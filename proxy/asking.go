@@ -72,12 +72,23 @@ func (x *exchange) Wants() int {
 	default:
 		wants = int(min(uint64(wants), length))
 	}
-	if c := x.requests.conn; !c.pod.share.bodies.take(c.source.Addr(), wants) {
-		x.refuse(503, "too_many_bodies", errBodies)
-		return 0
-	}
-	x.reserved = wants
 	return wants
+}
+
+// Hold implements http.Exchange.
+func (x *exchange) Hold(n int) bool {
+	c := x.requests.conn
+	if !c.pod.share.bodies.take(c.source.Addr(), n) {
+		x.refuse(503, "too_many_bodies", errBodies)
+		return false
+	}
+	return true
+}
+
+// Free implements http.Exchange.
+func (x *exchange) Free(n int) {
+	c := x.requests.conn
+	c.pod.share.bodies.give(c.source.Addr(), n)
 }
 
 var errBodies = errors.New("too many bodies of requests from this address, or to this pod, wait for decisions")
@@ -85,14 +96,6 @@ var errBodies = errors.New("too many bodies of requests from this address, or to
 func (x *exchange) tooLarge(limit int) {
 	x.refuse(413, "body_too_large", fmt.Errorf("the body is longer than the %d bytes that provider %s decides on", limit, x.decision.Provider.Name))
 	x.refusal.Message = "the body is too large"
-}
-
-// unreserve gives back what the body took of the pod's share.
-func (x *exchange) unreserve() {
-	if c := x.requests.conn; x.reserved > 0 {
-		c.pod.share.bodies.give(c.source.Addr(), x.reserved)
-		x.reserved = 0
-	}
 }
 
 func (x *exchange) agreed() {

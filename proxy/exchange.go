@@ -26,7 +26,6 @@ type exchange struct {
 	snapshot *model.Snapshot
 	decision policy.Decision
 	limits   []policy.AppliedLimit
-	reserved int           // of the pod's share, for the body
 	refusal  *http.Refusal // what is settled already
 	reason   string        // of a refusal that no policy decided
 	err      error
@@ -157,7 +156,6 @@ func (x *exchange) Decision(early http.Content) http.Decision {
 	if x.refusal == nil && x.decision.Reason == policy.ReasonAsk {
 		x.ask(&out.Edits, early)
 	}
-	x.unreserve()
 	if x.refusal == nil {
 		x.limit()
 	}
@@ -220,7 +218,6 @@ func (x *exchange) End(result http.Result) {
 	delete(r.live, x)
 	revoked := x.revoked
 	r.mu.Unlock()
-	x.unreserve()
 	x.charge(uint64(result.Sent + result.Received))
 	q := x.record(result)
 	if revoked != nil {

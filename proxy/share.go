@@ -15,7 +15,8 @@ type share struct {
 	// stream of mTLS, which has a connection to the application.
 	inbound    chan struct{}
 	handshakes *portions
-	// Bytes of bodies that are held for decisions which look at them.
+	// Bytes of bodies that have come and are held for decisions which look at
+	// them, until they have left.
 	bodies *portions
 }
 
@@ -28,11 +29,13 @@ const (
 )
 
 func newShare(conns int) *share {
-	return &share{
+	s := &share{
 		outbound: make(chan struct{}, conns), inbound: make(chan struct{}, conns),
 		handshakes: newPortions(maxHandshakes, maxHandshakesFromSource),
 		bodies:     newPortions(maxBodies, maxBodiesFromSource),
 	}
+	s.bodies.halve = true
+	return s
 }
 
 // take takes a slot if there is one; give gives it back.
@@ -58,6 +61,9 @@ const (
 // than a portion of it.
 type portions struct {
 	most, mostOfSource int
+	// halve gives no source more than half of what the others leave, so that
+	// a few who take what they can leave something to all who come.
+	halve bool
 
 	mu   sync.Mutex
 	all  int
@@ -72,7 +78,12 @@ func newPortions(most, mostOfSource int) *portions {
 func (p *portions) take(source netip.Addr, n int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.all+n > p.most || p.from[source]+n > p.mostOfSource {
+	own := p.from[source]
+	left := p.most - (p.all - own) // by the others
+	if p.halve {
+		left /= 2
+	}
+	if own+n > min(p.mostOfSource, left) {
 		return false
 	}
 	p.all += n

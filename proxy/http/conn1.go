@@ -101,6 +101,7 @@ func (c *conn1) exchange(n int) (*exchange1, error) {
 	x.gate = c.gate.Begin(&c.request, &x.Live)
 	early, err := c.collect(n, x.gate)
 	if err != nil {
+		early.free(x.gate)
 		x.over(err)
 		return nil, err
 	}
@@ -109,17 +110,19 @@ func (c *conn1) exchange(n int) (*exchange1, error) {
 		decision.Refusal = &Refusal{Status: 500, GRPC: grpcInternal, Message: "what is to be added to the request cannot be"}
 	}
 	if decision.Refusal != nil {
-		return nil, c.refuse(x, n, early, decision.Refusal)
+		early.free(x.gate)
+		return nil, c.refuse(x, n, early.taken, decision.Refusal)
 	}
 	c.mu.Lock()
 	if c.ended {
 		c.mu.Unlock()
+		early.free(x.gate)
 		x.over(errAppGone)
 		return nil, errAppGone
 	}
 	c.current = x
 	c.mu.Unlock()
-	err = c.forward(x, n, early, &decision.Edits)
+	err = c.forward(x, n, &early, &decision.Edits)
 	var bad *MalformedError
 	switch {
 	case errors.As(err, &bad):
@@ -140,7 +143,7 @@ func (c *conn1) exchange(n int) (*exchange1, error) {
 
 // forward passes on a request: its head as it came where nothing changes it,
 // together with what there is of the body.
-func (c *conn1) forward(x *exchange1, n int, early early1, edits *Edits) error {
+func (c *conn1) forward(x *exchange1, n int, early *early1, edits *Edits) error {
 	ahead := n
 	if early.taken || !c.head.plain(edits) {
 		b := c.head.rewrite(make([]byte, headRoom, headRoom+n+len(early.raw)+512), edits)
@@ -150,7 +153,10 @@ func (c *conn1) forward(x *exchange1, n int, early early1, edits *Edits) error {
 			c.client.skip(n)
 		}
 		ahead = 0
-		if err := c.app.side.Send(b, headRoom, c.client.side.Err); err != nil {
+		early.Content, early.raw = Content{}, nil // this may take long, and b is all that is needed
+		err := c.app.side.Send(b, headRoom, c.client.side.Err)
+		early.free(x.gate)
+		if err != nil {
 			return err
 		}
 	}
@@ -176,11 +182,11 @@ func passBody(from *reader, to Side, head int, b *body, count *atomic.Int64) err
 }
 
 // refuse answers in the place of the application.
-func (c *conn1) refuse(x *exchange1, n int, early early1, refusal *Refusal) error {
+func (c *conn1) refuse(x *exchange1, n int, taken bool, refusal *Refusal) error {
 	x.status(refusal.Status)
 	x.over(nil)
 	last := c.head.body.kind != bodyNone
-	if !early.taken {
+	if !taken {
 		c.client.skip(n)
 	}
 	if err := answer1(c.client.side, c.app.side.Err, refusal, c.id, x.method, last); err != nil {

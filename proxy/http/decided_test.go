@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/tacit-mesh/tacit/proxy/policy"
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -166,7 +167,7 @@ http {
     location / { proxy_set_header X-Front-Host $http_host; proxy_set_header X-Front-Denied ""; proxy_pass http://%[4]s; }
     location ^~ /deny { proxy_set_header X-Front-Host $http_host; proxy_set_header X-Front-Denied 1; proxy_pass http://%[4]s; }
   }
-  server { listen %[3]s; location / { stub_status; } }
+  server { listen %[3]s; keepalive_requests 1000000; location / { stub_status; } }
 }
 `
 
@@ -183,7 +184,9 @@ func startWitness(t *testing.T) *witness {
 func (w *witness) quiet(t *testing.T) {
 	t.Helper()
 	c, b := dial(t, w.status)
-	for {
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for ; ; <-again.C {
 		say(t, c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 		r, err := http.ReadResponse(b, nil)
 		must(t, err)

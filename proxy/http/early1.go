@@ -13,6 +13,15 @@ type early1 struct {
 	Content
 	taken bool   // the head is out of the reader's buffer
 	raw   []byte // of the body, as it came
+	room  int    // that the gate has found for it
+}
+
+// free gives the room back.
+func (e *early1) free(gate Exchange) {
+	if e.room > 0 {
+		gate.Free(e.room)
+	}
+	*e = early1{taken: e.taken}
 }
 
 // collect reads as much of the body as the decision wants, behind a head that
@@ -37,15 +46,30 @@ func (c *conn1) collect(n int, gate Exchange) (e early1, err error) {
 	}
 	slow := time.AfterFunc(bodyTimeout, c.client.side.Reset)
 	defer slow.Stop()
-	b.content = func(p []byte) { e.Bytes = append(e.Bytes, p...) }
-	defer func() { b.content = nil }()
+	framed := b.kind == bodyChunked // else what comes is the content
+	if framed {
+		b.content = func(p []byte) { e.Bytes = append(e.Bytes, p...) }
+		defer func() { b.content = nil }()
+	}
 	for {
 		n, done, err := b.scan(c.client.bytes())
+		if err != nil {
+			return e, err
+		}
 		e.raw = append(e.raw, c.client.bytes()[:n]...)
 		c.client.skip(n)
+		if !framed {
+			e.Bytes = e.raw
+		}
+		size := len(e.raw)
+		if framed {
+			size += len(e.Bytes)
+		}
+		if !gate.Hold(size - e.room) {
+			return e, nil
+		}
+		e.room = size
 		switch {
-		case err != nil:
-			return e, err
 		case done:
 			b.kind = bodyNone // of what is still to be read
 			e.Whole = len(e.Bytes) <= wants

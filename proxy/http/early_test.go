@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 )
@@ -255,6 +256,7 @@ func TestHeldBodiesArriveWhole(t *testing.T) {
 				})
 			}
 			all.Wait()
+			freed(t, gate)
 		})
 	}
 }
@@ -354,5 +356,50 @@ func TestUnreadBodiesAreBounded(t *testing.T) {
 	}
 	if err := within(t, ended); err == nil {
 		t.Error("an upload that nobody reads is answered")
+	}
+	freed(t, gate)
+}
+
+// Bodies are held as they come and until they have left: a request for whose
+// body there is no room is refused, and what is held is known at any time.
+func TestRoomForBodies(t *testing.T) {
+	for version := 1; version <= 2; version++ {
+		t.Run(fmt.Sprint("HTTP/", version), func(t *testing.T) {
+			gate := newGate(allowAll)
+			gate.wants, gate.room = 100<<10, 50<<10
+			to := proxied(t, server(t, sum), Undeclared, gate)
+			client := &http.Client{Timeout: 3 * patience}
+			if version == 2 {
+				client = client2(t)
+			}
+			defer client.CloseIdleConnections()
+			for _, test := range []struct{ size, status int }{{20 << 10, 200}, {60 << 10, 503}, {20 << 10, 200}} {
+				for framing, body := range map[string]io.Reader{
+					"length": bytes.NewReader(make([]byte, test.size)), "chunks": io.MultiReader(bytes.NewReader(make([]byte, test.size))),
+				} {
+					answer, err := client.Post(fmt.Sprintf("http://%v/", to), "text/plain", body)
+					must(t, err)
+					text, err := io.ReadAll(answer.Body)
+					must(t, err)
+					must(t, answer.Body.Close())
+					if answer.StatusCode != test.status || test.status == 200 && string(text) != sumOf(make([]byte, test.size), "") {
+						t.Errorf("%d bytes by %s: %s %q", test.size, framing, answer.Status, text)
+					}
+				}
+			}
+			freed(t, gate)
+		})
+	}
+}
+
+// freed waits until nothing is held.
+func freed(t *testing.T, gate *testGate) {
+	t.Helper()
+	retry := time.NewTicker(time.Millisecond)
+	defer retry.Stop()
+	for end := time.Now().Add(patience); gate.held.Load() != 0; <-retry.C {
+		if time.Now().After(end) {
+			t.Fatalf("%d bytes are held for nobody", gate.held.Load())
+		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,6 +31,8 @@ type testGate struct {
 	slowPath string
 	opaque   error
 	wants    int           // of a body
+	held     atomic.Int64  // bytes of bodies
+	room     int64         // for these; 0 is any
 	see      func(Content) // unless nil, gets what there is of it
 	abort    bool          // requests end where they begin
 
@@ -79,7 +82,7 @@ func (g *testGate) Begin(r *Request, live *Live) Exchange {
 	if g.abort {
 		live.Abort()
 	}
-	return &testExchange{g, kept}
+	return &testExchange{gate: g, request: kept}
 }
 
 func (g *testGate) Opaque(serverName string) error {
@@ -104,7 +107,18 @@ func (g *testGate) seen() []Request {
 type testExchange struct {
 	gate    *testGate
 	request Request
+	full    bool // there was no room for the body
 }
+
+func (x *testExchange) Hold(n int) bool {
+	if held := x.gate.held.Add(int64(n)); x.gate.room > 0 && held > x.gate.room {
+		x.gate.held.Add(-int64(n))
+		x.full = true
+	}
+	return !x.full
+}
+
+func (x *testExchange) Free(n int) { x.gate.held.Add(-int64(n)) }
 
 func (x *testExchange) Ready() bool {
 	return x.gate.slow == nil || !strings.HasPrefix(x.request.Target, x.gate.slowPath)
@@ -120,6 +134,9 @@ func (x *testExchange) Decision(early Content) Decision {
 		<-x.gate.slow
 	}
 	decision := x.gate.decide(&x.request)
+	if x.full {
+		decision = Decision{Refusal: &Refusal{Status: 503}}
+	}
 	if decision.Refusal == nil {
 		x.gate.mu.Lock()
 		defer x.gate.mu.Unlock()

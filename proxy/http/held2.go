@@ -101,6 +101,14 @@ func (c *conn2) hold(s *stream2, data []byte, padded bool) error {
 		c.grant(padding)
 		s.grant(int64(padding))
 	}
+	if s.wants > 0 {
+		if !s.gate.Hold(len(data)) {
+			c.grant(len(data))
+			c.ready(s, Content{}) // gives up mu
+			return nil
+		}
+		s.room += len(data)
+	}
 	s.held = append(s.held, data...)
 	if s.app != 0 { // its window will come
 		over := c.release(s)
@@ -149,7 +157,12 @@ func (c *conn2) collected(s *stream2) {
 		c.mu.Unlock()
 		return
 	}
-	early := Content{Bytes: s.held[:min(len(s.held), s.wants)], Whole: (s.clientEnd || s.left == 0) && len(s.held) <= s.wants}
+	c.ready(s, Content{Bytes: s.held[:min(len(s.held), s.wants)], Whole: (s.clientEnd || s.left == 0) && len(s.held) <= s.wants})
+}
+
+// ready has a stream decided on whose body is not waited for any more. Called
+// with mu held, which it gives up.
+func (c *conn2) ready(s *stream2, early Content) {
 	s.wants = 0
 	s.slow.Stop()
 	c.mu.Unlock()
@@ -187,6 +200,7 @@ func (c *conn2) release(s *stream2) (over bool) {
 		}
 		part := s.held[:n]
 		s.held = s.held[n:]
+		s.free(n)
 		lent := min(n, s.lent)
 		s.lent -= lent
 		c.lent -= lent
@@ -214,6 +228,15 @@ func (c *conn2) release(s *stream2) (over bool) {
 	return false
 }
 
+// free gives back room of n bytes that are held no longer, as far as there was
+// any: what came behind the decision has none.
+func (s *stream2) free(n int) {
+	if n = min(n, s.room); n > 0 {
+		s.room -= n
+		s.gate.Free(n)
+	}
+}
+
 // drop forgets what is held of a stream, and that it is waited for. Called with
 // mu held.
 func (c *conn2) drop(s *stream2) {
@@ -221,6 +244,7 @@ func (c *conn2) drop(s *stream2) {
 	c.unwait(s)
 	c.grant(len(s.held) - s.lent)
 	c.lent -= s.lent
+	s.free(s.room)
 	s.held, s.lent = nil, 0
 	if s.wants > 0 { // the gate is not to be asked any more
 		s.wants = 0

@@ -90,6 +90,12 @@ type Exchange interface {
 	// so many are waited for, or the whole of a shorter one. It is called once,
 	// of a request that has a body.
 	Wants() int
+	// Hold finds room for n more bytes of the body, which have come and are
+	// held for the decision. If there is none it reports false, and the
+	// decision, which is asked for then without them, must be a refusal.
+	Hold(n int) bool
+	// Free gives up room for n bytes: they have left, or are forgotten.
+	Free(n int)
 	// Decision is what becomes of the request. It is called at most once, not
 	// for a request that ends before, and may wait for others if ready is false.
 	Decision(Content) Decision

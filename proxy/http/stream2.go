@@ -37,6 +37,7 @@ type stream2 struct {
 	credit    int64 // what the client may send
 	held      []byte
 	lent      int         // of these, what the client may send again on other streams
+	room      int         // that the gate has found for these
 	waiting   int         // of these, what came while a decision was made
 	trailers  *h2.Message // behind them
 	wants     int         // bytes of the body that the decision waits for; 0 once it is asked for
