@@ -47,6 +47,7 @@ type Pod struct {
 	Name     string
 	Node     string
 	Labels   map[string]string
+	model.Composition
 }
 
 // Subject is whom a certificate is for. It is comparable.

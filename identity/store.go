@@ -125,6 +125,12 @@ func (s *Store) Subject(pod Pod) Subject {
 // Acquire keeps the subject's material fresh until release is called, once
 // per Acquire; further calls of the same release do nothing.
 func (s *Store) Acquire(subject Subject) (release func()) {
+	return s.acquire(subject, Subject{})
+}
+
+// acquire begins with the material of another subject of the same identity, if
+// there is that.
+func (s *Store) acquire(subject, before Subject) (release func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := (*s.entries.Load())[subject]
@@ -132,6 +138,9 @@ func (s *Store) Acquire(subject Subject) (release func()) {
 		e = &entry{subject: subject}
 		if m := s.takeKept(subject); m != nil {
 			e.material.Store(m)
+		} else if old := (*s.entries.Load())[before]; old != nil && before.Identity == subject.Identity {
+			e.material.Store(old.material.Load())
+			e.received = old.received
 		}
 		s.replaceEntries(func(entries map[Subject]*entry) { entries[subject] = e })
 		s.acquired = append(s.acquired, e)

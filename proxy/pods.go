@@ -22,10 +22,9 @@ type pod struct {
 	workload string // the UID by which the control plane knows it; empty: it is found by address
 	network  string // until the control plane has named it
 	identity model.Identity
-	subject  identity.Subject // whom its certificate is for
-	ctx      context.Context  // ends when the pod is gone: its connections then are reset
+	claim    *identity.Claim // to its certificate
+	ctx      context.Context // ends when the pod is gone: its connections then are reset
 	kill     context.CancelFunc
-	release  func() // gives the identity back
 	share    *share
 	live     sync.WaitGroup // connections and accept loops
 	before   *pod           // what shares ctx and may have connections still
@@ -48,19 +47,18 @@ func (p *Proxy) Add(facts sockets.Pod, l sockets.Listeners) {
 		old = p.leaving[facts.UID] // it came back
 	}
 	id := model.Identity{TrustDomain: facts.TrustDomain, Namespace: facts.Namespace, ServiceAccount: facts.ServiceAccount}
-	subject := p.Identities.Subject(identity.Pod{
-		Identity: id, UID: facts.UID, Name: facts.Name, Node: p.Node, Labels: facts.Labels,
-	})
+	attested := identity.Pod{
+		Identity: id, UID: facts.UID, Name: facts.Name, Node: p.Node, Labels: facts.Labels, Composition: facts.Composition,
+	}
 	added := &pod{
-		Pod: facts, workload: p.workloadUID(facts), network: p.Network, identity: id, subject: subject, listeners: l,
-		release: p.Identities.Acquire(subject),
-		before:  old,
-		left:    make(chan struct{}),
+		Pod: facts, workload: p.workloadUID(facts), network: p.Network, identity: id, listeners: l,
+		claim:  p.claim(attested),
+		before: old,
+		left:   make(chan struct{}),
 	}
 	if old != nil { // with its connections, and what they hold
 		added.ctx, added.kill = old.ctx, old.kill
 		added.share, added.budget = old.share, old.budget
-		old.release()
 		if p.leaving[facts.UID] != old {
 			go p.leave(old)
 		}
@@ -81,6 +79,15 @@ func (p *Proxy) Add(facts sockets.Pod, l sockets.Listeners) {
 	go p.accept(added, l.HBONE, added.share.inbound, p.inbound)
 }
 
+// claim is called with mu held.
+func (p *Proxy) claim(attested identity.Pod) *identity.Claim {
+	if there := p.pods[attested.UID]; there != nil {
+		there.claim.Change(attested)
+		return there.claim
+	}
+	return p.Identities.Claim(attested)
+}
+
 // Remove implements sockets.Handler. Connections of a pod that merely is no
 // longer captured live on, without new ones; they need its identity no more.
 func (p *Proxy) Remove(uid string, gone bool) {
@@ -88,7 +95,7 @@ func (p *Proxy) Remove(uid string, gone bool) {
 	defer p.mu.Unlock()
 	if removed := p.pods[uid]; removed != nil {
 		delete(p.pods, uid)
-		removed.release()
+		removed.claim.Release()
 		p.leaving[uid] = removed
 		go p.leave(removed)
 	}
@@ -192,7 +199,7 @@ func (p *Proxy) closePods() {
 	defer p.mu.Unlock()
 	for uid, pod := range p.pods {
 		pod.kill()
-		pod.release()
+		pod.claim.Release()
 		delete(p.pods, uid)
 	}
 	for _, pod := range p.leaving {

@@ -37,7 +37,7 @@ func (p *Proxy) recheckServer(k hbone.Key, server []*x509.Certificate) error {
 	if pod == nil {
 		return nil // its connections have been evicted
 	}
-	own, err := p.Identities.Get(now, pod.subject)
+	own, err := pod.claim.Get(now)
 	if err != nil {
 		return fmt.Errorf("the server's certificate cannot be checked again: %w", err)
 	}

@@ -63,7 +63,7 @@ func (p *Proxy) peerTLS(ctx context.Context, k hbone.Key) (*tls.Config, time.Tim
 // tlsAs authenticates a pod to one of the accepted identities. It also says when
 // the certificate ends.
 func (p *Proxy) tlsAs(ctx context.Context, pod *pod, accepted []string) (*tls.Config, time.Time, error) {
-	material, err := p.Identities.Get(ctx, pod.subject)
+	material, err := pod.claim.Get(ctx)
 	if err != nil {
 		return nil, time.Time{}, err
 	}

@@ -154,9 +154,15 @@ func (f *follower) choose(roots map[string][]*x509.Certificate) (*identity.Mater
 	return nil, f.nothing(came)
 }
 
+// mostSelectors bounds how many bytes of them an error quotes.
+const mostSelectors = 2 << 10
+
 func (f *follower) nothing(came []string) error {
 	const most = 10
 	selectors := strings.ReplaceAll(f.subject.Selectors, "\n", " k8s:")
+	if len(selectors) > mostSelectors {
+		selectors = strings.ToValidUTF8(selectors[:mostSelectors], "") + " …"
+	}
 	switch {
 	case len(came) == 0:
 		return fmt.Errorf("no entry is registered that fits the pod's selectors k8s:%s", selectors)

@@ -1,6 +1,7 @@
 package spire
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -10,9 +11,10 @@ import (
 )
 
 // Selectors are what SPIRE's k8s workload attestor would say about a pod, one
-// a line: ns, sa, node-name, pod-name, pod-uid and pod-label. What concerns
-// single containers, and the pod's images and owners, is not known here:
-// entries must not ask for it.
+// a line (https://github.com/spiffe/spire/blob/v1.13.3/doc/plugin_agent_workloadattestor_k8s.md).
+// That one looks at the container of a process; of which container a connection
+// is cannot be told, so an entry for one of them is for the pod. Of images'
+// signatures nothing is known here.
 func Selectors(pod identity.Pod) string {
 	all := []string{"ns:" + pod.Identity.Namespace, "sa:" + pod.Identity.ServiceAccount}
 	for kind, value := range map[string]string{"node-name": pod.Node, "pod-name": pod.Name, "pod-uid": pod.UID} {
@@ -23,8 +25,43 @@ func Selectors(pod identity.Pod) string {
 	for name, value := range pod.Labels {
 		all = append(all, "pod-label:"+name+":"+value)
 	}
+	for _, o := range pod.Owners {
+		all = append(all, "pod-owner:"+o.Kind+":"+o.Name, "pod-owner-uid:"+o.Kind+":"+o.UID)
+	}
+	all = append(all, ofContainers(pod)...)
+	// The API lets names of owners and images contain what separates selectors
+	// here: whoever makes a pod must not make selectors by that.
+	all = slices.DeleteFunc(all, func(selector string) bool { return strings.Contains(selector, "\n") })
 	slices.Sort(all)
-	return strings.Join(all, "\n")
+	return strings.Join(slices.Compact(all), "\n")
+}
+
+// ofContainers is nothing at all as long as the kubelet has said nothing.
+func ofContainers(pod identity.Pod) (all []string) {
+	if len(pod.Containers) == 0 {
+		return nil
+	}
+	count := map[bool]int{}
+	for _, c := range pod.Containers {
+		count[c.Init]++
+		kind := "pod-image:"
+		if c.Init {
+			kind = "pod-init-image:"
+		}
+		if c.Started {
+			all = append(all, "container-name:"+c.Name)
+		}
+		for _, image := range []string{c.Image, c.ImageID} {
+			if image == "" {
+				continue
+			}
+			all = append(all, kind+image)
+			if c.Started {
+				all = append(all, "container-image:"+image)
+			}
+		}
+	}
+	return append(all, fmt.Sprintf("pod-image-count:%d", count[false]), fmt.Sprintf("pod-init-image-count:%d", count[true]))
 }
 
 func parseSelectors(text string) []*types.Selector {

@@ -32,6 +32,16 @@ var webPod = identity.Pod{
 	UID:      "1234", Name: "web-1", Node: "node-1", Labels: map[string]string{"app": "web", "example.com/tier": "front"},
 }
 
+// webComposition is a pod whose second container has not started.
+var webComposition = model.Composition{
+	Containers: []model.Container{
+		{Name: "setup", Init: true, Image: "docker.io/library/setup:1", ImageID: "docker.io/library/setup@sha256:01", Started: true},
+		{Name: "web", Image: "docker.io/library/web:2", ImageID: "docker.io/library/web@sha256:02", Started: true},
+		{Name: "late", Image: "docker.io/library/late:3"},
+	},
+	Owners: []model.Owner{{Kind: "ReplicaSet", Name: "web-5d", UID: "5678"}},
+}
+
 var webID = "/ns/shop/sa/web"
 
 // subscriber is a running subscription.
@@ -175,10 +185,47 @@ func TestCertificates(t *testing.T) {
 		}
 		s.Delete(entry)
 	})
+	t.Run("an entry for an image, a container, an owner", func(t *testing.T) {
+		other := webPod
+		other.Composition = model.Composition{
+			Containers: []model.Container{{Name: "other", Image: "docker.io/library/other:1", Started: true}, {Name: "web", Image: "docker.io/library/web@sha256:02"}},
+			Owners:     []model.Owner{{Kind: "ReplicaSet", Name: "web-5d", UID: "another"}},
+		}
+		pod := webPod
+		pod.Composition = webComposition
+		var made []string
+		var with, without []subscriber
+		for account, selectors := range map[string][]string{
+			"image":     {"k8s:ns:shop", "k8s:container-image:docker.io/library/web@sha256:02"},
+			"container": {"k8s:ns:shop", "k8s:container-name:web"},
+			"owner":     {"k8s:pod-owner:ReplicaSet:web-5d", "k8s:pod-owner-uid:ReplicaSet:5678"},
+		} {
+			made = append(made, s.Entry("/ns/shop/sa/"+account, selectors))
+			pod.Identity.ServiceAccount = account
+			other.Identity.ServiceAccount = account
+			with, without = append(with, subscribe(t, source, pod)), append(without, subscribe(t, source, other))
+		}
+		for _, s := range with {
+			s.update()
+		}
+		for _, s := range without { // by now SPIRE knows all entries
+			s.failure("no entry is registered")
+			if len(s.updates) != 0 {
+				t.Errorf("a pod of other containers and owners is given %s", s.update().Identity())
+			}
+		}
+		for _, entry := range made {
+			s.Delete(entry)
+		}
+	})
 	t.Run("every selector", func(t *testing.T) {
 		pod := webPod
-		pod.Identity.ServiceAccount = "every"
-		s.Entry("/ns/shop/sa/every", []string{"k8s:ns:shop", "k8s:sa:every", "k8s:pod-uid:1234", "k8s:pod-name:web-1", "k8s:node-name:node-1", "k8s:pod-label:app:web"})
+		pod.Identity.ServiceAccount, pod.Composition = "every", webComposition
+		var every []string
+		for line := range strings.SplitSeq(spire.Selectors(pod), "\n") {
+			every = append(every, "k8s:"+line)
+		}
+		s.Entry("/ns/shop/sa/every", every)
 		subscribe(t, source, pod).update()
 	})
 	t.Run("federated bundles", func(t *testing.T) {

@@ -318,7 +318,7 @@ func (a *Agent) addPod(m *protocol.AddPod, fds []int, session uint64) error {
 func podOf(m *protocol.AddPod) Pod {
 	p := Pod{
 		UID: m.GetUid(), Name: m.GetName(), Namespace: m.GetNamespace(), ServiceAccount: m.GetServiceAccount(),
-		TrustDomain: m.GetTrustDomain(), Labels: m.GetLabels(), NoLoopbackRoute: m.GetNoLoopbackRoute(),
+		TrustDomain: m.GetTrustDomain(), Labels: m.GetLabels(), Composition: m.Composition(), NoLoopbackRoute: m.GetNoLoopbackRoute(),
 	}
 	for _, b := range m.GetAddresses() {
 		if addr, ok := netip.AddrFromSlice(b); ok {
@@ -331,7 +331,7 @@ func podOf(m *protocol.AddPod) Pod {
 func samePod(x, y Pod) bool {
 	return x.Name == y.Name && x.Namespace == y.Namespace && x.ServiceAccount == y.ServiceAccount &&
 		x.TrustDomain == y.TrustDomain && slices.Equal(x.Addresses, y.Addresses) && maps.Equal(x.Labels, y.Labels) &&
-		x.NoLoopbackRoute == y.NoLoopbackRoute
+		x.Composition.Equal(y.Composition) && x.NoLoopbackRoute == y.NoLoopbackRoute
 }
 
 // keepPod notes that the agent knows the pod, which it cannot add.

@@ -11,6 +11,8 @@ import (
 	"net"
 	"net/netip"
 	"time"
+
+	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 // Pod is an enrolled pod of this node, as the agent knows it. Its facts are
@@ -24,6 +26,7 @@ type Pod struct {
 	TrustDomain    string
 	Addresses      []netip.Addr
 	Labels         map[string]string // nil where the agent does not tell
+	Composition    model.Composition // zero where the agent does not tell
 	// NoLoopbackRoute says that the rules in the pod are not the agent's:
 	// sockets bound to the loopback device reach no application.
 	NoLoopbackRoute bool

@@ -39,6 +39,7 @@ const (
 type proxy struct {
 	pid     int
 	conn    *protocol.Conn
+	version uint32     // that both speak
 	send    sync.Mutex // orders sends; never taken while Server.mu is held
 	wake    chan struct{}
 	role    role
@@ -104,7 +105,7 @@ func (s *Server) hello(p *proxy) error {
 	if err := p.sendMessage(&protocol.FromAgent{Message: &protocol.FromAgent_Hello{Hello: &protocol.Hello{Version: protocol.Version}}}); err != nil {
 		return err
 	}
-	if _, err := protocol.Agree(protocol.Version, hello.GetVersion()); err != nil {
+	if p.version, err = protocol.Agree(protocol.Version, hello.GetVersion()); err != nil {
 		return err
 	}
 	p.conn.SetReadDeadline(time.Time{})
@@ -223,6 +224,9 @@ func (s *Server) newsOf(p *proxy, uid string) (*protocol.FromAgent, []int, error
 	}
 	if protocol.LengthOf(e.Labels) <= protocol.MaxLabels {
 		add.Labels = e.Labels
+	}
+	if p.version >= protocol.Composes && protocol.LengthOfComposition(e.Composition) <= protocol.MaxComposition {
+		add.Compose(e.Composition)
 	}
 	return &protocol.FromAgent{Message: &protocol.FromAgent_Add{Add: add}}, fds, nil
 }

@@ -25,6 +25,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
 	"github.com/tacit-mesh/tacit/redirect/netns"
+	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 // Config says where the proxy connects and who it must be.
@@ -50,6 +51,9 @@ type Pod struct {
 	TrustDomain    string
 	Addresses      []netip.Addr
 	Labels         map[string]string // at most protocol.MaxLabels long, or none are passed on
+	// Composition is at most protocol.MaxComposition long, or none is passed
+	// on.
+	Composition model.Composition
 	// NoLoopbackRoute says that the rules in the pod are not ours, and lack
 	// what sockets need that are bound to the loopback device.
 	NoLoopbackRoute bool

@@ -26,7 +26,12 @@ metadata: {name: shop, labels: {tacit.mesh/dataplane: enabled}, annotations: {ta
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: web, namespace: shop, uid: u-web, annotations: {tacit.mesh/skip-inbound-ports: "9000-9100,bad"}}
+metadata:
+  name: web
+  namespace: shop
+  uid: u-web
+  annotations: {tacit.mesh/skip-inbound-ports: "9000-9100,bad"}
+  ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: web-5d, uid: u-set}]
 spec:
   nodeName: here
   serviceAccountName: web
@@ -40,13 +45,17 @@ spec:
     startupProbe: {httpGet: {port: 1234, host: elsewhere.example}}
     lifecycle: {preStop: {httpGet: {port: 8081}}, postStart: {tcpSocket: {port: unnamed}}}
   - {name: none, livenessProbe: {exec: {command: ["true"]}}}
-status: {podIP: 198.18.0.1, podIPs: [{ip: 198.18.0.1}, {ip: "fd00:7ac1::1"}]}
+status:
+  podIP: 198.18.0.1
+  podIPs: [{ip: 198.18.0.1}, {ip: "fd00:7ac1::1"}]
+  initContainerStatuses: [{name: sidecar, image: proxy:1, imageID: "proxy@sha256:12", containerID: "containerd://a"}]
+  containerStatuses: [{name: web, image: web:2, imageID: ""}]
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: out, namespace: shop, labels: {tacit.mesh/dataplane: disabled}}
 spec: {nodeName: here, containers: []}
-status: {podIPs: [{ip: 198.18.0.2}]}
+status: {podIPs: [{ip: 198.18.0.2}], containerStatuses: [{name: a, image: i, imageID: ""}]}
 ---
 apiVersion: v1
 kind: Pod
@@ -112,6 +121,12 @@ func TestManifests(t *testing.T) {
 	}
 	want[2].Faults = []string{`pod annotation tacit.mesh/skip-inbound-ports: port list "9000-9100,bad": "bad" is not a port (1-65535) or a range FIRST-LAST`}
 	want[2].Probes = model.PortSet{{First: 8080, Last: 8080}, {First: 8081, Last: 8081}, {First: 9090, Last: 9090}}
+	want[2].Composition = model.Composition{
+		Containers: []model.Container{
+			{Name: "sidecar", Init: true, Image: "proxy:1", ImageID: "proxy@sha256:12", Started: true}, {Name: "web", Image: "web:2"},
+		},
+		Owners: []model.Owner{{Kind: "ReplicaSet", Name: "web-5d", UID: "u-set"}},
+	}
 	want[0].Labels = map[string]string{"tacit.mesh/dataplane": "enabled"}
 	want[1].Labels = map[string]string{"tacit.mesh/dataplane": "disabled"}
 	next := func() []Pod {

@@ -57,6 +57,14 @@ func (r Reader) Read(p *corev1.Pod, namespace *corev1.Namespace) Pod {
 	if n := protocol.LengthOf(p.Labels); n > protocol.MaxLabels {
 		faults = append(faults, fmt.Sprintf("labels of %d bytes are more than the %d that the proxy is told: an identity that depends on them is not given", n, protocol.MaxLabels))
 	}
+	capture := !r.Release && enrol.Wanted(p.Labels, namespace.Labels)
+	var made model.Composition
+	if capture { // else nobody asks, and each change of it would be looked into
+		made = composition(p)
+	}
+	if n := protocol.LengthOfComposition(made); n > protocol.MaxComposition {
+		faults = append(faults, fmt.Sprintf("names of containers, images and owners of %d bytes are more than the %d that the proxy is told: an identity that depends on them is not given", n, protocol.MaxComposition))
+	}
 	return Pod{
 		Pod: handoff.Pod{
 			UID:            manifests.PodUID(string(p.UID), p.Namespace, p.Name),
@@ -66,13 +74,32 @@ func (r Reader) Read(p *corev1.Pod, namespace *corev1.Namespace) Pod {
 			TrustDomain:    r.TrustDomain,
 			Addresses:      addresses(p),
 			Labels:         p.Labels,
+			Composition:    made,
 		},
 		RuntimeUID: RuntimeUID(p),
-		Capture:    !r.Release && enrol.Wanted(p.Labels, namespace.Labels),
+		Capture:    capture,
 		Skips:      skips,
 		Faults:     faults,
 		Probes:     probes(p),
 	}
+}
+
+// composition is what the kubelet has said of the containers, and who owns the
+// pod.
+func composition(p *corev1.Pod) (c model.Composition) {
+	add := func(all []corev1.ContainerStatus, first bool) {
+		for _, s := range all {
+			c.Containers = append(c.Containers, model.Container{
+				Name: s.Name, Init: first, Image: s.Image, ImageID: s.ImageID, Started: s.ContainerID != "",
+			})
+		}
+	}
+	add(p.Status.InitContainerStatuses, true)
+	add(p.Status.ContainerStatuses, false)
+	for _, o := range p.OwnerReferences {
+		c.Owners = append(c.Owners, model.Owner{Kind: o.Kind, Name: o.Name, UID: string(o.UID)})
+	}
+	return c
 }
 
 func addresses(p *corev1.Pod) []netip.Addr {

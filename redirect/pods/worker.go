@@ -189,18 +189,6 @@ func (w *worker) forget(ctx context.Context, uid string, gone bool) {
 	}
 }
 
-func (w *worker) announce(ctx context.Context, p Pod, captured bool) error {
-	if w.set.cfg.Announce == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, announceTimeout)
-	defer cancel()
-	if err := w.set.cfg.Announce(ctx, p, captured); err != nil {
-		return fmt.Errorf("tell peers whether the pod is captured: %w", err)
-	}
-	return nil
-}
-
 func (w *worker) setState(s State) {
 	w.mu.Lock()
 	if w.status.State != s {
@@ -215,6 +203,9 @@ func (w *worker) setState(s State) {
 // know. Listeners come first, so that the first redirected connection finds
 // one; what leads connections to them comes last.
 func (w *worker) capture(ctx context.Context, want wish) error {
+	if err := w.retell(want); err != nil {
+		return err
+	}
 	same := reflect.DeepEqual(w.applied, want)
 	if !same || time.Since(w.checked) >= w.set.cfg.Check {
 		if err := w.ensure(ctx, want, same); err != nil {

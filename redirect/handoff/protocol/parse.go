@@ -109,6 +109,9 @@ func checkPod(p *AddPod) error {
 	if n := LengthOf(p.GetLabels()); n > MaxLabels {
 		return fmt.Errorf("labels of %d bytes, at most %d are possible", n, MaxLabels)
 	}
+	if n := LengthOfComposition(p.Composition()); n > MaxComposition {
+		return fmt.Errorf("containers and owners of %d bytes, at most %d are possible", n, MaxComposition)
+	}
 	for _, a := range p.GetAddresses() {
 		if len(a) != 4 && len(a) != 16 {
 			return fmt.Errorf("address of %d bytes", len(a))

@@ -17,7 +17,7 @@ import (
 )
 
 // Version is the newest version of the protocol that this code speaks.
-const Version = 1
+const Version = 2
 
 // MaxDescriptors is the kernel's bound on descriptors in one packet.
 const MaxDescriptors = 253
@@ -26,7 +26,7 @@ const MaxDescriptors = 253
 const MaxPods = 4096
 
 const (
-	maxMessage  = 8 << 10
+	maxMessage  = 32 << 10
 	sendTimeout = 5 * time.Second
 )
 

@@ -728,8 +728,13 @@ type AddPod struct {
 	// The rules in the pod are not the agent's: sockets that are bound to the
 	// loopback device reach no application.
 	NoLoopbackRoute bool `protobuf:"varint,8,opt,name=no_loopback_route,json=noLoopbackRoute,proto3" json:"no_loopback_route,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// From version 2 on: of what the pod consists and what has made it, by which
+	// an identity may be given to it; none of both if they are longer than a
+	// message.
+	Containers    []*Container `protobuf:"bytes,9,rep,name=containers,proto3" json:"containers,omitempty"`
+	Owners        []*Owner     `protobuf:"bytes,10,rep,name=owners,proto3" json:"owners,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AddPod) Reset() {
@@ -818,6 +823,156 @@ func (x *AddPod) GetNoLoopbackRoute() bool {
 	return false
 }
 
+func (x *AddPod) GetContainers() []*Container {
+	if x != nil {
+		return x.Containers
+	}
+	return nil
+}
+
+func (x *AddPod) GetOwners() []*Owner {
+	if x != nil {
+		return x.Owners
+	}
+	return nil
+}
+
+type Container struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Init          bool                   `protobuf:"varint,2,opt,name=init,proto3" json:"init,omitempty"`
+	Image         string                 `protobuf:"bytes,3,opt,name=image,proto3" json:"image,omitempty"`
+	ImageId       string                 `protobuf:"bytes,4,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"`
+	Started       bool                   `protobuf:"varint,5,opt,name=started,proto3" json:"started,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Container) Reset() {
+	*x = Container{}
+	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Container) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Container) ProtoMessage() {}
+
+func (x *Container) ProtoReflect() protoreflect.Message {
+	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Container.ProtoReflect.Descriptor instead.
+func (*Container) Descriptor() ([]byte, []int) {
+	return file_redirect_handoff_protocol_protocol_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Container) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Container) GetInit() bool {
+	if x != nil {
+		return x.Init
+	}
+	return false
+}
+
+func (x *Container) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *Container) GetImageId() string {
+	if x != nil {
+		return x.ImageId
+	}
+	return ""
+}
+
+func (x *Container) GetStarted() bool {
+	if x != nil {
+		return x.Started
+	}
+	return false
+}
+
+type Owner struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Uid           string                 `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Owner) Reset() {
+	*x = Owner{}
+	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Owner) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Owner) ProtoMessage() {}
+
+func (x *Owner) ProtoReflect() protoreflect.Message {
+	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Owner.ProtoReflect.Descriptor instead.
+func (*Owner) Descriptor() ([]byte, []int) {
+	return file_redirect_handoff_protocol_protocol_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Owner) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Owner) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Owner) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
 type RemovePod struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
@@ -828,7 +983,7 @@ type RemovePod struct {
 
 func (x *RemovePod) Reset() {
 	*x = RemovePod{}
-	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[10]
+	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +995,7 @@ func (x *RemovePod) String() string {
 func (*RemovePod) ProtoMessage() {}
 
 func (x *RemovePod) ProtoReflect() protoreflect.Message {
-	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[10]
+	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +1008,7 @@ func (x *RemovePod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePod.ProtoReflect.Descriptor instead.
 func (*RemovePod) Descriptor() ([]byte, []int) {
-	return file_redirect_handoff_protocol_protocol_proto_rawDescGZIP(), []int{10}
+	return file_redirect_handoff_protocol_protocol_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RemovePod) GetUid() string {
@@ -880,7 +1035,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[11]
+	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -892,7 +1047,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[11]
+	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -905,7 +1060,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_redirect_handoff_protocol_protocol_proto_rawDescGZIP(), []int{11}
+	return file_redirect_handoff_protocol_protocol_proto_rawDescGZIP(), []int{13}
 }
 
 // Sockets answers a Want, with as many descriptors as were asked for, or
@@ -922,7 +1077,7 @@ type Sockets struct {
 
 func (x *Sockets) Reset() {
 	*x = Sockets{}
-	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[12]
+	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +1089,7 @@ func (x *Sockets) String() string {
 func (*Sockets) ProtoMessage() {}
 
 func (x *Sockets) ProtoReflect() protoreflect.Message {
-	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[12]
+	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1102,7 @@ func (x *Sockets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sockets.ProtoReflect.Descriptor instead.
 func (*Sockets) Descriptor() ([]byte, []int) {
-	return file_redirect_handoff_protocol_protocol_proto_rawDescGZIP(), []int{12}
+	return file_redirect_handoff_protocol_protocol_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Sockets) GetUid() string {
@@ -989,7 +1144,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[13]
+	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1001,7 +1156,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[13]
+	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1014,7 +1169,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_redirect_handoff_protocol_protocol_proto_rawDescGZIP(), []int{13}
+	return file_redirect_handoff_protocol_protocol_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Drain) GetEnd() bool {
@@ -1035,7 +1190,7 @@ type KeepPod struct {
 
 func (x *KeepPod) Reset() {
 	*x = KeepPod{}
-	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[14]
+	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1202,7 @@ func (x *KeepPod) String() string {
 func (*KeepPod) ProtoMessage() {}
 
 func (x *KeepPod) ProtoReflect() protoreflect.Message {
-	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[14]
+	mi := &file_redirect_handoff_protocol_protocol_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1215,7 @@ func (x *KeepPod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepPod.ProtoReflect.Descriptor instead.
 func (*KeepPod) Descriptor() ([]byte, []int) {
-	return file_redirect_handoff_protocol_protocol_proto_rawDescGZIP(), []int{14}
+	return file_redirect_handoff_protocol_protocol_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *KeepPod) GetUid() string {
@@ -1105,7 +1260,7 @@ const file_redirect_handoff_protocol_protocol_proto_rawDesc = "" +
 	"\x06family\x18\x02 \x01(\x0e2\x18.tacit.handoff.v1.FamilyR\x06family\x12\x14\n" +
 	"\x05count\x18\x03 \x01(\rR\x05count\"\x06\n" +
 	"\x04Save\"\t\n" +
-	"\aRestore\"\xdb\x02\n" +
+	"\aRestore\"\xc9\x03\n" +
 	"\x06AddPod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -1114,10 +1269,25 @@ const file_redirect_handoff_protocol_protocol_proto_rawDesc = "" +
 	"\ftrust_domain\x18\x05 \x01(\tR\vtrustDomain\x12\x1c\n" +
 	"\taddresses\x18\x06 \x03(\fR\taddresses\x12<\n" +
 	"\x06labels\x18\a \x03(\v2$.tacit.handoff.v1.AddPod.LabelsEntryR\x06labels\x12*\n" +
-	"\x11no_loopback_route\x18\b \x01(\bR\x0fnoLoopbackRoute\x1a9\n" +
+	"\x11no_loopback_route\x18\b \x01(\bR\x0fnoLoopbackRoute\x12;\n" +
+	"\n" +
+	"containers\x18\t \x03(\v2\x1b.tacit.handoff.v1.ContainerR\n" +
+	"containers\x12/\n" +
+	"\x06owners\x18\n" +
+	" \x03(\v2\x17.tacit.handoff.v1.OwnerR\x06owners\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"1\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"~\n" +
+	"\tContainer\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04init\x18\x02 \x01(\bR\x04init\x12\x14\n" +
+	"\x05image\x18\x03 \x01(\tR\x05image\x12\x19\n" +
+	"\bimage_id\x18\x04 \x01(\tR\aimageId\x12\x18\n" +
+	"\astarted\x18\x05 \x01(\bR\astarted\"A\n" +
+	"\x05Owner\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\tR\x03uid\"1\n" +
 	"\tRemovePod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04gone\x18\x02 \x01(\bR\x04gone\"\b\n" +
@@ -1149,7 +1319,7 @@ func file_redirect_handoff_protocol_protocol_proto_rawDescGZIP() []byte {
 }
 
 var file_redirect_handoff_protocol_protocol_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_redirect_handoff_protocol_protocol_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_redirect_handoff_protocol_protocol_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_redirect_handoff_protocol_protocol_proto_goTypes = []any{
 	(Family)(0),       // 0: tacit.handoff.v1.Family
 	(*FromProxy)(nil), // 1: tacit.handoff.v1.FromProxy
@@ -1162,12 +1332,14 @@ var file_redirect_handoff_protocol_protocol_proto_goTypes = []any{
 	(*Save)(nil),      // 8: tacit.handoff.v1.Save
 	(*Restore)(nil),   // 9: tacit.handoff.v1.Restore
 	(*AddPod)(nil),    // 10: tacit.handoff.v1.AddPod
-	(*RemovePod)(nil), // 11: tacit.handoff.v1.RemovePod
-	(*Synced)(nil),    // 12: tacit.handoff.v1.Synced
-	(*Sockets)(nil),   // 13: tacit.handoff.v1.Sockets
-	(*Drain)(nil),     // 14: tacit.handoff.v1.Drain
-	(*KeepPod)(nil),   // 15: tacit.handoff.v1.KeepPod
-	nil,               // 16: tacit.handoff.v1.AddPod.LabelsEntry
+	(*Container)(nil), // 11: tacit.handoff.v1.Container
+	(*Owner)(nil),     // 12: tacit.handoff.v1.Owner
+	(*RemovePod)(nil), // 13: tacit.handoff.v1.RemovePod
+	(*Synced)(nil),    // 14: tacit.handoff.v1.Synced
+	(*Sockets)(nil),   // 15: tacit.handoff.v1.Sockets
+	(*Drain)(nil),     // 16: tacit.handoff.v1.Drain
+	(*KeepPod)(nil),   // 17: tacit.handoff.v1.KeepPod
+	nil,               // 18: tacit.handoff.v1.AddPod.LabelsEntry
 }
 var file_redirect_handoff_protocol_protocol_proto_depIdxs = []int32{
 	3,  // 0: tacit.handoff.v1.FromProxy.hello:type_name -> tacit.handoff.v1.Hello
@@ -1179,19 +1351,21 @@ var file_redirect_handoff_protocol_protocol_proto_depIdxs = []int32{
 	3,  // 6: tacit.handoff.v1.FromAgent.hello:type_name -> tacit.handoff.v1.Hello
 	9,  // 7: tacit.handoff.v1.FromAgent.restore:type_name -> tacit.handoff.v1.Restore
 	10, // 8: tacit.handoff.v1.FromAgent.add:type_name -> tacit.handoff.v1.AddPod
-	11, // 9: tacit.handoff.v1.FromAgent.remove:type_name -> tacit.handoff.v1.RemovePod
-	12, // 10: tacit.handoff.v1.FromAgent.synced:type_name -> tacit.handoff.v1.Synced
-	13, // 11: tacit.handoff.v1.FromAgent.sockets:type_name -> tacit.handoff.v1.Sockets
-	14, // 12: tacit.handoff.v1.FromAgent.drain:type_name -> tacit.handoff.v1.Drain
-	15, // 13: tacit.handoff.v1.FromAgent.keep:type_name -> tacit.handoff.v1.KeepPod
+	13, // 9: tacit.handoff.v1.FromAgent.remove:type_name -> tacit.handoff.v1.RemovePod
+	14, // 10: tacit.handoff.v1.FromAgent.synced:type_name -> tacit.handoff.v1.Synced
+	15, // 11: tacit.handoff.v1.FromAgent.sockets:type_name -> tacit.handoff.v1.Sockets
+	16, // 12: tacit.handoff.v1.FromAgent.drain:type_name -> tacit.handoff.v1.Drain
+	17, // 13: tacit.handoff.v1.FromAgent.keep:type_name -> tacit.handoff.v1.KeepPod
 	0,  // 14: tacit.handoff.v1.Want.family:type_name -> tacit.handoff.v1.Family
-	16, // 15: tacit.handoff.v1.AddPod.labels:type_name -> tacit.handoff.v1.AddPod.LabelsEntry
-	0,  // 16: tacit.handoff.v1.Sockets.family:type_name -> tacit.handoff.v1.Family
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	18, // 15: tacit.handoff.v1.AddPod.labels:type_name -> tacit.handoff.v1.AddPod.LabelsEntry
+	11, // 16: tacit.handoff.v1.AddPod.containers:type_name -> tacit.handoff.v1.Container
+	12, // 17: tacit.handoff.v1.AddPod.owners:type_name -> tacit.handoff.v1.Owner
+	0,  // 18: tacit.handoff.v1.Sockets.family:type_name -> tacit.handoff.v1.Family
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_redirect_handoff_protocol_protocol_proto_init() }
@@ -1223,7 +1397,7 @@ func file_redirect_handoff_protocol_protocol_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_redirect_handoff_protocol_protocol_proto_rawDesc), len(file_redirect_handoff_protocol_protocol_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -316,6 +316,9 @@ func TestStrip(t *testing.T) {
 		p.Annotations[corev1.LastAppliedConfigAnnotation] = "long"
 		p.Spec.Containers = []corev1.Container{{Name: "a", Image: "i"}, {Name: "b", Image: "i", LivenessProbe: &corev1.Probe{}}}
 		p.Spec.Volumes = []corev1.Volume{{Name: "v"}}
+		p.OwnerReferences = []metav1.OwnerReference{{Kind: "ReplicaSet", Name: "web-5d", UID: "u"}}
+		p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "a", Image: "i", ImageID: "i@1", ContainerID: "c", Ready: true, RestartCount: 3}}
+		p.Status.InitContainerStatuses = []corev1.ContainerStatus{{Name: "first", Image: "i", Ready: true}}
 	})
 	got, err := strip(p)
 	if err != nil {
@@ -323,6 +326,9 @@ func TestStrip(t *testing.T) {
 	}
 	want := pod("in", "web", func(p *corev1.Pod) {
 		p.Spec.Containers = []corev1.Container{{Name: "b", LivenessProbe: &corev1.Probe{}}}
+		p.OwnerReferences = []metav1.OwnerReference{{Kind: "ReplicaSet", Name: "web-5d", UID: "u"}}
+		p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "a", Image: "i", ImageID: "i@1", ContainerID: "c"}}
+		p.Status.InitContainerStatuses = []corev1.ContainerStatus{{Name: "first", Image: "i"}}
 	})
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

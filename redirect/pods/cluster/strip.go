@@ -16,7 +16,10 @@ func strip(object any) (any, error) {
 			RuntimeClassName: o.Spec.RuntimeClassName,
 			InitContainers:   stripContainers(o.Spec.InitContainers), Containers: stripContainers(o.Spec.Containers),
 		}
-		o.Status = corev1.PodStatus{Phase: o.Status.Phase, PodIP: o.Status.PodIP, PodIPs: o.Status.PodIPs}
+		o.Status = corev1.PodStatus{
+			Phase: o.Status.Phase, PodIP: o.Status.PodIP, PodIPs: o.Status.PodIPs,
+			InitContainerStatuses: stripStatuses(o.Status.InitContainerStatuses), ContainerStatuses: stripStatuses(o.Status.ContainerStatuses),
+		}
 	case *corev1.Namespace:
 		o.ObjectMeta = stripMeta(o.ObjectMeta)
 		o.Spec, o.Status = corev1.NamespaceSpec{}, corev1.NamespaceStatus{}
@@ -29,6 +32,7 @@ func stripMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
 	return metav1.ObjectMeta{
 		Name: m.Name, Namespace: m.Namespace, UID: m.UID, ResourceVersion: m.ResourceVersion,
 		Labels: m.Labels, Annotations: m.Annotations, DeletionTimestamp: m.DeletionTimestamp,
+		OwnerReferences: m.OwnerReferences,
 	}
 }
 
@@ -44,6 +48,15 @@ func stripContainers(all []corev1.Container) []corev1.Container {
 			Name: c.Name, Ports: c.Ports, LivenessProbe: c.LivenessProbe, ReadinessProbe: c.ReadinessProbe,
 			StartupProbe: c.StartupProbe, Lifecycle: c.Lifecycle,
 		})
+	}
+	return kept
+}
+
+// stripStatuses keeps what an identity may depend on.
+func stripStatuses(all []corev1.ContainerStatus) []corev1.ContainerStatus {
+	var kept []corev1.ContainerStatus
+	for _, c := range all {
+		kept = append(kept, corev1.ContainerStatus{Name: c.Name, Image: c.Image, ImageID: c.ImageID, ContainerID: c.ContainerID})
 	}
 	return kept
 }

@@ -114,7 +114,9 @@ func TestSPIRE(t *testing.T) {
 		}
 	}
 
-	// A connection that is waiting when the entry comes is served.
+	// A connection that is waiting when the kubelet says at last what the entry
+	// asks for is served.
+	s.Entry("/ns/mesh/sa/client", []string{"k8s:pod-name:twin", "k8s:container-name:app", "k8s:container-image:" + twinImage, "k8s:pod-owner:ReplicaSet:twin-5d"})
 	done := make(chan error, 1)
 	go func() {
 		_, err := m.Call("mesh/twin", server)
@@ -126,11 +128,32 @@ func TestSPIRE(t *testing.T) {
 		}
 		return nil
 	})
-	s.Entry("/ns/mesh/sa/client", []string{"k8s:pod-name:twin"})
+	m.MustApply(runningTwin)
 	if err := <-done; err != nil {
-		t.Errorf("the entry came, and the connection that waited for it fails: %v", err)
+		t.Errorf("the containers are known, and the connection that waited for that fails: %v", err)
 	}
 }
+
+const (
+	twinImage   = "docker.io/library/app@sha256:2c9f00a17c6567b14a564f081838072a38a8b0a6bb68c6876d816e90c94b6f3e"
+	runningTwin = `
+apiVersion: v1
+kind: Pod
+metadata:
+  name: twin
+  namespace: mesh
+  labels: {app: client}
+  annotations: {tacit.mesh/redirection: enabled}
+  ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: twin-5d, uid: 8a4e5bd5-54de-4d0e-9a59-1d1b0a4a7a6c}]
+spec:
+  nodeName: a
+  serviceAccountName: client
+  containers: [{name: app, image: "app:1", ports: [{name: web, containerPort: 8080}]}]
+status:
+  podIPs: [{ip: "198.18.1.11"}, {ip: "fd00:7ac1:1::11"}]
+  containerStatuses: [{name: app, image: "docker.io/library/app:1", imageID: ` + twinImage + `, containerID: "containerd://4d1f"}]
+`
+)
 
 // While SPIRE's agent is away everything goes on, as long as certificates are
 // valid; once it is back they are renewed, and nobody has noticed.
