@@ -23,6 +23,10 @@ KUBERNETES_VERSION := $(shell sed -n 's/^\tk8s.io\/kubernetes //p' test/kube/kub
 KUBERNETES_SOURCES := $(wildcard test/kube/kubernetes/* test/kube/coredns/*)
 KUBERNETES := $(CACHE)/kubernetes-$(KUBERNETES_VERSION)-$(shell cat $(KUBERNETES_SOURCES) | sha256sum | cut -c 1-12)
 
+# One of the loads that make perf puts on.
+FORTIO_VERSION := v1.63.10
+FORTIO := $(CACHE)/fortio-$(FORTIO_VERSION)/fortio
+
 # Packages under test at a time; most of the work is done by programs that
 # the tests start.
 PARALLEL := 2
@@ -121,12 +125,19 @@ $(KUBERNETES):
 	mv -T "$$new" $(KUBERNETES)
 
 .PHONY: perf
-perf: ## Measure beside direct connections, HAProxy and Envoy, and what pods take, as root (ARGS='-run bulk', OUT=name)
-	$(TOOLS) perf $(MAKE) build
-	$(TOOLS) perf go build -o bin/perf ./perf
-	bin/perf -o $(or $(OUT),bin/perf).json -page $(or $(OUT),bin/perf).html $(ARGS)
-	echo "written: $(or $(OUT),bin/perf).json, $(or $(OUT),bin/perf).html"
+perf: ## Measure beside direct connections, HAProxy and Envoy, and what pods take, as root (ARGS='--run bulk', OUT=name)
+	$(TOOLS) perf $(MAKE) build perfrun
 	$(if $(ARGS),,$(MAKE) memory OUT=$(or $(OUT),bin/perf)-pods.json)
+
+.PHONY: perfrun
+perfrun: $(FORTIO)
+	go build -o bin/perf ./perf
+	PATH=$$PATH:$(dir $(FORTIO)) bin/perf --json $(or $(OUT),bin/perf).json --page $(or $(OUT),bin/perf).html $(ARGS)
+	echo "written: $(or $(OUT),bin/perf).json, $(or $(OUT),bin/perf).html"
+
+$(FORTIO):
+	echo "building fortio $(FORTIO_VERSION), once"
+	GOBIN=$(dir $(FORTIO)) go install -v fortio.org/fortio@$(FORTIO_VERSION) 2>&1 | $(PROGRESS)
 
 .PHONY: memory
 memory: ## Measure what pods take of a node's memory, and with Envoy beside each, as root (OUT=file.json)

@@ -25,6 +25,7 @@ conntrack conntrack"
   case $1 in
     test) echo "gcc gcc
 haproxy haproxy
+h2load nghttp2-client
 pip3 python3-pip
 curl curl
 /usr/lib/cni/bridge containernetworking-plugins
@@ -52,7 +53,12 @@ initdb postgresql
 pgbench postgresql-contrib
 pip3 python3-pip" ;;
     perf) echo "haproxy haproxy
-pip3 python3-pip" ;;
+pip3 python3-pip
+h2load nghttp2-client
+redis-server redis-server
+redis-benchmark redis-tools
+initdb postgresql
+pgbench postgresql-contrib" ;;
   esac
 }
 

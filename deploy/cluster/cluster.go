@@ -94,6 +94,14 @@ func (f Flags) Connect() (*Cluster, error) {
 	return c, nil
 }
 
+// In is the same cluster, for what is in another namespace.
+func (c *Cluster) In(namespace string) *Cluster {
+	other := *c
+	other.Namespace = namespace
+	other.Run, other.Stream = other.exec, other.stream
+	return &other
+}
+
 // Selector finds the pods of a workload.
 func Selector(workload string) string { return nameLabel + "=" + workload }
 

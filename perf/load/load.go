@@ -24,6 +24,7 @@ const (
 	Both    = "both"    // both at once
 	Connect = "connect" // new connections with one small round trip each
 	HTTP    = "http"    // HTTP/1.1 GET of 1 KB with keep-alive
+	Idle    = "idle"    // connections that are held, see [Hold] and [Command]
 )
 
 // Config is one load.
@@ -73,11 +74,14 @@ func Kinds() []string {
 	return names
 }
 
+// Known says whether there is such a kind of load here.
+func Known(kind string) bool { return kinds[kind] != nil }
+
 // Run puts the load on and returns what it found. One failed request fails
 // the whole: a figure of a load that was refused would mislead.
 func Run(ctx context.Context, c Config) (Result, error) {
 	do := kinds[c.Kind]
-	if do == nil {
+	if !Known(c.Kind) {
 		return Result{}, fmt.Errorf("unknown kind of load %q: it is one of %v", c.Kind, Kinds())
 	}
 	var group sync.WaitGroup

@@ -48,22 +48,24 @@ func TestKinds(t *testing.T) {
 		name, kind, address string
 		want                string // of the error
 		times               bool
+		rate                int
 	}{
-		{"round trips", Echo, echoing, "", true},
-		{"a fixed rate", Rate, echoing, "", true},
-		{"connections", Connect, echoing, "", true},
-		{"requests", HTTP, paging, "", true},
-		{"to the server", Up, sinking, "", false},
-		{"from the server", Down, streaming, "", false},
-		{"both ways", Both, streaming, "", false},
-		{"bytes that never arrived", Up, lying, "the server got 0 of", false},
-		{"another page", HTTP, short, "answer 200 OK of 1 bytes", false},
-		{"nobody there", Echo, "127.0.0.1:1", "refused", false},
-		{"no such kind", "ping", echoing, "it is one of [both connect down echo http rate up]", false},
+		{"round trips", Echo, echoing, "", true, 0},
+		{"a fixed rate", Rate, echoing, "", true, 300},
+		{"connections", Connect, echoing, "", true, 0},
+		{"connections at a fixed rate", Connect, echoing, "", true, 100},
+		{"requests", HTTP, paging, "", true, 0},
+		{"to the server", Up, sinking, "", false, 0},
+		{"from the server", Down, streaming, "", false, 0},
+		{"both ways", Both, streaming, "", false, 0},
+		{"bytes that never arrived", Up, lying, "the server got 0 of", false, 0},
+		{"another page", HTTP, short, "answer 200 OK of 1 bytes", false, 0},
+		{"nobody there", Echo, "127.0.0.1:1", "refused", false, 0},
+		{"no such kind", "ping", echoing, "it is one of [both connect down echo http rate up]", false, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			const n, long = 3, 500 * time.Millisecond
-			r, err := Run(t.Context(), Config{Kind: c.kind, Address: c.address, Conns: n, Size: 100, Rate: 300, Time: long})
+			r, err := Run(t.Context(), Config{Kind: c.kind, Address: c.address, Conns: n, Size: 100, Rate: c.rate, Time: long})
 			if c.want != "" {
 				if err == nil || !strings.Contains(err.Error(), c.want) {
 					t.Errorf("got %v, want %q", err, c.want)
@@ -72,6 +74,9 @@ func TestKinds(t *testing.T) {
 			}
 			if err != nil {
 				t.Fatal(err)
+			}
+			if c.rate > 0 && r.Requests > int(float64(c.rate)*long.Seconds()) {
+				t.Errorf("%d requests at a rate of %d a second", r.Requests, c.rate)
 			}
 			inOrder := r.P50 > 0 && r.P50 <= r.P90 && r.P90 <= r.P99 && r.P99 <= r.P999 && r.P999 <= r.Max
 			if c.times && (r.Requests < n || !inOrder) || r.Bytes == 0 || !c.times && r.Elapsed < long {

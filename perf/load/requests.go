@@ -54,14 +54,9 @@ func onSchedule(ctx context.Context, c *client) error {
 	// microseconds.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	every := time.Duration(c.Conns) * time.Second / time.Duration(c.Rate)
-	due := c.start.Add(time.Duration(c.number) * every / time.Duration(c.Conns))
 	buf := make([]byte, c.Size)
-	for ; due.Before(c.end); due = due.Add(every) {
-		if wait := time.Until(due); wait > 0 {
-			ts := unix.NsecToTimespec(int64(wait))
-			_ = unix.Nanosleep(&ts, nil) // a signal only makes it early
-		}
+	for due, every := c.schedule(); due.Before(c.end); due = due.Add(every) {
+		sleepUntil(due)
 		if err := c.roundTrip(conn, buf); err != nil {
 			return err
 		}
@@ -70,21 +65,49 @@ func onSchedule(ctx context.Context, c *client) error {
 	return nil
 }
 
-// connect opens a connection, makes one small round trip and closes it, over
-// and over.
-func connect(ctx context.Context, c *client) error {
-	for now := time.Now(); now.Before(c.end); {
-		conn, err := c.dial(ctx)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(c.roundTrip(conn, make([]byte, 64)), conn.Close()); err != nil {
-			return err
-		}
-		after := time.Now()
-		c.times = append(c.times, after.Sub(now))
-		now = after
+// schedule is when this connection's first round trip is due, and how much later
+// each further one.
+func (c *client) schedule() (first time.Time, every time.Duration) {
+	every = time.Duration(c.Conns) * time.Second / time.Duration(c.Rate)
+	return c.start.Add(time.Duration(c.number) * every / time.Duration(c.Conns)), every
+}
+
+func sleepUntil(due time.Time) {
+	if wait := time.Until(due); wait > 0 {
+		ts := unix.NsecToTimespec(int64(wait))
+		_ = unix.Nanosleep(&ts, nil) // a signal only makes it early
 	}
+}
+
+// connect opens a connection, makes one small round trip and closes it, over
+// and over; at a rate, when it is due.
+func connect(ctx context.Context, c *client) error {
+	if c.Rate == 0 {
+		for now := time.Now(); now.Before(c.end); now = time.Now() {
+			if err := c.connectOnce(ctx, now); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for due, every := c.schedule(); due.Before(c.end) && time.Now().Before(c.end); due = due.Add(every) {
+		sleepUntil(due)
+		if err := c.connectOnce(ctx, due); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *client) connectOnce(ctx context.Context, due time.Time) error {
+	conn, err := c.dial(ctx)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(c.roundTrip(conn, make([]byte, 64)), conn.Close()); err != nil {
+		return err
+	}
+	c.times = append(c.times, time.Since(due))
 	return nil
 }
 

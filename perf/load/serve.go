@@ -17,7 +17,7 @@ const (
 	EchoPort    = 7000 // sends back what it gets
 	UpPort      = 7001 // takes what comes until it is told to stop, and then says how much, in 8 bytes
 	DownPort    = 7002 // does so and meanwhile sends as much as it can
-	HTTPPort    = 7003 // answers each request with a page of 1 KB
+	HTTPPort    = 7003 // answers each request, of HTTP/1.1 or HTTP/2, with a page of 1 KB
 	SkippedPort = 7100 // as EchoPort, on both skip lists
 )
 
@@ -145,7 +145,10 @@ func drain(c *net.TCPConn) (total uint64, err error) {
 
 func pages(l net.Listener) error {
 	page := strings.Repeat("x", pageSize)
-	server := &http.Server{ReadHeaderTimeout: patience, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	server := &http.Server{ReadHeaderTimeout: patience, Protocols: protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, page) // a client that is gone is its own failure to report
 	})}
 	return server.Serve(l)

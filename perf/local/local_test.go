@@ -1,19 +1,25 @@
-package main
+package local
 
 import (
-	"context"
 	"os"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/tacit-mesh/tacit/internal/cli"
 	"github.com/tacit-mesh/tacit/perf/report"
+	"github.com/tacit-mesh/tacit/perf/suite"
 	"github.com/tacit-mesh/tacit/test/world"
 )
 
 func TestMain(m *testing.M) {
-	runCommand(context.Background())
+	if len(os.Args) > 1 && (os.Args[1] == "serve" || os.Args[1] == "load") { // in a pod
+		cmd, _ := Command("perf")
+		cli.Main(cmd)
+		return
+	}
 	world.Enter(m.Run, "./cmd/tacitd", "./cmd/tacit-agent", "./cmd/tacit-proxy")
 }
 
@@ -21,9 +27,14 @@ func TestMain(m *testing.M) {
 // are depends on the machine.
 func TestEverythingIsMeasured(t *testing.T) {
 	r := measured(t, "connection|second|bulk", "", 50*time.Millisecond)
-	for _, m := range measurements {
-		for _, f := range m.found {
-			t.Run(f.Load+", "+f.Name, func(t *testing.T) { checkRow(t, r, f.Metric) })
+	for _, m := range suite.All() {
+		for _, metric := range m.Metrics() {
+			t.Run(metric.Load+", "+metric.Name, func(t *testing.T) {
+				if slices.ContainsFunc(suite.Programs, func(p suite.Program) bool { return p.Name == m.Kind }) && !installed(m.Kind) {
+					t.Skipf("%s is not installed", m.Kind)
+				}
+				checkRow(t, r, metric)
+			})
 		}
 	}
 }
@@ -34,19 +45,19 @@ func TestEverythingIsMeasured(t *testing.T) {
 func TestCallsOfRoundTrip(t *testing.T) {
 	const most = 3*4 + 0.5 // some are for PINGs and the like
 	r := measured(t, "^round trips of 1 KB, 1 connection$", "^tacit$", 2*time.Second)
-	i := slices.IndexFunc(r.Rows, func(x *report.Row) bool { return x.Name == calls })
+	i := slices.IndexFunc(r.Rows, func(x *report.Row) bool { return strings.HasSuffix(x.Name, "reads and writes each") })
 	if i < 0 {
 		t.Fatal("not measured")
 	}
-	if n, ok := r.Rows[i].Median(pathTacit); !ok || n > most || n < 4 {
-		t.Errorf("%.1f %s, at most %v", n, calls, most)
+	if n, ok := r.Rows[i].Median(suite.Tacit); !ok || n > most || n < 4 {
+		t.Errorf("%.1f reads and writes, at most %v", n, most)
 	}
 }
 
 func measured(t *testing.T, what, paths string, time time.Duration) *report.Report {
 	t.Helper()
-	c := config{manifests: "manifests", rounds: 1, time: time, measurements: regexp.MustCompile(what), paths: regexp.MustCompile(paths)}
-	r, err := measureWorld(t.Context(), c)
+	o := suite.Options{Rounds: 1, Time: time, Measurements: regexp.MustCompile(what), Paths: regexp.MustCompile(paths), Progress: func(string, ...any) {}}
+	r, err := Measure(t.Context(), Config{}, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +69,7 @@ func checkRow(t *testing.T, r *report.Report, m report.Metric) {
 		if x.Metric != m {
 			continue
 		}
-		if _, ok := x.Median(pathTacit); !ok {
+		if _, ok := x.Median(suite.Tacit); !ok {
 			t.Errorf("not of Tacit: %v", x.Samples)
 		}
 		for path, samples := range x.Samples {
@@ -69,27 +80,4 @@ func checkRow(t *testing.T, r *report.Report, m report.Metric) {
 		return
 	}
 	t.Error("not measured")
-}
-
-func TestProcesses(t *testing.T) {
-	own := []int{os.Getpid()}
-	before, err := usageOf(own)
-	if err != nil {
-		t.Fatal(err)
-	}
-	after := before
-	for began := time.Now(); after.cpu <= before.cpu && time.Since(began) < time.Minute; { // to ask is work, too
-		if after, err = usageOf(own); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if after.cpu <= before.cpu || after.calls <= before.calls {
-		t.Errorf("used %+v, then %+v", before, after)
-	}
-	if bytes, err := residentMemory(own); err != nil || bytes < 1<<20 || bytes > 1<<33 {
-		t.Errorf("resident: %d bytes (%v)", bytes, err)
-	}
-	if _, err := usageOf([]int{0}); err == nil {
-		t.Error("a process that is not there has used something")
-	}
 }

@@ -1,262 +1,171 @@
-package main
+package local
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/tacit-mesh/tacit/perf/load"
 	"github.com/tacit-mesh/tacit/perf/report"
+	"github.com/tacit-mesh/tacit/perf/suite"
 	"github.com/tacit-mesh/tacit/test/world"
 )
 
-// path is one way from a client to a server.
-type path struct {
-	report.Path
-	client  *world.Pod
-	host    netip.Addr        // where the client connects to
-	ports   map[uint16]uint16 // and by which ports; nil: by their own
-	proxies []int             // processes in between
-	idle    bool              // its proxies are nobody else's, and take connections of any kind
-	// beside are neighbours of the client that disturb it, by name.
-	beside map[string]*path
-}
-
+// The names of the paths of others.
 const (
-	pathDirect     = "direct"
-	pathNear       = "direct, one node"
-	pathSkipped    = "skipped"
-	pathTacit      = "tacit"
-	pathTacitNear  = "tacit, one node"
-	pathTacitHTTP  = "tacit, HTTP"
-	pathHAProxy    = "haproxy"
-	pathEnvoy      = "envoy"
-	pathEnvoyHTTP  = "envoy, HTTP"
-	settleTimeout  = 20 * time.Second
-	kindIdle       = "idle" // connections that are held
-	sentDirectly   = "sent directly"
-	throughProxies = "through the same proxies"
+	pathHAProxy = "haproxy"
+	pathEnvoy   = "envoy"
+	pathZtunnel = "ztunnel"
+	pathLinkerd = "linkerd2-proxy"
 )
 
-var comparisons = []report.Comparison{
-	{Path: pathTacit}, {Path: pathTacit, Than: pathDirect}, {Path: pathSkipped, Than: pathDirect},
-	{Path: pathTacitNear, Than: pathTacit}, {Path: pathTacitNear, Than: pathNear},
-	{Path: pathTacitHTTP, Than: pathEnvoyHTTP},
-}
+const settleTimeout = 20 * time.Second
 
 // httpOnly are the ports of a path where requests are decided upon.
 var httpOnly = map[uint16]uint16{load.HTTPPort: load.HTTPPort}
 
-// makePaths starts servers and proxies. Those of Tacit are left out if its
-// programs are not there. stop ends what was started here.
-func makePaths(ctx context.Context, w *world.World, c config) (paths []*path, absent []string, stop func() error, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	started := &processes{}
-	stop = func() error {
-		cancel()
-		return started.wait()
-	}
-	for _, pod := range w.Pods() {
-		if !strings.HasSuffix(pod.Key, "server") {
-			continue
-		}
-		if err := started.start(pod.Command(ctx, "/proc/self/exe", "serve")); err != nil {
-			return nil, nil, stop, err
-		}
-	}
-	add := func(name string, class report.Class, client, server string) *path {
-		p := &path{Path: report.Path{Name: name, Class: class}, client: w.Pod(client), host: w.Pod(server).Address()}
-		if c.paths.MatchString(name) {
-			paths = append(paths, p)
-		}
-		return p
-	}
-	direct := add(pathDirect, report.Plain, "plain/direct-client", "plain/direct-server")
-	add(pathNear, report.Plain, "plain/direct-client", "plain/near-server")
-	if haveTacit(c) {
-		if err := w.Start(ctx); err != nil {
-			return nil, nil, stop, err
-		}
-		a, b := w.Pod("meshed/client").Node.Proxy().PID(), w.Pod("meshed/server").Node.Proxy().PID()
-		add(pathSkipped, report.Plain, "meshed/client", "meshed/server").ports = map[uint16]uint16{load.EchoPort: load.SkippedPort}
-		tacit := add(pathTacit, report.Tacit, "meshed/client", "meshed/server")
-		tacit.proxies, tacit.idle = []int{a, b}, true
-		neighbour := &path{client: w.Pod("meshed/neighbour"), host: tacit.host}
-		tacit.beside = map[string]*path{sentDirectly: direct, throughProxies: neighbour}
-		add(pathTacitNear, report.Tacit, "meshed/client", "meshed/near-server").proxies = []int{a}
-		http := add(pathTacitHTTP, report.Tacit, "meshed/client", "meshed/http-server")
-		http.proxies, http.ports = []int{a, b}, httpOnly
-	} else {
-		absent = append(absent, "Tacit: no tacit-proxy in "+c.programs)
-	}
-	others, missing := peers(ctx)
-	for _, peer := range others {
-		if !c.paths.MatchString(peer.name) {
-			continue
-		}
-		p := add(peer.name, report.Peer, "plain/"+peer.pods+"-client", "plain/"+peer.pods+"-server")
-		p.host = netip.MustParseAddr("127.0.0.1")
-		if p.idle = !peer.http; peer.http {
-			p.ports = httpOnly
-		}
-		if p.proxies, err = peer.start(ctx, w, started); err != nil {
-			return nil, nil, stop, err
-		}
-	}
-	for _, p := range paths {
-		if err := p.settle(ctx); err != nil {
-			return nil, nil, stop, fmt.Errorf("%s: %w", p.Name, err)
-		}
-	}
-	return paths, append(absent, missing...), stop, nil
+// maker makes the paths, and what they need.
+type maker struct {
+	Config
+	world    *world.World
+	wanted   *regexp.Regexp
+	programs []suite.Program // that there are
+	started  processes
+	paths    []*suite.Path
+	absent   []string
 }
 
-func haveTacit(c config) bool {
-	if c.programs == "" { // the world's own
+// make starts servers and proxies. What is not there is left out, and said.
+func (m *maker) make(ctx context.Context) error {
+	m.findPrograms()
+	if err := m.startServers(ctx); err != nil {
+		return err
+	}
+	direct := m.add(route{Path: report.Path{Name: suite.Direct, Class: report.Plain}, client: "plain/direct-client", server: "plain/direct-server", programs: true})
+	m.add(route{Path: report.Path{Name: suite.DirectNear, Class: report.Plain}, client: "plain/direct-client", server: "plain/near-server"})
+	if m.haveTacit() {
+		if err := m.world.Start(ctx); err != nil {
+			return err
+		}
+		m.addTacit(direct)
+	} else {
+		m.absent = append(m.absent, "Tacit: no tacit-proxy in "+m.Programs)
+	}
+	for _, peer := range m.peers(ctx) {
+		if !m.wanted.MatchString(peer.name) {
+			continue
+		}
+		pids, err := m.startPeer(ctx, peer)
+		if err != nil {
+			return fmt.Errorf("%s: %w", peer.name, err)
+		}
+		r := route{Path: report.Path{Name: peer.name, Class: report.Peer}, client: "plain/" + peer.pods + "-client", server: "plain/" + peer.pods + "-server",
+			host: peer.host, proxies: pids, programs: !peer.http, own: !peer.http}
+		if peer.http {
+			r.ports = httpOnly
+		}
+		m.add(r)
+	}
+	for _, p := range m.paths {
+		if err := p.Settle(ctx, settleTimeout); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *maker) addTacit(direct *suite.Path) {
+	a, b := m.world.Pod("meshed/client").Node.Proxy().PID(), m.world.Pod("meshed/server").Node.Proxy().PID()
+	ours := func(name string) report.Path { return report.Path{Name: name, Class: report.Tacit} }
+	m.add(route{Path: report.Path{Name: suite.Skipped, Class: report.Plain}, client: "meshed/client", server: "meshed/server",
+		ports: map[uint16]uint16{load.EchoPort: load.SkippedPort}})
+	beside := route{client: "meshed/neighbour", server: "meshed/server"}
+	tacit := m.add(route{Path: ours(suite.Tacit), client: "meshed/client", server: "meshed/server", proxies: []int{a, b}, own: true, programs: true})
+	tacit.Beside = map[string]*suite.Path{suite.SentDirectly: direct, suite.ThroughProxies: m.path(beside)}
+	m.add(route{Path: ours(suite.TacitNear), client: "meshed/client", server: "meshed/near-server", proxies: []int{a}})
+	m.add(route{Path: ours(suite.TacitHTTP), client: "meshed/client", server: "meshed/http-server", proxies: []int{a, b}, ports: httpOnly})
+}
+
+func (m *maker) haveTacit() bool {
+	if m.Programs == "" { // the world's own
 		return true
 	}
-	for _, name := range []string{"tacitd", "tacit-agent", "tacit-proxy"} {
-		if _, err := os.Stat(filepath.Join(c.programs, name)); err != nil {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc([]string{"tacitd", "tacit-agent", "tacit-proxy"}, func(name string) bool {
+		_, err := os.Stat(filepath.Join(m.Programs, name))
+		return err != nil
+	})
 }
 
-// address is where the path's client reaches a kind of load's server, "" if
+// route says what a path is made of.
+type route struct {
+	report.Path
+	client, server string            // pods
+	host           string            // where the client connects to; "": to the server
+	ports          map[uint16]uint16 // and by which ports; nil: by their own
+	proxies        []int             // processes in between
+	own            bool              // they are nobody else's, and take connections of any kind
+	programs       bool              // others' servers are there as well
+}
+
+// add makes a path, to be measured if it is wanted.
+func (m *maker) add(r route) *suite.Path {
+	p := m.path(r)
+	if m.wanted.MatchString(p.Name) {
+		m.paths = append(m.paths, p)
+	}
+	return p
+}
+
+func (m *maker) path(r route) *suite.Path {
+	from := runner{self: m.Self, client: m.world.Pod(r.client)}
+	address := func(kind string) string { return m.address(r, kind) }
+	p := &suite.Path{Path: r.Path, Proxies: len(r.proxies), CountsCalls: r.Class == report.Tacit,
+		Takes: func(kind string) bool { return address(kind) != "" },
+		Load: func(ctx context.Context, c load.Config) (load.Result, error) {
+			c.Address = address(c.Kind)
+			if i := m.program(c.Kind); i >= 0 {
+				return from.program(ctx, m.programs[i], c)
+			}
+			return from.load(ctx, c)
+		}}
+	if len(r.proxies) > 0 {
+		p.Usage = func(context.Context) (suite.Usage, error) { return suite.Processes(r.proxies) }
+	}
+	if r.own {
+		p.Hold = func(ctx context.Context, n int) (func() error, error) { return from.hold(ctx, address(load.Echo), n) }
+	}
+	return p
+}
+
+// address is where the route's client reaches a kind of load's server, "" if
 // it does not.
-func (p *path) address(kind string) string {
+func (m *maker) address(r route, kind string) string {
 	port := load.Port(kind)
-	if p.ports != nil {
-		port = p.ports[port]
+	if i := m.program(kind); i >= 0 {
+		if port = m.programs[i].Port; port != load.HTTPPort && !r.programs {
+			return ""
+		}
+	} else if slices.ContainsFunc(suite.Programs, func(p suite.Program) bool { return p.Name == kind }) {
+		return "" // it is not on this machine
+	}
+	if r.ports != nil {
+		port = r.ports[port]
 	}
 	if port == 0 {
 		return ""
 	}
-	return netip.AddrPortFrom(p.host, port).String()
+	host := m.world.Pod(r.server).Address()
+	if r.host != "" {
+		host = netip.MustParseAddr(r.host)
+	}
+	return netip.AddrPortFrom(host, port).String()
 }
 
-// settle waits until the path carries a connection.
-func (p *path) settle(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
-	defer cancel()
-	kind := load.Connect
-	if p.address(kind) == "" {
-		kind = load.HTTP
-	}
-	return world.Poll(ctx, func() error {
-		_, err := p.load(ctx, load.Config{Kind: kind, Conns: 1, Time: time.Millisecond})
-		return err
-	})
-}
-
-// load runs the load's client in the path's pod.
-func (p *path) load(ctx context.Context, c load.Config) (result load.Result, err error) {
-	c.Address = p.address(c.Kind)
-	text, err := json.Marshal(c)
-	if err != nil {
-		return result, err
-	}
-	out, err := p.client.Command(ctx, "/proc/self/exe", "load", string(text)).Output()
-	if err != nil {
-		return result, fmt.Errorf("load %s: %w%s", text, err, stderrOf(err))
-	}
-	return result, json.Unmarshal(out, &result)
-}
-
-// hold keeps idle connections open until the function it returns is called.
-func (p *path) hold(ctx context.Context, n int) (release func() error, err error) {
-	text, err := json.Marshal(load.Config{Kind: kindIdle, Address: p.address(load.Echo), Conns: n})
-	if err != nil {
-		return nil, err
-	}
-	cmd := p.client.Command(ctx, "/proc/self/exe", "load", string(text))
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	release = func() error { return errors.Join(stdin.Close(), cmd.Wait()) }
-	if _, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
-		return nil, errors.Join(fmt.Errorf("idle connections: %w", err), release())
-	}
-	return release, nil
-}
-
-// stderrOf is what a command that failed had to say.
-func stderrOf(err error) string {
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return ": " + string(exit.Stderr)
-	}
-	return ""
-}
-
-// newReport says of what machine and what programs the figures are.
-func newReport(c config, paths []*path, absent []string) *report.Report {
-	r := &report.Report{Title: "What the mesh costs", Rounds: c.rounds}
-	cpus := "all for both nodes"
-	if c.splitCPUs {
-		cpus = "half of them for each node"
-	}
-	var name unix.Utsname
-	_ = unix.Uname(&name) // without it the release is empty
-	r.Notes = append(r.Notes, fmt.Sprintf("%d CPUs, %s, Linux %s, %v for each measurement.", runtime.NumCPU(), cpus, unix.ByteSliceToString(name.Release[:]), c.time))
-	for _, command := range []string{"haproxy -v"} {
-		words := strings.Fields(command)
-		if out, err := exec.Command(words[0], words[1:]...).Output(); err == nil {
-			first, _, _ := strings.Cut(string(out), "\n")
-			r.Notes = append(r.Notes, first)
-		}
-	}
-	for _, text := range absent {
-		r.Notes = append(r.Notes, "Absent: "+text)
-	}
-	for _, p := range paths {
-		r.Paths = append(r.Paths, p.Path)
-	}
-	return r
-}
-
-// processes are those that are ended at the end.
-type processes struct{ running []*exec.Cmd }
-
-func (s *processes) start(cmd *exec.Cmd) error {
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	s.running = append(s.running, cmd)
-	return nil
-}
-
-// wait is for their end, after their context's.
-func (s *processes) wait() error {
-	var errs error
-	for _, cmd := range slices.Backward(s.running) {
-		var exit *exec.ExitError
-		if err := cmd.Wait(); !errors.As(err, &exit) { // killed, as asked for
-			errs = errors.Join(errs, err)
-		}
-	}
-	return errs
-}
+// isServer says whether a pod is to be one.
+func isServer(pod *world.Pod) bool { return strings.HasSuffix(pod.Key, "server") }

@@ -1,4 +1,4 @@
-package main
+package local
 
 import (
 	"context"
@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"text/template"
 
 	"github.com/tacit-mesh/tacit/perf/load"
+	"github.com/tacit-mesh/tacit/perf/suite"
 	"github.com/tacit-mesh/tacit/test/servers/envoy"
 	"github.com/tacit-mesh/tacit/test/world"
 )
@@ -21,6 +23,7 @@ import (
 type peer struct {
 	name    string // of the path
 	pods    string // theirs begin with it
+	host    string // where the client connects to
 	config  *template.Template
 	command func(file string) []string
 	http    bool // parse HTTP at the server and decide about each request
@@ -37,7 +40,10 @@ type side struct {
 // Between is a port between the two proxies.
 func (side) Between(port uint16) uint16 { return port + 1000 }
 
-var peerPorts = []uint16{load.EchoPort, load.UpPort, load.DownPort, load.HTTPPort}
+var peerPorts = []uint16{load.EchoPort, load.UpPort, load.DownPort, load.HTTPPort, suite.RedisPort, suite.PostgresPort}
+
+// loopback is where peers take the connections of their pod.
+const loopback = "127.0.0.1"
 
 // With the cipher that Go chooses; OpenSSL's own choice is a slower one.
 var haproxyConfig = template.Must(template.New("haproxy").Parse(`
@@ -97,30 +103,37 @@ var envoyConfig = template.Must(template.New("envoy").Parse(`
 {{- end}}]}}
 `))
 
-// peers are all that can be compared with, and what is missing for the others.
-func peers(ctx context.Context) (found []peer, absent []string) {
-	found = append(found, peer{name: pathHAProxy, pods: "haproxy", config: haproxyConfig,
-		command: func(file string) []string { return []string{"haproxy", "-q", "-db", "-f", file} }})
+// peers are all that can be compared with; of the others it is noted that they
+// are absent.
+func (m *maker) peers(ctx context.Context) []peer {
+	var found []peer
+	if _, err := exec.LookPath("haproxy"); err != nil {
+		m.absent = append(m.absent, "HAProxy: it is not in PATH")
+	} else {
+		found = append(found, peer{name: pathHAProxy, pods: "haproxy", host: loopback, config: haproxyConfig,
+			command: func(file string) []string { return []string{"haproxy", "-q", "-db", "-f", file} }})
+	}
 	program, err := envoy.Program(ctx, os.Stderr)
 	if err != nil {
-		return found, []string{fmt.Sprintf("Envoy: %v", err)}
+		m.absent = append(m.absent, fmt.Sprintf("Envoy: %v", err))
+		return found
 	}
 	command := func(file string) []string {
 		return []string{program, "--disable-hot-restart", "--log-level", "error", "-c", file}
 	}
 	return append(found,
-		peer{name: pathEnvoy, pods: "envoy", config: envoyConfig, command: command},
-		peer{name: pathEnvoyHTTP, pods: "envoy-http", config: envoyConfig, command: command, http: true}), nil
+		peer{name: pathEnvoy, pods: "envoy", host: loopback, config: envoyConfig, command: command},
+		peer{name: suite.EnvoyHTTP, pods: "envoy-http", host: loopback, config: envoyConfig, command: command, http: true})
 }
 
-// start starts the pair and returns its processes.
-func (p peer) start(ctx context.Context, w *world.World, started *processes) (pids []int, err error) {
-	dir := filepath.Join(w.Dir(), p.pods)
+// startPeer starts the pair and returns its processes.
+func (m *maker) startPeer(ctx context.Context, p peer) (pids []int, err error) {
+	dir := filepath.Join(m.world.Dir(), p.pods)
 	if err := errors.Join(os.MkdirAll(dir, 0o755), writeCertificates(dir)); err != nil {
 		return nil, err
 	}
-	server := w.Pod("plain/" + p.pods + "-server")
-	for _, pod := range []*world.Pod{server, w.Pod("plain/" + p.pods + "-client")} {
+	server := m.world.Pod("plain/" + p.pods + "-server")
+	for _, pod := range []*world.Pod{server, m.world.Pod("plain/" + p.pods + "-client")} {
 		s := side{Server: pod == server, HTTP: p.http, Ports: peerPorts, Address: server.Address(), Dir: dir, Name: "client"}
 		if s.Server {
 			s.Name = "server"
@@ -138,7 +151,7 @@ func (p peer) start(ctx context.Context, w *world.World, started *processes) (pi
 		}
 		command := p.command(file)
 		cmd := pod.Command(ctx, command[0], command[1:]...)
-		if err := started.start(cmd); err != nil {
+		if err := m.started.start(cmd); err != nil {
 			return nil, err
 		}
 		pids = append(pids, cmd.Process.Pid)

@@ -1,0 +1,113 @@
+// Package local makes the ways between a client and a server that are compared
+// on one machine: two nodes made of network namespaces, with nothing, Tacit, or
+// pairs of others' proxies with mutual TLS in between.
+//
+// All get the same: CPUs and as many threads, TLS 1.3 with AES-128-GCM and
+// P-256 certificates, TCP_NODELAY, the same client and server. Not alike are,
+// at Tacit's expense, that it captures connections (NAT and connection
+// tracking; the others are dialed on loopback), authorizes each of them by
+// policy (the others take whatever their CA has signed) and exchanges keys that
+// withstand quantum computers; and at the others', that they make a TLS
+// connection for each of the client's, where Tacit's share one.
+//
+// What does not belong here: what is measured (perf/suite).
+package local
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tacit-mesh/tacit/perf/report"
+	"github.com/tacit-mesh/tacit/perf/suite"
+	"github.com/tacit-mesh/tacit/test/world"
+)
+
+//go:embed manifests
+var manifests embed.FS
+
+// Config says what to make.
+type Config struct {
+	// Programs is the directory of tacitd, tacit-agent and tacit-proxy; empty
+	// for what [world.Enter] was asked to build.
+	Programs string
+	// Self are the words behind this program's own name by which it becomes
+	// the load's server and client: followed by "serve", or by "load" and a
+	// configuration. See [load.Serve] and [load.Command].
+	Self []string
+	// SplitCPUs gives each node CPUs of its own, as far as there are enough.
+	SplitCPUs bool
+	// EncryptLocal has Tacit encrypt within a node as well.
+	EncryptLocal bool
+	// Ztunnel and Linkerd are the files of these programs, empty if there are
+	// none to compare with.
+	Ztunnel, Linkerd string
+}
+
+// Measure measures everything in a world made for that. It needs to be in
+// [world.Enter].
+func Measure(ctx context.Context, c Config, o suite.Options) (r *report.Report, err error) {
+	w, err := newWorld(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	m := &maker{Config: c, world: w, wanted: o.Paths}
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() {
+		cancel()
+		err = errors.Join(err, m.started.wait())
+	}()
+	if err := m.make(ctx); err != nil {
+		return nil, err
+	}
+	r = newReport(c, o, m)
+	return r, suite.Run(ctx, o, m.paths, r)
+}
+
+func newWorld(ctx context.Context, c Config) (w *world.World, err error) {
+	dir, err := os.MkdirTemp("", "tacit-bench-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }() // the world has a copy
+	if err := os.CopyFS(dir, manifests); err != nil {
+		return nil, err
+	}
+	wc := world.Config{Manifests: filepath.Join(dir, "manifests"), Programs: c.Programs, SplitCPUs: c.SplitCPUs}
+	if c.EncryptLocal {
+		wc.ProxyArgs = []string{"--direct-local=false"}
+	}
+	return world.New(ctx, wc)
+}
+
+// newReport says of what machine and what programs the figures are.
+func newReport(c Config, o suite.Options, m *maker) *report.Report {
+	r := &report.Report{Title: "What the mesh costs", Rounds: o.Rounds}
+	cpus := "all for both nodes"
+	if c.SplitCPUs {
+		cpus = "half of them for each node"
+	}
+	var name unix.Utsname
+	_ = unix.Uname(&name) // without it the release is empty
+	r.Notes = append(r.Notes, fmt.Sprintf("%d CPUs, %s, Linux %s, %v for each measurement.", runtime.NumCPU(), cpus, unix.ByteSliceToString(name.Release[:]), o.Time))
+	if out, err := exec.Command("haproxy", "-v").Output(); err == nil {
+		first, _, _ := strings.Cut(string(out), "\n")
+		r.Notes = append(r.Notes, first)
+	}
+	for _, text := range m.absent {
+		r.Notes = append(r.Notes, "Absent: "+text)
+	}
+	for _, p := range m.paths {
+		r.Paths = append(r.Paths, p.Path)
+	}
+	return r
+}

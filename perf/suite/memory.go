@@ -1,0 +1,89 @@
+package suite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/tacit-mesh/tacit/perf/report"
+)
+
+const memory = "memory"
+
+var baseMemory = report.Metric{Load: memory, Name: "a proxy on an idle node", Unit: "MB"}
+
+func idleMemory(n int) report.Metric {
+	return report.Metric{Load: memory, Name: fmt.Sprintf("each of %d idle connections, in all proxies", n), Unit: "KB"}
+}
+
+// calm is how long a proxy has to give memory back that it needs no more.
+const calm = 25 * time.Second
+
+// measureMemory compares the proxies' memory without and with idle
+// connections, of all paths at the same time.
+func measureMemory(ctx context.Context, o Options, paths []*Path, r *report.Report) error {
+	paths = slices.DeleteFunc(slices.Clone(paths), func(p *Path) bool { return p.Hold == nil || p.Usage == nil })
+	if len(paths) == 0 {
+		return nil
+	}
+	if err := rest(ctx, o, "memory of idle proxies"); err != nil {
+		return err
+	}
+	before := map[*Path]int64{}
+	for _, p := range paths {
+		u, err := p.Usage(ctx)
+		if err != nil {
+			return err
+		}
+		before[p] = u.Memory
+		r.Note(baseMemory, p.Name, float64(u.Memory)/float64(p.Proxies)/1e6)
+	}
+	for _, n := range o.Idle {
+		if err := measureIdle(ctx, o, n, paths, before, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// measureIdle compares with what each path's proxies held before.
+func measureIdle(ctx context.Context, o Options, n int, paths []*Path, before map[*Path]int64, r *report.Report) (err error) {
+	var release []func() error
+	defer func() {
+		for _, end := range release {
+			err = errors.Join(err, end())
+		}
+	}()
+	for _, p := range paths {
+		o.Progress("opening %d connections: %s", n, p.Name)
+		end, err := p.Hold(ctx, n)
+		if err != nil {
+			return fmt.Errorf("%s: %d idle connections: %w", p.Name, n, err)
+		}
+		release = append(release, end)
+	}
+	if err := rest(ctx, o, fmt.Sprintf("memory of %d idle connections", n)); err != nil {
+		return err
+	}
+	for _, p := range paths {
+		u, err := p.Usage(ctx)
+		if err != nil {
+			return err
+		}
+		r.Note(idleMemory(n), p.Name, float64(u.Memory-before[p])/float64(n)/1e3)
+	}
+	return nil
+}
+
+// rest lets the proxies have nothing to do.
+func rest(ctx context.Context, o Options, why string) error {
+	o.Progress("%s, which takes %v to settle", why, calm)
+	select {
+	case <-time.After(calm):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
