@@ -61,6 +61,7 @@ type options struct {
 	node         string
 	agentSocket  string
 	xds, ca      string
+	report       string
 	spire        string
 	crls         []string
 	serverName   string
@@ -105,6 +106,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.node, "node", "", "`name` of this node, as in the pods' spec.nodeName")
 	f.StringVar(&o.agentSocket, "agent-socket", "/run/tacit/agent.sock", "`socket` of tacit-agent")
 	f.StringVar(&o.xds, "xds", "", "`HOST:PORT` of the control plane")
+	f.StringVar(&o.report, "report", "", "`HOST:PORT` of the tacitd that is told what this proxy sees, in sums; where the name has several addresses, each of them; by default that of --xds")
 	f.StringVar(&o.ca, "ca", "", "`HOST:PORT` of the certificate authority")
 	f.StringVar(&o.spire, "spire", "", "admin `socket` of SPIRE's agent, which gives the certificates in place of --ca")
 	f.StringSliceVar(&o.crls, "crl", nil, "`file` of revoked certificates, PEM or DER, read again when it changes; may be given several times")
@@ -132,7 +134,7 @@ func command() *cobra.Command {
 
 // check returns what no proxy could work with.
 func (o *options) check() (problems []error) {
-	for name, address := range map[string]string{"xds": o.xds, "ca": o.ca} {
+	for name, address := range map[string]string{"xds": o.xds, "ca": o.ca, "report": o.report} {
 		if _, _, err := net.SplitHostPort(address); address != "" && err != nil {
 			problems = append(problems, fmt.Errorf("--%s=%s: want HOST:PORT, such as tacitd.example:15012", name, address))
 		}

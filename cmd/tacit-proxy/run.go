@@ -63,6 +63,7 @@ func run(ctx context.Context, o options) error {
 		group.Go(func() error { return p.crls.Run(draining) })
 	}
 	group.Go(func() error { return p.followControlPlane(draining) })
+	group.Go(func() error { return p.reporter().Run(draining) })
 	group.Go(func() error { return idle.ReturnMemory(draining) })
 	group.Go(func() error {
 		defer end()

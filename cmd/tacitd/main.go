@@ -97,6 +97,7 @@ func command() *cobra.Command {
 	f := cmd.Flags()
 	o.clusterFlags(f)
 	f.StringVar(&o.from, "from", "", "`directory` of Kubernetes manifests")
+	o.sightFlags(f)
 	f.StringVar(&o.meshConfig, "mesh-config", "", "`file` with what holds for the whole mesh: extensionProviders, pathNormalization and defaultConfig.gatewayTopology.numTrustedProxies as in Istio's MeshConfig, trustedProxies, rateLimitStore")
 	f.StringVar(&o.listen, "listen", ":15012", "`address` for the proxies, xDS and certificates alike")
 	f.StringVar(&o.caDir, "ca-dir", "", "`directory` of the CA's key and certificate; with --kubernetes, instead of the Secret")
@@ -124,6 +125,7 @@ type options struct {
 	clusterOptions
 	// listening is told the addresses; for tests, which listen on port 0.
 	listening func(proxies, metrics string)
+	sightOptions
 }
 
 func (o *options) check() error {

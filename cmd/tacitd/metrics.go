@@ -13,7 +13,7 @@ import (
 )
 
 // registry reads the parts' own counters whenever it is asked.
-func registry(m *mesh, ads *server.Server, certificates *ca.Service) http.Handler {
+func registry(m *mesh, ads *server.Server, certificates *ca.Service, seen *observed) http.Handler {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	gauge := func(name, help string, read func() float64) {
@@ -42,7 +42,7 @@ func registry(m *mesh, ads *server.Server, certificates *ca.Service) http.Handle
 		func() float64 { errs, _ := m.counts(); return float64(errs) })
 	gauge("tacitd_policies_not_enforced", "Policies that are not enforced as written, in whole or in part.",
 		func() float64 { _, policies := m.counts(); return float64(policies) })
-	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
+	return promhttp.HandlerFor(prometheus.Gatherers{r, prometheus.GathererFunc(seen.metrics)}, promhttp.HandlerOpts{})
 }
 
 // counts are the errors in manifests, and the policies that are not enforced

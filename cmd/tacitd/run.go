@@ -90,6 +90,7 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	g := newGRPC(certificate, p.tap)
 	discovery.RegisterAggregatedDiscoveryServiceServer(g, ads)
 	caapi.RegisterIstioCertificateServiceServer(g, certificates)
+	seen := o.observe(g, ads, log)
 
 	log.Info("certificate authority", zap.String("trust_domain", o.settings.TrustDomain), zap.Time("not_after", p.authority.NotAfter()))
 	log.Info("serving proxies", zap.Stringer("address", listener.Addr()), zap.String("server_name", o.serverName))
@@ -105,7 +106,7 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	if metrics != nil {
 		log.Info("serving metrics and readiness", zap.Stringer("address", metrics.Addr()))
 		group.Go(func() error {
-			return httpserve.Run(ctx, metrics, answers(mesh, p.waiting, registry(mesh, ads, certificates)))
+			return httpserve.Run(ctx, metrics, answers(mesh, p.waiting, registry(mesh, ads, certificates, seen)))
 		})
 	}
 	group.Go(func() error {

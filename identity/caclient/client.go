@@ -78,7 +78,7 @@ func New(config Config) (*Client, error) {
 	if config.Clock == nil {
 		config.Clock = systemClock{}
 	}
-	conn, err := dial(config)
+	conn, err := Dial(config)
 	if err != nil {
 		return nil, err
 	}

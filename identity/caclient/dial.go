@@ -18,7 +18,9 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-func dial(config Config) (*grpc.ClientConn, error) {
+// Dial prepares a connection to the authority, or to another service of the
+// same server: requests carry the token. It connects when it is used.
+func Dial(config Config) (*grpc.ClientConn, error) {
 	reconnect := backoff.DefaultConfig
 	reconnect.MaxDelay = maxBackoffUrgent
 	options := []grpc.DialOption{

@@ -50,13 +50,13 @@ func (s *Server) coverage(w http.ResponseWriter, _ *http.Request) {
 		e.member("now", time.Now().UTC())
 		e.member("since", since.UTC())
 		writeList(e, "pairs", s.Flows.Pairs(s.liveFlows()), asIs)
-		writeList(e, "workloads", coveredWorkloads(snapshot), asIs)
-		writeList(e, "policies", policyUses(snapshot, matched), asIs)
+		writeList(e, "workloads", CoveredWorkloads(snapshot), asIs)
+		writeList(e, "policies", PolicyUses(snapshot, matched), asIs)
 	})
 }
 
-// coveredWorkloads sums up pods by what runs them.
-func coveredWorkloads(s *model.Snapshot) []WorkloadCoverage {
+// CoveredWorkloads sums up the pods of a mesh by what runs them.
+func CoveredWorkloads(s *model.Snapshot) []WorkloadCoverage {
 	byOwner := map[flows.Party]*WorkloadCoverage{}
 	for _, w := range s.Workloads() {
 		party := flows.PartyOf(w)
@@ -106,7 +106,8 @@ func authorizes(p *model.Policy) bool {
 // deniesByDefault: such a policy decides by matching nothing.
 func deniesByDefault(p *model.Policy) bool { return p.Action == model.ActionAllow && len(p.Rules) == 0 }
 
-func policyUses(s *model.Snapshot, matched map[string]time.Time) []PolicyUse {
+// PolicyUses are the AuthorizationPolicies in force, and when each last decided.
+func PolicyUses(s *model.Snapshot, matched map[string]time.Time) []PolicyUse {
 	out := []PolicyUse{}
 	for _, p := range s.Policies() {
 		if authorizes(p) && !deniesByDefault(p) {

@@ -1,6 +1,7 @@
 package flows
 
 import (
+	"cmp"
 	"math/bits"
 	"slices"
 	"strings"
@@ -207,10 +208,14 @@ func (l *Log) Pairs(live []Event) []Pair {
 	for key, counts := range all {
 		out = append(out, Pair{key, counts})
 	}
-	slices.SortFunc(out, func(a, b Pair) int { return strings.Compare(a.text(), b.text()) })
+	slices.SortFunc(out, func(a, b Pair) int { return a.compare(b.PairKey) })
 	return out
 }
 
-func (k PairKey) text() string {
-	return strings.Join([]string{k.Source.Namespace, k.Source.Name, k.Destination.Namespace, k.Destination.Name, k.Security, k.Why, k.Direction}, "\x00")
+func (k PairKey) compare(o PairKey) int {
+	return cmp.Or(
+		strings.Compare(k.Source.Namespace, o.Source.Namespace), strings.Compare(k.Source.Name, o.Source.Name),
+		strings.Compare(k.Destination.Namespace, o.Destination.Namespace), strings.Compare(k.Destination.Name, o.Destination.Name),
+		strings.Compare(k.Security, o.Security), strings.Compare(k.Why, o.Why), strings.Compare(k.Direction, o.Direction),
+	)
 }

@@ -113,16 +113,16 @@ func (c *Coverage) sumPairs(namespaces map[string]*Namespace) {
 	reasons := map[Reason]uint64{}
 	for i := range c.Pairs {
 		p := &c.Pairs[i]
-		c.All.add(p)
+		c.All.Add(p)
 		from, to := p.Source.Namespace, p.Destination.Namespace
 		if from != "" && to != "" {
-			c.Mesh.add(p)
+			c.Mesh.Add(p)
 		}
 		if from != "" {
-			find(namespaces, from).add(p)
+			find(namespaces, from).Add(p)
 		}
 		if to != "" && to != from {
-			find(namespaces, to).add(p)
+			find(namespaces, to).Add(p)
 		}
 		if p.Why != "" && p.Carried() > 0 {
 			reasons[Reason{Security: p.Security, Why: p.Why}] += p.Carried()
@@ -137,7 +137,8 @@ func (c *Coverage) sumPairs(namespaces map[string]*Namespace) {
 	})
 }
 
-func (s *Shares) add(p *Pair) {
+// Add counts a pair. Share is not brought up to date.
+func (s *Shares) Add(p *Pair) {
 	s.Denied += p.Denied
 	n := p.Carried()
 	switch p.Security {

@@ -11,7 +11,17 @@ import (
 // WriteMetrics writes the coverage in Prometheus' text form; missing is how
 // many nodes gave no answer.
 func (c *Coverage) WriteMetrics(out io.Writer, missing int) error {
-	connections := family("tacit_coverage_connections", "Connections that carried bytes since the proxies began, by namespace and by how they travelled.")
+	for _, f := range c.Metrics(missing) {
+		if _, err := expfmt.MetricFamilyToText(out, f); err != nil {
+			return fmt.Errorf("write metrics: %w", err)
+		}
+	}
+	return nil
+}
+
+// Metrics is the coverage as metrics.
+func (c *Coverage) Metrics(missing int) (all []*dto.MetricFamily) {
+	connections := family("tacit_coverage_connections", "Connections that carried bytes since tacit_coverage_since_seconds, by namespace and by how they travelled.")
 	shares := family("tacit_coverage_mtls_ratio", "Share of connections that were mutual TLS; scope all, or mesh for those between two workloads of the mesh.")
 	namespaced := family("tacit_coverage_namespace_mtls_ratio", "Share of a namespace's connections that were mutual TLS.")
 	workloads := family("tacit_coverage_workloads", "Workloads with captured pods.")
@@ -35,9 +45,9 @@ func (c *Coverage) WriteMetrics(out io.Writer, missing int) error {
 	}
 	policies := family("tacit_coverage_policy_ratio", "Share of workloads with captured pods that an AuthorizationPolicy covers.")
 	gauge(policies, c.PolicyCoverage)
-	unused := family("tacit_coverage_unused_policies", "AuthorizationPolicies that have decided about nothing since the proxies began.")
+	unused := family("tacit_coverage_unused_policies", "AuthorizationPolicies that have decided about nothing for as long as is counted.")
 	gauge(unused, float64(len(c.UnusedPolicies)))
-	since := family("tacit_coverage_since_seconds", "When the last of the proxies began to count, in Unix time.")
+	since := family("tacit_coverage_since_seconds", "When counting began, in Unix time.")
 	gauge(since, float64(c.Since.Unix()))
 	away := family("tacit_coverage_nodes_missing", "Nodes that gave no answer and so are not counted.")
 	gauge(away, float64(missing))
@@ -45,11 +55,9 @@ func (c *Coverage) WriteMetrics(out io.Writer, missing int) error {
 		if len(f.Metric) == 0 {
 			continue
 		}
-		if _, err := expfmt.MetricFamilyToText(out, f); err != nil {
-			return fmt.Errorf("write metrics: %w", err)
-		}
+		all = append(all, f)
 	}
-	return nil
+	return all
 }
 
 func family(name, help string) *dto.MetricFamily {

@@ -79,6 +79,9 @@ func (s *Server) Apply(u model.Update) error {
 	return nil
 }
 
+// Snapshot is the mesh as it is sent.
+func (s *Server) Snapshot() *model.Snapshot { return s.current.Load().snapshot }
+
 // Stats are counters since the start, and what is there now.
 type Stats struct {
 	Streams    int

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/tacit-mesh/tacit/cmd/tacit/traffic"
+	"github.com/tacit-mesh/tacit/sight/traffic"
 	"github.com/tacit-mesh/tacit/proxy/flows"
 )
 

@@ -3,7 +3,7 @@ package show
 import (
 	"testing"
 
-	"github.com/tacit-mesh/tacit/cmd/tacit/traffic"
+	"github.com/tacit-mesh/tacit/sight/traffic"
 	"github.com/tacit-mesh/tacit/proxy/flows"
 )
 

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/spf13/pflag"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+
+	"github.com/tacit-mesh/tacit/identity/nodeauth"
+	"github.com/tacit-mesh/tacit/proxy/admin"
+	"github.com/tacit-mesh/tacit/sight/hour"
+	"github.com/tacit-mesh/tacit/sight/traffic"
+	"github.com/tacit-mesh/tacit/xds/api/sight"
+	"github.com/tacit-mesh/tacit/xds/model"
+	"github.com/tacit-mesh/tacit/xds/server"
+)
+
+// sightOptions are what the flags say of what proxies tell.
+type sightOptions struct {
+	noFlows  bool
+	interval time.Duration // for tests
+}
+
+func (o *sightOptions) sightFlags(f *pflag.FlagSet) {
+	f.BoolVar(&o.noFlows, "no-flows", false, "do not ask proxies who talks to whom: there are no last hour and no metrics of coverage")
+}
+
+// observed is what the proxies have told of the last hour, and the mesh that it
+// is about.
+type observed struct {
+	hour *hour.Hour
+	mesh func() *model.Snapshot
+
+	mu      sync.Mutex // guards what follows
+	at      time.Time
+	current []*dto.MetricFamily
+}
+
+// observe lets proxies tell what they see; nil if that is not wanted.
+func (o *sightOptions) observe(g *grpc.Server, ads *server.Server, log *zap.Logger) *observed {
+	if o.noFlows {
+		return nil
+	}
+	s := &observed{hour: hour.New(), mesh: ads.Snapshot}
+	interval := o.interval
+	if interval == 0 {
+		interval = hour.Interval
+	}
+	sight.RegisterSightServer(g, &hour.Service{Hour: s.hour, Node: nodeauth.Node, Interval: interval, Log: log})
+	return s
+}
+
+// metricsAge is how old the metrics of coverage may be: they go through the
+// whole hour.
+const metricsAge = 15 * time.Second
+
+// metrics are those of coverage.
+func (s *observed) metrics() ([]*dto.MetricFamily, error) {
+	if s == nil {
+		return nil, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := time.Now(); now.Sub(s.at) >= metricsAge {
+		s.at, s.current = now, s.coverage(now).Metrics(len(s.silent(now)))
+	}
+	return s.current, nil
+}
+
+// coverage is that of the last hour.
+func (s *observed) coverage(now time.Time) *traffic.Coverage {
+	mesh := s.mesh()
+	window := s.hour.Between(now.Add(-hour.Length), now)
+	since := s.hour.Oldest()
+	if since.IsZero() {
+		since = now
+	}
+	return traffic.Sum([]admin.Coverage{{
+		Now: now, Since: since, Pairs: window.Pairs, Workloads: admin.CoveredWorkloads(mesh),
+		Policies: admin.PolicyUses(mesh, s.uses(mesh)),
+	}})
+}
+
+// uses are when the policies of the mesh last decided.
+func (s *observed) uses(mesh *model.Snapshot) map[string]time.Time {
+	return s.hour.Uses(func(policy string) bool {
+		p, _ := mesh.Policy(policy)
+		return p != nil
+	})
+}
+
+// silence is how long a proxy may say nothing before what it sees counts as
+// missing.
+const silence = 45 * time.Second
+
+// silent are the nodes with captured pods of which nothing has been heard.
+func (s *observed) silent(now time.Time) (nodes []string) {
+	heard := map[string]bool{}
+	for _, n := range s.hour.Nodes(now) {
+		heard[n.Name] = now.Sub(n.Last) < silence
+	}
+	for _, w := range s.mesh().Workloads() {
+		if w.Protocol == model.ProtocolHBONE && w.Node != "" && !heard[w.Node] {
+			heard[w.Node] = true
+			nodes = append(nodes, w.Node)
+		}
+	}
+	slices.Sort(nodes)
+	return nodes
+}

@@ -1,0 +1,198 @@
+// Package hour keeps what the nodes' proxies have told of the last hour: who
+// talked to whom, minute by minute, and the last denials of each workload.
+//
+// Everything is bounded, whatever nodes say: the pairs of a minute, beyond which
+// they count together as others; the denials that are kept of a workload; the
+// length of every text. A minute that is over is packed. What does not belong
+// here: how proxies come to their sums (sight/report), and what is made of all
+// this (sight/traffic, sight/page).
+package hour
+
+import (
+	"sync"
+	"time"
+
+	"github.com/tacit-mesh/tacit/proxy/flows"
+	"github.com/tacit-mesh/tacit/xds/api/sight"
+)
+
+// Length is how far back it goes.
+const Length = time.Hour
+
+// Bounds on what is kept.
+const (
+	maxNodes        = 8192
+	maxPairs        = 16384 // of a minute, both directions counted
+	maxParties      = 4096  // with denials
+	maxDenials      = 16    // of a party
+	maxCertificates = 512   // of a node
+	maxUses         = 4096  // policies
+	maxProcesses    = 16    // of a node
+)
+
+// openMinutes are those that may still be told of: the present one, and those
+// before it, for clocks that differ and connections that were lost.
+const openMinutes = 3
+
+// Hour remembers. Its methods may be called from any goroutine.
+type Hour struct {
+	mu      sync.Mutex
+	open    []*minute // oldest first
+	packed  []packed  // oldest first
+	nodes   map[string]*node
+	denials map[flows.Party]*ring
+	uses    map[string]time.Time
+	news    chan struct{} // closed when something was taken
+}
+
+// New makes an empty hour.
+func New() *Hour {
+	return &Hour{nodes: map[string]*node{}, denials: map[flows.Party]*ring{}, uses: map[string]time.Time{}, news: make(chan struct{})}
+}
+
+// node is what one has told, but for the traffic.
+type node struct {
+	last         time.Time
+	certificates []Certificate
+	taken        map[uint64]uint64 // the last summary of each process
+}
+
+// isNew reports whether a summary was not taken before, as one is sent again
+// whose answer was lost.
+func (n *node) isNew(s *sight.Summary) bool {
+	if s.GetSequence() == 0 || s.GetSequence() <= n.taken[s.GetProcess()] {
+		return false
+	}
+	if len(n.taken) > maxProcesses || n.taken == nil { // many have come and gone
+		n.taken = map[uint64]uint64{}
+	}
+	n.taken[s.GetProcess()] = s.GetSequence()
+	return true
+}
+
+// Certificate is one of a node, or the lack of it.
+type Certificate struct {
+	Node     string `json:"node"`
+	Identity string `json:"identity"`
+	// NotAfter is zero as long as there is none.
+	NotAfter time.Time `json:"notAfter,omitzero"`
+	Renewal  time.Time `json:"renewal,omitzero"`
+	Issuer   string    `json:"issuer,omitempty"`
+	Error    string    `json:"error,omitempty"`
+}
+
+// Node says when one has told something last.
+type Node struct {
+	Name string
+	Last time.Time
+}
+
+// Take adds what a node has told. What is not well formed in it is left out.
+func (h *Hour) Take(name string, s *sight.Summary, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n := h.node(name)
+	if n == nil {
+		return
+	}
+	n.last = now
+	if !n.isNew(s) {
+		return
+	}
+	if s.GetListsCertificates() {
+		n.certificates = certificates(name, s.GetCertificates())
+	}
+	h.count(s, now)
+	for _, d := range s.GetDenials() {
+		h.deny(name, d, now)
+	}
+	for _, u := range s.GetUses() {
+		h.use(u, now)
+	}
+	close(h.news)
+	h.news = make(chan struct{})
+}
+
+// node is nil for one too many.
+func (h *Hour) node(name string) *node {
+	n := h.nodes[name]
+	if n == nil && len(h.nodes) < maxNodes {
+		n = &node{}
+		h.nodes[name] = n
+	}
+	return n
+}
+
+func certificates(node string, said []*sight.Certificate) (out []Certificate) {
+	for _, c := range said[:min(len(said), maxCertificates)] {
+		out = append(out, Certificate{
+			Node: node, Identity: text(c.GetIdentity()), NotAfter: seconds(c.GetNotAfter()), Renewal: seconds(c.GetRenewal()),
+			Issuer: text(c.GetIssuer()), Error: text(c.GetError()),
+		})
+	}
+	return out
+}
+
+func (h *Hour) use(u *sight.Use, now time.Time) {
+	policy, last := text(u.GetPolicy()), seconds(u.GetLast())
+	if _, known := h.uses[policy]; !known && len(h.uses) >= maxUses {
+		return
+	}
+	if last.After(now) { // a clock that is ahead
+		last = now.UTC()
+	}
+	if last.After(h.uses[policy]) {
+		h.uses[policy] = last
+	}
+}
+
+// News is closed when something has been taken since it was asked for.
+func (h *Hour) News() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.news
+}
+
+// Nodes are those that have told something within the hour before now.
+func (h *Hour) Nodes(now time.Time) (out []Node) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, n := range h.nodes {
+		if now.Sub(n.last) > Length {
+			delete(h.nodes, name)
+			continue
+		}
+		out = append(out, Node{name, n.last})
+	}
+	return out
+}
+
+// Certificates are those of an identity, of all nodes.
+func (h *Hour) Certificates(identity string) (out []Certificate) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, n := range h.nodes {
+		for _, c := range n.certificates {
+			if c.Identity == identity {
+				out = append(out, c)
+			}
+		}
+	}
+	return out
+}
+
+// Uses are the policies that have decided about something, by when they last
+// did. Those for which keep is false are forgotten.
+func (h *Hour) Uses(keep func(policy string) bool) map[string]time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := make(map[string]time.Time, len(h.uses))
+	for policy, last := range h.uses {
+		if !keep(policy) {
+			delete(h.uses, policy)
+			continue
+		}
+		out[policy] = last
+	}
+	return out
+}
