@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tacit-mesh/tacit/internal/memlimit"
 	"github.com/tacit-mesh/tacit/internal/version"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -22,6 +23,9 @@ import (
 // Main runs a program until it ends or is told to (SIGTERM, SIGINT), and
 // exits: with 0 if it ended because it was told to.
 func Main(cmd *cobra.Command) {
+	if err := memlimit.Set(); err != nil { // it runs as well without, as long as it keeps within
+		fmt.Fprintf(os.Stderr, "%s: %v\n", cmd.Name(), err)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	err := Prepare(cmd).ExecuteContext(ctx)
 	stop()
