@@ -263,6 +263,59 @@ func until(t *testing.T, what string, holds func() bool) {
 	}
 }
 
+// What a provider adds to a request is not forged in trailers, and what it adds
+// to the response comes to the caller; neither changes where a message ends.
+func TestWhatProvidersAdd(t *testing.T) {
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-User", "ann")
+		w.Header().Set("Connection", "close")
+		w.Header().Set("Upgrade", "h2c")
+	}))
+	defer web.Close()
+	app := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-User", "app")
+		_, _ = io.Copy(io.Discard, r.Body)
+		_, _ = fmt.Fprint(w, r.Header.Get("X-User"), r.Trailer.Get("X-User"))
+	}))
+	app.Config.Protocols = new(http.Protocols)
+	app.Config.Protocols.SetHTTP1(true)
+	app.Config.Protocols.SetUnencryptedHTTP2(true)
+	app.Start()
+	defer app.Close()
+	at := netip.MustParseAddrPort(web.Listener.Addr().String())
+	named := []model.StringMatch{{Value: "x-user"}, {Value: "upgrade"}}
+	s := startOneServer(t, app.Listener.Addr(), asking(&model.Provider{
+		Name: "p", Protocol: model.ProviderHTTP, Host: at.Addr().String(), Port: at.Port(), Timeout: patience,
+		HeadersToUpstreamOnAllow: named, HeadersToDownstreamOnOK: named,
+	}))
+	for version := 1; version <= 2; version++ {
+		for _, forged := range []bool{false, true} {
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://server/", io.MultiReader(strings.NewReader("body")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if forged {
+				r.Trailer = http.Header{"X-User": {"forged"}}
+			}
+			answer, err := s.client(t, version).Do(r)
+			if err != nil {
+				if !forged || version == 1 {
+					t.Errorf("HTTP/%d: %v", version, err)
+				}
+				continue
+			}
+			body, _ := io.ReadAll(answer.Body)
+			_ = answer.Body.Close()
+			switch {
+			case forged && answer.StatusCode != 400:
+				t.Errorf("HTTP/%d: a forged trailer: %s %q", version, answer.Status, body)
+			case !forged && (string(body) != "ann" || fmt.Sprint(answer.Header.Values("X-User")) != "[ann]" || answer.Header.Get("Upgrade") != ""):
+				t.Errorf("HTTP/%d: %q %v", version, body, answer.Header)
+			}
+		}
+	}
+}
+
 // What a provider sets is not what a caller has said, in any spelling that an
 // application may take for the same; what frames a request stays.
 func TestHeadersOfProviders(t *testing.T) {

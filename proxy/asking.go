@@ -20,7 +20,7 @@ import (
 
 // ask has the provider of a CUSTOM policy decide. What it cannot be asked about
 // is denied, unless the provider is declared to fail open.
-func (x *exchange) ask(e *http.Edits, early http.Content) {
+func (x *exchange) ask(out *http.Decision, early http.Content) {
 	to := x.decision.Provider
 	if limit := visible(to); limit > 0 && len(early.Bytes) > limit {
 		x.tooLarge(limit)
@@ -41,7 +41,12 @@ func (x *exchange) ask(e *http.Edits, early http.Content) {
 		x.refusal.Message = cmp.Or(answer.Body, x.refusal.Message)
 	default:
 		x.agreed()
-		e.Fields = changed(x.fields, answer)
+		out.Edits.Fields = changed(x.fields, answer)
+		out.Own = append(out.Own, answer.Remove...)
+		for _, f := range slices.Concat(answer.Set, answer.Append) {
+			out.Own = append(out.Own, f.Name)
+		}
+		out.Response = http.ResponseEdits{Set: unframed(answer.RespondSet), Add: unframed(answer.RespondAdd)}
 	}
 }
 
@@ -138,12 +143,14 @@ func changed(fields []http.Field, a *extauthz.Answer) []http.Field {
 		}
 		out = append(out, f)
 	}
-	for _, f := range slices.Concat(a.Set, a.Append) {
-		if !strings.HasPrefix(f.Name, ":") && !slices.ContainsFunc(framing, is(f.Name)) {
-			out = append(out, f)
-		}
-	}
-	return out
+	return append(out, unframed(slices.Concat(a.Set, a.Append))...)
+}
+
+// unframed leaves out what says where a message ends.
+func unframed(fields []http.Field) []http.Field {
+	return slices.DeleteFunc(fields, func(f http.Field) bool {
+		return strings.HasPrefix(f.Name, ":") || slices.ContainsFunc(framing, func(name string) bool { return policy.SameName(name, f.Name) })
+	})
 }
 
 // limit counts the request against its limits. All are counted, so that none

@@ -154,7 +154,7 @@ func (x *exchange) Ready() bool {
 func (x *exchange) Decision(early http.Content) http.Decision {
 	var out http.Decision
 	if x.refusal == nil && x.decision.Reason == policy.ReasonAsk {
-		x.ask(&out.Edits, early)
+		x.ask(&out, early)
 	}
 	if x.refusal == nil {
 		x.limit()
@@ -163,6 +163,7 @@ func (x *exchange) Decision(early http.Content) http.Decision {
 		return out
 	}
 	x.edit(&out.Edits)
+	out.Own = append(out.Own, x.tokens.Own()...)
 	return out
 }
 

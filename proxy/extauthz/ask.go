@@ -53,6 +53,13 @@ func allowed(ok *authv3.OkHttpResponse) *Answer {
 			out.Set = append(out.Set, fieldOf(h))
 		}
 	}
+	for _, h := range ok.GetResponseHeadersToAdd() {
+		if h.GetAppend().GetValue() { //nolint:staticcheck // what providers send
+			out.RespondAdd = append(out.RespondAdd, fieldOf(h))
+		} else {
+			out.RespondSet = append(out.RespondSet, fieldOf(h))
+		}
+	}
 	return out
 }
 
@@ -162,7 +169,9 @@ func withoutURL(err error) error {
 func answerOf(to *model.Provider, r *http.Response) (*Answer, error) {
 	switch {
 	case r.StatusCode == http.StatusOK:
-		return &Answer{Allowed: true, Set: fields(r.Header, to.HeadersToUpstreamOnAllow)}, nil
+		return &Answer{
+			Allowed: true, Set: fields(r.Header, to.HeadersToUpstreamOnAllow), RespondSet: fields(r.Header, to.HeadersToDownstreamOnOK),
+		}, nil
 	case r.StatusCode >= 500:
 		return nil, fmt.Errorf("provider %s answers with %s", to.Name, r.Status)
 	}

@@ -66,6 +66,8 @@ type Answer struct {
 	// Set, Append and Remove change the header of one that is allowed.
 	Set, Append []policy.HeaderField
 	Remove      []string
+	// RespondSet and RespondAdd change the header of the response to it.
+	RespondSet, RespondAdd []policy.HeaderField
 }
 
 // Client asks providers. It keeps a connection to each.

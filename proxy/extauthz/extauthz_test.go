@@ -45,6 +45,7 @@ func (a *authorizer) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3
 	case "admin":
 		return &authv3.CheckResponse{HttpResponse: &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{
 			Headers: []*corev3.HeaderValueOption{option("X-User", "ann", false), option("x-tag", "b", true)}, HeadersToRemove: []string{"x-role"},
+			ResponseHeadersToAdd: []*corev3.HeaderValueOption{option("Set-Cookie", "s=1", true), option("x-by", "p", false)},
 		}}}, nil
 	case "slow":
 		<-ctx.Done()
@@ -91,6 +92,7 @@ func TestGRPC(t *testing.T) {
 	want := &Answer{
 		Allowed: true, Remove: []string{"x-role"},
 		Set: []policy.HeaderField{{Name: "x-user", Value: "ann"}}, Append: []policy.HeaderField{{Name: "x-tag", Value: "b"}},
+		RespondSet: []policy.HeaderField{{Name: "x-by", Value: "p"}}, RespondAdd: []policy.HeaderField{{Name: "set-cookie", Value: "s=1"}},
 	}
 	if diff := cmp.Diff(want, answer); err != nil || diff != "" {
 		t.Errorf("allowed: %v\n%s", err, diff)
@@ -142,9 +144,10 @@ func TestHTTP(t *testing.T) {
 	to.IncludeRequestHeaders = []model.StringMatch{{Value: "x-role"}}
 	to.IncludeAdditionalHeaders = map[string]string{"X-Extra": "e"}
 	to.HeadersToUpstreamOnAllow = []model.StringMatch{{Value: "x-seen"}}
+	to.HeadersToDownstreamOnOK = []model.StringMatch{{Kind: model.MatchPrefix, Value: "x-sec"}}
 
 	answer, err := c.Ask(t.Context(), to, question("admin"))
-	want := &Answer{Allowed: true, Set: []policy.HeaderField{{Name: "x-seen", Value: "GET shop /check/a?b=c e"}}}
+	want := &Answer{Allowed: true, Set: []policy.HeaderField{{Name: "x-seen", Value: "GET shop /check/a?b=c e"}}, RespondSet: []policy.HeaderField{{Name: "x-secret", Value: "1"}}}
 	if diff := cmp.Diff(want, answer); err != nil || diff != "" {
 		t.Errorf("allowed: %v\n%s", err, diff)
 	}

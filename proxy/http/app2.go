@@ -79,12 +79,16 @@ func (c fromApp) onHeaders(id uint32, m h2.Message) error {
 		c.mu.Unlock()
 		return nil
 	}
+	interim := s.status < 200
 	if !s.takeHeaders(m) {
 		c.mu.Unlock()
 		if c.reset(s, http2.ErrCodeProtocol, http2.ErrCodeProtocol) {
 			s.over(protocolError("a malformed response"))
 		}
 		return nil
+	}
+	if interim && s.status >= 200 {
+		m.Fields = s.response.apply(m.Fields)
 	}
 	c.toClient.headers(s.id, m.Fields, m.End)
 	over := c.endApp(s, m.End)

@@ -23,6 +23,9 @@ type body struct {
 	// content, unless nil, gets what the body consists of.
 	content func([]byte)
 
+	// own are names that trailers must not have, and names those that they had.
+	own, names []string
+
 	stage    chunkStage
 	overhead int // bytes of chunk extensions, chunk data makes up for them
 	trailers int // bytes
@@ -171,8 +174,24 @@ func (b *body) trailer(text []byte) error {
 		return malformed(431, "trailers larger than 16 KiB")
 	}
 	f, err := fieldLine(string(text))
-	if err == nil && b.strict && isDecisive(f.Name) {
-		err = malformed(400, "a trailer %.64s, which belongs into the header", f.Name)
+	if err != nil || !b.strict {
+		return err
 	}
-	return err
+	b.names = append(b.names, f.Name)
+	return b.checkTrailers()
+}
+
+// reserve says which names trailers must not have, also those that have come.
+func (b *body) reserve(own []string) error {
+	b.own = own
+	return b.checkTrailers()
+}
+
+func (b *body) checkTrailers() error {
+	for _, name := range b.names {
+		if isDecisive(name) || isOwn(b.own, name) {
+			return malformed(400, "a trailer %.64s, which belongs into the header", name)
+		}
+	}
+	return nil
 }

@@ -32,6 +32,7 @@ type exchange1 struct {
 	settled  chan struct{} // closed when it is known whether the connection is a tunnel
 	tunnel   bool          // set before settled is closed
 	began    bool          // bytes of the final response were passed on
+	response ResponseEdits
 
 	mu     sync.Mutex // guards what follows
 	halves int        // of request and response, that are not over
@@ -106,9 +107,15 @@ func (c *conn1) exchange(n int) (*exchange1, error) {
 		return nil, err
 	}
 	decision := x.gate.Decision(early.Content)
-	if decision.Refusal == nil && !decision.Edits.valid() {
-		decision.Refusal = &Refusal{Status: 500, GRPC: grpcInternal, Message: "what is to be added to the request cannot be"}
+	if decision.Refusal == nil && !decision.valid() {
+		decision.Refusal = &Refusal{Status: 500, GRPC: grpcInternal, Message: "what is to be added cannot be"}
 	}
+	if err := c.head.body.reserve(decision.Own); err != nil && decision.Refusal == nil {
+		early.free(x.gate)
+		x.over(err)
+		return nil, err
+	}
+	x.response = decision.Response
 	if decision.Refusal != nil {
 		early.free(x.gate)
 		return nil, c.refuse(x, n, early.taken, decision.Refusal)
@@ -329,6 +336,14 @@ func (c *conn1) response(x *exchange1) error {
 			x.tunnel = true
 			close(x.settled)
 			return c.app.pass(n, c.client.side)
+		}
+		if status >= 200 && !x.response.empty() {
+			b := h.rewriteResponse(make([]byte, headRoom, headRoom+n+512), &x.response)
+			c.app.skip(n)
+			n = 0
+			if err := c.client.side.Send(b, headRoom, c.app.side.Err); err != nil {
+				return err
+			}
 		}
 		err = passBody(&c.app, c.client.side, n, &h.body, &x.Received)
 		if err == io.EOF && h.body.kind == bodyUntilEnd { //nolint:errorlint // a side's, returned as it is

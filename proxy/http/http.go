@@ -115,7 +115,17 @@ type Decision struct {
 	// Refusal is answered in the place of the application; nil forwards.
 	Refusal *Refusal
 	Edits   Edits
+	// Own are the names of fields that only the decision may say or take off.
+	// A request that has one in its trailers is broken off: servers may merge
+	// these into the header.
+	Own []string
+	// Response changes the head of the application's response.
+	Response ResponseEdits
 }
+
+// ResponseEdits change the head of a response: fields of the names in Set are
+// replaced by these, those in Add stand beside the others.
+type ResponseEdits struct{ Set, Add []Field }
 
 // Edits change the head of a request before it is forwarded.
 type Edits struct {

@@ -40,7 +40,9 @@ type stream2 struct {
 	room      int         // that the gate has found for these
 	waiting   int         // of these, what came while a decision was made
 	trailers  *h2.Message // behind them
-	wants     int         // bytes of the body that the decision waits for; 0 once it is asked for
+	own       []string    // names that trailers must not have
+	response  ResponseEdits
+	wants     int // bytes of the body that the decision waits for; 0 once it is asked for
 	slow      *time.Timer
 
 	once sync.Once
@@ -149,14 +151,19 @@ func (c *conn2) refuseMalformed(s *stream2, err error, tooLarge bool) {
 func (c *conn2) decide(s *stream2, early Content) {
 	decision := s.gate.Decision(early)
 	close(s.asked)
-	if decision.Refusal == nil && !decision.Edits.valid() {
-		decision.Refusal = &Refusal{Status: 500, Message: "what is to be added to the request cannot be"}
+	if decision.Refusal == nil && !decision.valid() {
+		decision.Refusal = &Refusal{Status: 500, Message: "what is to be added cannot be"}
 	}
 	c.mu.Lock()
 	if c.byClient[s.id] != s { // reset meanwhile
 		c.mu.Unlock()
 		return
 	}
+	if decision.Refusal == nil && s.trailers != nil && !validTrailers(*s.trailers, decision.Own) {
+		_ = c.violate(s, http2.ErrCodeProtocol, 0) // gives up mu; there is no error but the stream's
+		return
+	}
+	s.own, s.response = decision.Own, decision.Response
 	if decision.Refusal != nil {
 		s.status = decision.Refusal.Status
 		c.forget(s)
@@ -255,7 +262,7 @@ func (c fromClient) onTrailers(s *stream2, m h2.Message) error {
 		c.mu.Unlock()
 		return nil
 	}
-	if s.clientEnd || s.left > 0 || !validTrailers(m) {
+	if s.clientEnd || s.left > 0 || !validTrailers(m, s.own) {
 		return c.violate(s, http2.ErrCodeProtocol, 0)
 	}
 	s.clientEnd, s.trailers = true, &m
@@ -271,13 +278,14 @@ func (c fromClient) onTrailers(s *stream2, m h2.Message) error {
 	return nil
 }
 
-// validTrailers wants no fields that belong into the header.
-func validTrailers(m h2.Message) bool {
+// validTrailers wants no fields that belong into the header, nor any of the
+// names that only the decision may say.
+func validTrailers(m h2.Message, own []string) bool {
 	if !m.End || m.Malformed != "" || m.TooLarge {
 		return false
 	}
 	for _, f := range m.Fields {
-		if f.IsPseudo() || isDecisive(f.Name) {
+		if f.IsPseudo() || isDecisive(f.Name) || isOwn(own, f.Name) {
 			return false
 		}
 	}

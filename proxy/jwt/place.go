@@ -168,6 +168,16 @@ func (r *Result) Changes() bool {
 	return len(c.headers)+len(c.parameters)+len(c.cookies)+len(c.set) > 0
 }
 
+// Own are the names of the headers that Apply removes or sets: nobody else may
+// say them in what is forwarded.
+func (r *Result) Own() []string {
+	names := slices.Clone(r.change.headers)
+	for _, f := range r.change.set {
+		names = append(names, f.Name)
+	}
+	return names
+}
+
 // Apply returns headers and query as they are to be forwarded: without tokens
 // that are not to be, and with the claims that are asked for. The arguments
 // stay as they are.
