@@ -34,6 +34,7 @@ func TestTacit(t *testing.T) {
 		{"AddressReused", addressReused},
 		{"FirstMoments", firstMoments},
 		{"Storm", storm},
+		{"Bench", benchmark},
 		{"Sidecars", sidecars},
 		{"Skew", skew},
 		{"Churn", churn},
