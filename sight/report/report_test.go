@@ -68,6 +68,15 @@ type control struct {
 	certificate tls.Certificate
 	config      caclient.Config
 	hour        *hour.Hour
+	service     *hour.Service
+}
+
+// node is who has the token.
+func node(ctx context.Context) string {
+	if header, _ := metadata.FromIncomingContext(ctx); len(header["authorization"]) == 1 && header["authorization"][0] == "Bearer "+token {
+		return "n1"
+	}
+	return ""
 }
 
 func newControl(t *testing.T) *control {
@@ -82,8 +91,10 @@ func newControl(t *testing.T) *control {
 		}
 		return path
 	}
+	h := hour.New()
 	return &control{
-		t: t, certificate: issuer.TLS.Certificates[0], hour: hour.New(),
+		t: t, certificate: issuer.TLS.Certificates[0], hour: h,
+		service: &hour.Service{Hour: h, Interval: time.Millisecond, Log: zap.NewNop(), Node: node},
 		config: caclient.Config{
 			ServerName: "example.com", TokenFile: write("token", []byte(token)),
 			RootsFile: write("root", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: issuer.Certificate().Raw})),
@@ -99,12 +110,7 @@ func (c *control) start(address string) (at string, stop func()) {
 		c.t.Fatal(err)
 	}
 	server := grpc.NewServer(grpc.Creds(credentials.NewServerTLSFromCert(&c.certificate)))
-	sight.RegisterSightServer(server, &hour.Service{Hour: c.hour, Interval: time.Millisecond, Log: zap.NewNop(), Node: func(ctx context.Context) string {
-		if header, _ := metadata.FromIncomingContext(ctx); len(header["authorization"]) == 1 && header["authorization"][0] == "Bearer "+token {
-			return "n1"
-		}
-		return ""
-	}})
+	sight.RegisterSightServer(server, c.service)
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(listener) }()
 	return listener.Addr().String(), func() {
@@ -161,7 +167,7 @@ func reporter(c *control, address string, log *flows.Log) *Reporter {
 
 var mtls = flows.PairKey{Direction: "inbound", Source: web, Destination: api, Security: "mtls"}
 
-// Everything that was counted arrives once, across an outage of tacitd too.
+// Everything that was counted arrives once, across an outage of the network too.
 func TestReports(t *testing.T) {
 	c := newControl(t)
 	log := flows.New(1000, time.Now())
