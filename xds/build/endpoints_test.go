@@ -51,6 +51,9 @@ func TestEndpoints(t *testing.T) {
 		{"on its way out", service + slice(ports+"endpoints: [{addresses: [198.18.1.1], conditions: {ready: false, serving: true, terminating: true}}]"), "a(terminating) 80>1234 90>9"},
 		{"on its way out, not serving", service + slice(ports+"endpoints: [{addresses: [198.18.1.1], conditions: {ready: false, serving: false, terminating: true}}]"), ""},
 		{"no pod", service + slice(ports+"endpoints: [{addresses: [198.18.7.7], nodeName: n1, zone: z2}]"), "s-1/198.18.7.7(host) 80>1234 90>9"},
+		{"a pod of another namespace", service + slice(ports+"endpoints: [{addresses: [198.18.1.4], targetRef: {kind: Pod, name: d, namespace: other}}]"), "d 80>1234 90>9"},
+		{"by another namespace's name alone", service + slice(ports+"endpoints: [{addresses: [198.18.1.1], targetRef: {kind: Pod, name: d, namespace: other}}]"), "a 80>1234 90>9"},
+		{"not another's on its way out", service + slice(ports+"endpoints: [{addresses: [198.18.1.4], targetRef: {kind: Pod, name: d, namespace: other}, conditions: {serving: true, terminating: true}}]"), "d 80>1234 90>9"},
 		{"empty slice wins over the selector", service + slice(ports+"endpoints: []"), ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -187,8 +187,10 @@ func readTargets(slice *discoveryv1.EndpointSlice) (out []target, errs []error) 
 		if !usable(e.Conditions) {
 			continue
 		}
-		if ref := e.TargetRef; ref != nil && ref.Kind == "Pod" {
-			out = append(out, target{endpoint: e, pod: objectName{cmp.Or(ref.Namespace, slice.Namespace), ref.Name}})
+		// A pod is taken at its word in its own namespace alone: elsewhere
+		// addresses say what kube-proxy makes of them.
+		if ref := e.TargetRef; ref != nil && ref.Kind == "Pod" && cmp.Or(ref.Namespace, slice.Namespace) == slice.Namespace {
+			out = append(out, target{endpoint: e, pod: objectName{slice.Namespace, ref.Name}})
 			continue
 		}
 		for _, address := range e.Addresses {
@@ -234,7 +236,9 @@ func difference(before, now []target) (out []target) {
 func (m *Mesh) joinSlice(w *model.Workload, e *podEntry, s *sliceEntry, key string) {
 	for _, t := range s.targets {
 		if t.pod == e.name && !t.address.IsValid() || t.address.IsValid() && !w.HostNetwork && w.HasAddress(t.address) && m.podAt(t.address) == e {
-			w.Terminating = w.Terminating || t.terminating()
+			// Others' services may lead to the pod, as by any address, but
+			// whoever makes a slice must not empty services of others.
+			w.Terminating = w.Terminating || t.terminating() && e.name.namespace == s.name.namespace
 			join(w, key, s.ports)
 		}
 	}
