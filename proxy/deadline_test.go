@@ -63,6 +63,6 @@ func TestStoppedDeadlineEndsNothing(t *testing.T) {
 		d.stop()
 		d.wait(true)
 		d.check() // which was under way
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 	})
 }

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -86,8 +87,9 @@ func (i *Installer) wait(ctx context.Context, watcher *fsnotify.Watcher, tick <-
 	var due <-chan time.Time
 	for {
 		select {
-		case <-watcher.Events:
-			if due == nil {
+		case event := <-watcher.Events:
+			// What this itself cannot finish, as on a full disk, is no news.
+			if due == nil && !strings.HasPrefix(filepath.Base(event.Name), temporary) {
 				due = time.After(settle)
 			}
 		case err := <-watcher.Errors:

@@ -263,6 +263,34 @@ func TestBinary(t *testing.T) {
 
 // While there is no new token for the plugin, the old one stays; without any,
 // the plugin is not in place.
+// An attempt that fails halfway, as on a full disk, is not the reason for the
+// next one, which would fail as well.
+func TestFailureIsNotTriedWithoutEnd(t *testing.T) {
+	p := newPlace(t)
+	p.cfg.Binary = filepath.Dir(p.cfg.Binary) // can be opened and not be read
+	attempts := make(chan struct{}, 1000)
+	kubeconfig := p.cfg.Kubeconfig
+	p.cfg.Kubeconfig = func() ([]byte, error) {
+		attempts <- struct{}{}
+		return kubeconfig()
+	}
+	p.run()
+	<-attempts
+	p.configure("10-k8s.conflist", bridgeList)
+	<-attempts
+	later := time.After(10 * settle)
+	for more := 0; ; {
+		select {
+		case <-attempts:
+			if more++; more > 2 { // that of the file's second event, and a regular one
+				t.Fatal("it is tried again and again")
+			}
+		case <-later:
+			return
+		}
+	}
+}
+
 func TestKubeconfigStays(t *testing.T) {
 	p := newPlace(t)
 	p.configure("10-k8s.conflist", bridgeList)
