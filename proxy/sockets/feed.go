@@ -138,7 +138,7 @@ func (f *feed) tell(h Handler) (more bool) {
 		h.Remove(i.uid, gone)
 	}
 	for _, l := range stale {
-		l.close()
+		l.Close()
 	}
 	return true
 }

@@ -15,6 +15,7 @@ type LocalPod struct {
 	Pod
 	// Enter runs a function on a thread inside the namespace.
 	Enter func(func() error) error
+	DNS   bool // make sockets for DNS queries, too
 }
 
 // Local is a provider that makes the sockets itself, which needs the agent's
@@ -46,7 +47,7 @@ func (l *Local) Run(ctx context.Context, h Handler) error {
 		h.Add(p.Pod, listeners)
 		defer func() {
 			h.Remove(uid, true)
-			listeners.close()
+			listeners.Close()
 		}()
 	}
 	h.Synced()
@@ -64,7 +65,12 @@ func (p LocalPod) listen() (Listeners, error) {
 			}
 			fds = append(fds, fd)
 		}
-		return nil
+		if !p.DNS {
+			return nil
+		}
+		more, err := protocol.ListenDNS()
+		fds = append(fds, more...)
+		return err
 	})
 	if err != nil {
 		protocol.CloseAll(fds)

@@ -32,12 +32,13 @@ func (a *Agent) serve(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
 
-	if err := a.hello(c); err != nil {
+	version, err := a.hello(c)
+	if err != nil {
 		return err
 	}
 	session := a.begin()
 	defer a.end()
-	if err := a.offer(c); err != nil {
+	if err := a.offer(c, version); err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -100,25 +101,26 @@ func peerUID(c *net.UnixConn) (int, error) {
 	return int(cred.Uid), nil
 }
 
-func (a *Agent) hello(c *protocol.Conn) error {
+// hello agrees on the version of the protocol.
+func (a *Agent) hello(c *protocol.Conn) (version uint32, err error) {
 	a.mu.Lock()
 	own := &protocol.Hello{Version: protocol.Version, Draining: a.drained || a.leaving}
 	a.mu.Unlock()
 	if err := c.Send(&protocol.FromProxy{Message: &protocol.FromProxy_Hello{Hello: own}}); err != nil {
-		return err
+		return 0, err
 	}
 	c.SetReadDeadline(time.Now().Add(helloTimeout))
 	m, fds, err := c.ReceiveFromAgent()
 	if err != nil {
-		return fmt.Errorf("the agent's greeting: %w", err)
+		return 0, fmt.Errorf("the agent's greeting: %w", err)
 	}
 	protocol.CloseAll(fds)
 	if m.GetHello() == nil {
-		return fmt.Errorf("the agent's greeting is a %T", m.Message)
+		return 0, fmt.Errorf("the agent's greeting is a %T", m.Message)
 	}
-	_, err = protocol.Agree(protocol.Version, m.GetHello().GetVersion())
+	version, err = protocol.Agree(protocol.Version, m.GetHello().GetVersion())
 	c.SetReadDeadline(time.Time{})
-	return err
+	return version, err
 }
 
 func (a *Agent) begin() uint64 {
@@ -146,12 +148,15 @@ func (a *Agent) end() {
 
 // offer gives a restarted agent the listeners back. Only the goroutine of a
 // session closes these descriptors, so they cannot change under it.
-func (a *Agent) offer(c *protocol.Conn) error {
+func (a *Agent) offer(c *protocol.Conn, version uint32) error {
 	offers := map[string][]int{}
 	a.mu.Lock()
 	for uid, p := range a.pods {
 		if len(p.fds) > 0 {
 			offers[uid] = p.fds
+			if version < protocol.HandsDNS {
+				offers[uid] = p.fds[:protocol.ListenersPerPod]
+			}
 		}
 	}
 	a.mu.Unlock()
@@ -405,7 +410,7 @@ func (a *Agent) drain() {
 	}
 	a.drained = true
 	for _, p := range a.pods {
-		p.listeners.close()
+		p.listeners.Close()
 		protocol.CloseAll(p.fds)
 		p.fds = nil
 	}

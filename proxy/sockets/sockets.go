@@ -40,6 +40,14 @@ type Listeners struct {
 	Outbound  net.Listener // 15001
 	Plaintext net.Listener // 15006
 	HBONE     net.Listener // 15008
+	DNS       *DNS         // 15053; nil of a pod whose queries are not captured
+}
+
+// DNS are the sockets where a pod's DNS queries arrive, bound to the loopback
+// addresses: a UDP and a TCP one for each family that the pod has.
+type DNS struct {
+	UDP []*Packets
+	TCP []net.Listener
 }
 
 // Handler is told about pods, one call at a time; a call may take time

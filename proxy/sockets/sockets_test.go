@@ -222,7 +222,7 @@ func TestFeedOvertakes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return Listeners{l, newListener(l), newListener(l)}
+		return Listeners{Outbound: l, Plaintext: newListener(l), HBONE: newListener(l)}
 	}
 	closed := func(l Listeners) bool {
 		l.Outbound.(*net.TCPListener).SetDeadline(time.Now())

@@ -209,12 +209,16 @@ func (s *Server) newsOf(p *proxy, uid string) (*protocol.FromAgent, []int, error
 	switch {
 	case !due:
 		return nil, nil, nil
-	case ok && (e.listeners == nil || e.kept):
+	case ok && (!e.complete() || e.kept):
 		return &protocol.FromAgent{Message: &protocol.FromAgent_Keep{Keep: &protocol.KeepPod{Uid: uid}}}, nil, nil
 	case !ok:
 		return &protocol.FromAgent{Message: &protocol.FromAgent_Remove{Remove: &protocol.RemovePod{Uid: uid, Gone: gone}}}, nil, nil
 	}
-	fds, err := protocol.Duplicate(e.listeners)
+	listeners := e.listeners
+	if p.version >= protocol.HandsDNS {
+		listeners = slices.Concat(listeners, e.dns)
+	}
+	fds, err := protocol.Duplicate(listeners)
 	if err != nil {
 		return nil, nil, err
 	}

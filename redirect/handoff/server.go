@@ -57,6 +57,8 @@ type Pod struct {
 	// NoLoopbackRoute says that the rules in the pod are not ours, and lack
 	// what sockets need that are bound to the loopback device.
 	NoLoopbackRoute bool
+	// DNS says that the pod's DNS queries are redirected to the proxy, too.
+	DNS bool
 }
 
 // Server is the agent's side.
@@ -81,6 +83,7 @@ type entry struct {
 	Pod
 	ns        *netns.NS
 	listeners []int
+	dns       []int // those for DNS, of a pod with that
 	// kept is a pod of which the agent knows no more than a proxy has shown
 	// it; its namespace, if that is known, is the entry's own.
 	kept bool
@@ -191,7 +194,7 @@ func (s *Server) closeAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range s.pods {
-		protocol.CloseAll(e.listeners)
+		e.close()
 		e.letGo()
 	}
 	for _, fds := range s.offers {
@@ -212,8 +215,7 @@ func (s *Server) Add(p Pod, ns *netns.NS) error {
 		e = &entry{}
 		s.pods[p.UID] = e
 	} else if e.ns == nil || e.ns.ID() != ns.ID() {
-		protocol.CloseAll(e.listeners)
-		e.listeners = nil
+		e.close()
 	}
 	e.letGo()
 	e.Pod, e.ns, e.kept = p, ns, false
@@ -221,15 +223,11 @@ func (s *Server) Add(p Pod, ns *netns.NS) error {
 		delete(s.offers, p.UID)
 		s.adopt(e, fds)
 	}
-	if e.listeners == nil {
-		fds, err := listenAll(ns)
+	if err := e.listen(); err != nil {
 		if errors.Is(err, unix.EADDRINUSE) {
 			err = fmt.Errorf("%w: by a process in the pod, or by a proxy that has not connected yet", err)
 		}
-		if err != nil {
-			return err
-		}
-		e.listeners = fds
+		return err
 	}
 	s.changed(p.UID, false)
 	return nil
@@ -260,112 +258,6 @@ func (e *entry) letGo() {
 	}
 }
 
-func listenAll(ns *netns.NS) (fds []int, err error) {
-	err = ns.Do(func() error {
-		for _, port := range ports() {
-			fd, err := protocol.Listen(port)
-			if err != nil {
-				return err
-			}
-			fds = append(fds, fd)
-		}
-		return nil
-	})
-	if err != nil {
-		protocol.CloseAll(fds)
-		return nil, err
-	}
-	return fds, nil
-}
-
-func ports() []int {
-	return []int{protocol.OutboundPort, protocol.PlaintextPort, protocol.HBONEPort}
-}
-
-// adopt takes listeners that a proxy offers for a pod that has none.
-func (s *Server) adopt(e *entry, fds []int) bool {
-	err := errors.New("it has listeners already")
-	if e.listeners == nil {
-		err = e.check(fds)
-	}
-	if err != nil {
-		protocol.CloseAll(fds)
-		s.cfg.Log.Debug("listeners from the proxy not needed", zap.String("pod", e.Namespace+"/"+e.Name), zap.Error(err))
-		return false
-	}
-	e.listeners = fds
-	return true
-}
-
-// check makes sure that listeners are the pod's. Of a pod whose namespace is
-// not known they show it.
-func (e *entry) check(fds []int) error {
-	if e.ns != nil {
-		return checkListeners(fds, e.ns)
-	}
-	ns, err := namespaceOf(fds)
-	if err != nil {
-		return err
-	}
-	if err := checkListeners(fds, ns); err != nil {
-		ns.Close()
-		return err
-	}
-	e.ns = ns
-	return nil
-}
-
-// namespaceOf opens the namespace to which listeners belong. That of the node
-// is no pod's.
-func namespaceOf(fds []int) (*netns.NS, error) {
-	node, err := netns.At(netns.Own)
-	if err != nil {
-		return nil, err
-	}
-	ns, err := netns.FromSocket(fds[0])
-	if err == nil && ns.ID() == node {
-		ns.Close()
-		return nil, errors.New("listeners in the node's own network namespace")
-	}
-	return ns, err
-}
-
-// checkListeners makes sure that sockets from a proxy, whose word is not
-// taken for it, are the listeners of that namespace.
-func checkListeners(fds []int, ns *netns.NS) error {
-	for i, port := range ports() {
-		id, err := netns.OfSocket(fds[i])
-		if err != nil {
-			return err
-		}
-		if id != ns.ID() {
-			return errors.New("listener of another network namespace")
-		}
-		listening, err := unix.GetsockoptInt(fds[i], unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
-		if err != nil || listening != 1 {
-			return errors.New("not a listener")
-		}
-		if got, err := localPort(fds[i]); err != nil || got != port {
-			return fmt.Errorf("listener on port %d, not %d", got, port)
-		}
-	}
-	return nil
-}
-
-func localPort(fd int) (int, error) {
-	sa, err := unix.Getsockname(fd)
-	if err != nil {
-		return 0, os.NewSyscallError("getsockname", err)
-	}
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return sa.Port, nil
-	case *unix.SockaddrInet6:
-		return sa.Port, nil
-	}
-	return 0, errors.New("not an IP socket")
-}
-
 // Remove closes the pod's listeners, here and in proxies. Gone says that the
 // pod itself has ended, so that proxies end its connections too.
 func (s *Server) Remove(uid string, gone bool) {
@@ -375,7 +267,7 @@ func (s *Server) Remove(uid string, gone bool) {
 	if !ok {
 		return
 	}
-	protocol.CloseAll(e.listeners)
+	e.close()
 	e.letGo()
 	delete(s.pods, uid)
 	s.changed(uid, gone)

@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"errors"
 	"fmt"
 
 	"google.golang.org/protobuf/proto"
@@ -9,7 +10,8 @@ import (
 // MaxWant bounds one request for dialing sockets.
 const MaxWant = 128
 
-// ListenersPerPod is how many descriptors AddPod and Offer bring.
+// ListenersPerPod is how many descriptors AddPod and Offer bring at least:
+// those for connections. From version 2 on, those for DNS follow.
 const ListenersPerPod = 3
 
 // MaxLabels bounds the length of all labels of a pod.
@@ -40,7 +42,7 @@ func ParseFromProxy(payload []byte, descriptors int) (*FromProxy, error) {
 	want, err := 0, error(nil)
 	switch x := m.Message.(type) {
 	case *FromProxy_Offer:
-		want, err = ListenersPerPod, checkName("uid", x.Offer.GetUid())
+		want, err = descriptors, errors.Join(checkListenerCount(descriptors), checkName("uid", x.Offer.GetUid()))
 	case *FromProxy_Want:
 		err = checkWant(x.Want.GetUid(), x.Want.GetFamily(), x.Want.GetCount())
 	case *FromProxy_Save:
@@ -67,7 +69,7 @@ func ParseFromAgent(payload []byte, descriptors int) (*FromAgent, error) {
 	case *FromAgent_Restore:
 		most = 1
 	case *FromAgent_Add:
-		least, most, err = ListenersPerPod, ListenersPerPod, checkPod(x.Add)
+		least, most, err = descriptors, descriptors, errors.Join(checkListenerCount(descriptors), checkPod(x.Add))
 	case *FromAgent_Remove:
 		err = checkName("uid", x.Remove.GetUid())
 	case *FromAgent_Keep:

@@ -457,8 +457,8 @@ func (x *Hello) GetDraining() bool {
 	return false
 }
 
-// Offer brings the three listeners of a pod that the proxy already serves, as
-// AddPod brought them: an agent that has restarted takes them over.
+// Offer brings the listeners of a pod that the proxy already serves, as AddPod
+// brought them: an agent that has restarted takes them over.
 type Offer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
@@ -713,7 +713,9 @@ func (*Restore) Descriptor() ([]byte, []int) {
 }
 
 // AddPod brings the listeners of a pod, in the order outbound, plaintext,
-// HBONE. For a pod already added it replaces facts and listeners.
+// HBONE, and from version 2 on, if the pod's DNS queries are captured, UDP and
+// TCP for IPv4, and UDP and TCP for IPv6 where there is that. For a pod already
+// added it replaces facts and listeners.
 type AddPod struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Uid            string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`

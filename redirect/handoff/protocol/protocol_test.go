@@ -99,6 +99,10 @@ func TestBadMessages(t *testing.T) {
 		"descriptors on a message without": {marshal(&FromAgent{Message: &FromAgent_Synced{Synced: &Synced{}}}), 1, "1 descriptors"},
 		"too few listeners": {marshal(&FromAgent{Message: &FromAgent_Add{Add: &AddPod{
 			Uid: "u", Name: "n", Namespace: "s", ServiceAccount: "a", TrustDomain: "t"}}}), 2, "want 3"},
+		"half of a family's listeners for DNS": {marshal(&FromAgent{Message: &FromAgent_Add{Add: &AddPod{
+			Uid: "u", Name: "n", Namespace: "s", ServiceAccount: "a", TrustDomain: "t"}}}), 4, "want 3"},
+		"more listeners than there are": {marshal(&FromAgent{Message: &FromAgent_Add{Add: &AddPod{
+			Uid: "u", Name: "n", Namespace: "s", ServiceAccount: "a", TrustDomain: "t"}}}), 9, "want 3"},
 		"a kind unknown to us, with a descriptor": {[]byte{0xa2, 0x06, 0}, 1, "1 descriptors"},
 		"not protobuf": {[]byte{0xff, 0xff}, 1, "message from the agent"},
 		"too long":     {make([]byte, maxMessage+100), 1, "longer than"},
@@ -182,12 +186,12 @@ func FuzzParse(f *testing.F) {
 			if w := m.GetWant(); w != nil && (w.GetCount() == 0 || w.GetCount() > MaxWant || w.GetUid() == "" || descriptors != 0) {
 				t.Errorf("accepted %v with %d descriptors", m, descriptors)
 			}
-			if m.GetOffer() != nil && descriptors != ListenersPerPod || m.GetSave() != nil && descriptors != 1 {
+			if m.GetOffer() != nil && checkListenerCount(descriptors) != nil || m.GetSave() != nil && descriptors != 1 {
 				t.Errorf("accepted %v with %d descriptors", m, descriptors)
 			}
 		}
 		if m, err := ParseFromAgent(payload, descriptors); err == nil {
-			if s := m.GetSockets(); s != nil && descriptors > int(s.GetCount()) || m.GetAdd() != nil && descriptors != ListenersPerPod {
+			if s := m.GetSockets(); s != nil && descriptors > int(s.GetCount()) || m.GetAdd() != nil && checkListenerCount(descriptors) != nil {
 				t.Errorf("accepted %v with %d descriptors", m, descriptors)
 			}
 		}
