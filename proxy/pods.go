@@ -77,6 +77,7 @@ func (p *Proxy) Add(facts sockets.Pod, l sockets.Listeners) {
 	go p.accept(added, l.Outbound, added.share.outbound, p.outbound)
 	go p.accept(added, l.Plaintext, added.share.inbound, p.plaintext)
 	go p.accept(added, l.HBONE, added.share.inbound, p.inbound)
+	p.answer(added)
 }
 
 // claim is called with mu held.
@@ -187,9 +188,7 @@ func (p *Proxy) stopAccepting() {
 	p.draining = true
 	p.drain()
 	for _, pod := range p.pods {
-		for _, l := range []net.Listener{pod.listeners.Outbound, pod.listeners.Plaintext, pod.listeners.HBONE} {
-			_ = l.Close()
-		}
+		pod.listeners.Close()
 	}
 }
 

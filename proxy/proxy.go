@@ -16,6 +16,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/proxy/conns"
+	"github.com/tacit-mesh/tacit/proxy/dns"
 	"github.com/tacit-mesh/tacit/proxy/extauthz"
 	"github.com/tacit-mesh/tacit/proxy/hbone"
 	"github.com/tacit-mesh/tacit/proxy/jwt"
@@ -55,7 +56,11 @@ type Config struct {
 	Sockets    sockets.Provider
 	State      *state.State
 	Identities *identity.Store
-	Recorder   *telemetry.Recorder
+	// DNS asks what the mesh does not know; nil answers no DNS queries. Zone is
+	// where the cluster's services have their names.
+	DNS      *dns.Forwarder
+	Zone     dns.Zone
+	Recorder *telemetry.Recorder
 	// Revocations are the certificates that are taken back; nil is none.
 	Revocations identity.Revocations
 	// Drain is how long live connections may go on once Run is told to end.

@@ -73,6 +73,8 @@ type options struct {
 	metrics      string
 	readiness    string
 	istioAdmin   string
+	dnsUpstream  string
+	domain       string
 	drain        time.Duration
 	linger       bool
 	lifetime     time.Duration
@@ -120,6 +122,8 @@ func command() *cobra.Command {
 	f.StringVar(&o.metrics, "metrics", ":15020", "`address` for Prometheus, at /metrics and /stats/prometheus")
 	f.StringVar(&o.readiness, "readiness", ":15021", "`address` for readiness, at /healthz/ready")
 	f.StringVar(&o.istioAdmin, "istio-admin", "", "loopback `address`, such as 127.0.0.1:15000, at which the proxy answers istioctl ztunnel-config, and with profiles; none if empty")
+	f.StringVar(&o.dnsUpstream, "dns-upstream", "/etc/resolv.conf", "`file` that names the DNS servers to ask what the mesh does not know, for pods whose DNS queries are captured; none of them is answered if empty")
+	f.StringVar(&o.domain, "cluster-domain", "cluster.local", "`domain` of the cluster: services are SERVICE.NAMESPACE.svc.DOMAIN")
 	f.DurationVar(&o.drain, "drain", time.Hour, "how long live connections may go on after SIGTERM")
 	f.BoolVar(&o.linger, "linger", false, "once a newer proxy has taken over and the drain is done, wait for SIGTERM instead of ending, lest something starts this one again")
 	f.DurationVar(&o.lifetime, "certificate-ttl", 24*time.Hour, "life to ask for in certificates; they are renewed at half of it")

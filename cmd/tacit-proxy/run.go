@@ -17,6 +17,7 @@ import (
 	"github.com/tacit-mesh/tacit/internal/idle"
 	"github.com/tacit-mesh/tacit/proxy"
 	"github.com/tacit-mesh/tacit/proxy/admin"
+	"github.com/tacit-mesh/tacit/proxy/dns"
 	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/proxy/sockets"
 	"github.com/tacit-mesh/tacit/proxy/state"
@@ -135,7 +136,12 @@ func newProcess(o options) (*process, error) {
 		Certificates:    p.certificates,
 		Flows:           p.flows,
 	})
+	var forwarder *dns.Forwarder
+	if o.dnsUpstream != "" {
+		forwarder = dns.NewForwarder(o.dnsUpstream)
+	}
 	p.proxy = proxy.New(proxy.Config{
+		DNS: forwarder, Zone: dns.NewZone(o.domain),
 		Node: o.node, Network: o.network, ClusterID: o.clusterID, Sockets: p.agent, State: p.state, Identities: p.store, Recorder: p.recorder, Revocations: revocations,
 		Drain: o.drain, CertificateGrace: o.grace, MaxConnsPerPod: connectionsPerPod(o.podShare), DirectLocal: o.directLocal, TellPolicies: o.tell, TellIdentity: o.tellIdentity,
 	})

@@ -24,6 +24,7 @@ type metrics struct {
 	suppressed  prometheus.Counter
 	policies    *boundedCounter
 	limitsAlone prometheus.Counter
+	dns         *dnsMetrics
 }
 
 func newMetrics(registry prometheus.Registerer, o Options) *metrics {
@@ -46,6 +47,7 @@ func newMetrics(registry prometheus.Registerer, o Options) *metrics {
 		Help: "Decisions about shared rate limits that this node made alone, their store being away."})
 	registry.MustRegister(m.dryRuns, m.suppressed, m.limitsAlone,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.dns = newDNSMetrics(registry)
 	m.registerConnections(registry)
 	m.registerState(registry, o)
 	return m

@@ -108,7 +108,9 @@ func (r *Recorder) sweep() {
 	var mesh map[workloadKey]struct{}
 	if r.options.Workloads != nil {
 		mesh = map[workloadKey]struct{}{}
-		for _, w := range r.options.Workloads() {
+		workloads := r.options.Workloads()
+		r.metrics.dns.sweep(r.options.Now(), workloads)
+		for _, w := range workloads {
 			mesh[workloadKey{w.Namespace, w.WorkloadName}] = struct{}{}
 		}
 	}
