@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -75,6 +76,8 @@ type options struct {
 	proxyUID    int
 	proxyCgroup string
 	skips       model.SkipSettings
+	dns         pods.DNSSettings
+	dnsServers  []string
 	trustDomain string
 	iptables    string
 	metrics     string
@@ -118,6 +121,8 @@ func command() *cobra.Command {
 	f.IntVar(&o.proxyUID, "proxy-uid", 0, "`number` of the user that tacit-proxy runs as")
 	f.StringVar(&o.proxyCgroup, "proxy-cgroup", "", "control `group` that tacit-proxy must be in; not checked if empty")
 	f.StringVar(&o.trustDomain, "trust-domain", model.DefaultTrustDomain, "`domain` of all identities: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT")
+	f.BoolVar(&o.dns.All, "dns-capture", false, "let tacit-proxy answer the DNS queries of all pods; a pod's annotation tacit.mesh/dns-capture or ambient.istio.io/dns-capture, true or false, overrules it. With --zds it says whether Istio's CNI agent redirects queries, and is true by default, as there")
+	f.StringSliceVar(&o.dnsServers, "dns-server", nil, "`address` of the cluster's DNS, queries to which --dns-capture is about; may be given several times")
 	f.StringVar(&o.metrics, "metrics", "", "`address` for Prometheus, such as :15013; none if empty")
 	cmd.AddCommand(cleanupCommand(&o), factsCommand(&o))
 	cmd.CompletionOptions.DisableDefaultCmd = true
@@ -166,6 +171,9 @@ func (o *options) exclusive(cmd *cobra.Command) error {
 	if (o.cniBinDir == "") != (o.cniConfDir == "") {
 		return errors.New("--cni-bin-dir and --cni-conf-dir belong together: give both, or none to install no CNI plugin")
 	}
+	if err := o.checkDNS(cmd); err != nil {
+		return err
+	}
 	if o.kubernetes && o.from != "" {
 		return errors.New("--from and --kubernetes are two sources of pods: give one of them")
 	}
@@ -174,6 +182,28 @@ func (o *options) exclusive(cmd *cobra.Command) error {
 	}
 	if o.zds != "" && o.cniBinDir != "" {
 		return errors.New("--cni-bin-dir has no effect with --zds: Istio's CNI agent installs its own plugin")
+	}
+	return nil
+}
+
+// checkDNS reads the flags about DNS.
+func (o *options) checkDNS(cmd *cobra.Command) error {
+	if o.zds != "" {
+		o.dns.All = o.dns.All || !cmd.Flag("dns-capture").Changed
+		if o.dnsServers != nil {
+			return errors.New("--dns-server has no effect with --zds: Istio's CNI agent says which queries are redirected")
+		}
+		return nil
+	}
+	for _, text := range o.dnsServers {
+		server, err := netip.ParseAddr(text)
+		if err != nil {
+			return fmt.Errorf("--dns-server=%s: want an address, such as 10.96.0.10", text)
+		}
+		o.dns.Servers = append(o.dns.Servers, server.Unmap())
+	}
+	if o.dns.All && len(o.dns.Servers) == 0 {
+		return errors.New("--dns-capture needs --dns-server: the addresses of the cluster's DNS, as in its pods' resolv.conf")
 	}
 	return nil
 }

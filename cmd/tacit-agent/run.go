@@ -54,7 +54,7 @@ func (o *options) run(ctx context.Context, log *zap.Logger) error {
 func (o *options) capturePods(ctx context.Context, g *errgroup.Group, handing handoff.Config, log *zap.Logger) (*agent, error) {
 	config := pods.Config{Backend: pods.Backend(o.iptables), Node: netns.Own, Log: log}
 	var source pods.Source = &pods.Manifests{
-		Dir: o.from, NetNSDir: o.netnsDir, Node: o.node, TrustDomain: o.trustDomain, Skips: o.skips, Log: log,
+		Dir: o.from, NetNSDir: o.netnsDir, Node: o.node, TrustDomain: o.trustDomain, Skips: o.skips, DNS: o.dns, Log: log,
 	}
 	var node *clusterNode
 	if o.kubernetes {
@@ -89,7 +89,7 @@ func (o *options) capturePods(ctx context.Context, g *errgroup.Group, handing ha
 // followIstio serves the pods that Istio's CNI agent captures.
 func (o *options) followIstio(ctx context.Context, g *errgroup.Group, handing handoff.Config, log *zap.Logger) (*agent, error) {
 	server := handoff.New(handing)
-	client := zds.New(zds.Config{Socket: o.zds, TrustDomain: o.trustDomain, Sockets: server, Log: log})
+	client := zds.New(zds.Config{Socket: o.zds, TrustDomain: o.trustDomain, DNS: o.dns.All, Sockets: server, Log: log})
 	g.Go(func() error { return server.Run(ctx) })
 	g.Go(func() error { return client.Run(ctx) })
 	return &agent{server, zdsMetrics{client}, client.Synced}, nil

@@ -252,11 +252,27 @@ func (addresses ended) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 // same address and port would be translated for their sake, and break when the
 // kernel stops translating.
 func (p *place) forgetEnded(addresses []netip.Addr) error {
+	return p.forget(ended(addresses), "ended connections")
+}
+
+// queries are those for DNS that are redirected, and what comes after them from
+// the same port: some resolvers ask from one for ever.
+type queries struct{}
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (queries) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	return f.Forward.Protocol == unix.IPPROTO_UDP && f.Reverse.SrcPort == protocol.DNSPort && f.Forward.DstPort != protocol.DNSPort
+}
+
+// forgetQueries lets the pod's further queries go where they are sent.
+func (p *place) forgetQueries() error { return p.forget(queries{}, "DNS queries") }
+
+func (p *place) forget(which netlink.CustomConntrackFilter, name string) error {
 	return p.ns.Do(func() error {
 		for _, f := range families() {
-			_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(netlinkFamily(f)), ended(addresses))
+			_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(netlinkFamily(f)), which)
 			if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-				return fmt.Errorf("forget ended connections: %w", err)
+				return fmt.Errorf("forget %s: %w", name, err)
 			}
 		}
 		return nil
@@ -269,7 +285,8 @@ func isCaptured(f *netlink.ConntrackFlow, addresses []netip.Addr) bool {
 	switch {
 	case f.Mark&markMask == connMark: // the proxy's to an application
 		return true
-	case answeredBy != f.Forward.DstPort && (answeredBy == protocol.OutboundPort || answeredBy == protocol.PlaintextPort):
+	case answeredBy != f.Forward.DstPort &&
+		(answeredBy == protocol.OutboundPort || answeredBy == protocol.PlaintextPort || answeredBy == protocol.DNSPort):
 		return true
 	}
 	return f.Forward.DstPort == protocol.HBONEPort && slices.Contains(addresses, dst.Unmap())

@@ -20,6 +20,7 @@ type Manifests struct {
 	Node        string
 	TrustDomain string
 	Skips       model.SkipSettings
+	DNS         DNSSettings
 	Log         *zap.Logger
 }
 
@@ -51,7 +52,7 @@ func (m *Manifests) pods(objects []manifests.Object) []Pod {
 			namespaces[o.Name] = n
 		}
 	}
-	reader := Reader{Node: m.Node, TrustDomain: m.TrustDomain, Skips: m.Skips}
+	reader := Reader{Node: m.Node, TrustDomain: m.TrustDomain, Skips: m.Skips, DNS: m.DNS}
 	var pods []Pod
 	for _, o := range objects {
 		p, ok := o.Value.(*corev1.Pod)

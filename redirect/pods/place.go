@@ -9,7 +9,6 @@ import (
 	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
 	"github.com/tacit-mesh/tacit/redirect/netns"
 	"github.com/tacit-mesh/tacit/redirect/rules"
-	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 // The proxy's connections to applications carry connMark; what answers them
@@ -46,9 +45,11 @@ func newPlace(ns *netns.NS, b Backend) *place {
 	return &place{ns: ns, backend: b, written: map[rules.Family]written{}}
 }
 
-func config(s model.Skips, probes model.PortSet, released bool) rules.Config {
+func config(pod Pod, released bool) rules.Config {
+	s := pod.Skips
 	return rules.Config{
-		Probes:       probes,
+		Probes:  pod.Probes,
+		DNSPort: protocol.DNSPort, DNSServers: pod.DNSServers,
 		OutboundPort: protocol.OutboundPort, PlaintextPort: protocol.PlaintextPort, HBONEPort: protocol.HBONEPort,
 		Mark: protocol.Mark, ConnMark: connMark, Mask: markMask, Zone: zone,
 		SkipInbound: s.Inbound, SkipOutbound: s.Outbound, SkipOutboundCIDRs: s.OutboundCIDRs,
@@ -57,7 +58,7 @@ func config(s model.Skips, probes model.PortSet, released bool) rules.Config {
 }
 
 // capture puts in place what captures the pod, and says what had to change.
-func (p *place) capture(ctx context.Context, s model.Skips, probes model.PortSet) (changes []string, err error) {
+func (p *place) capture(ctx context.Context, pod Pod) (changes []string, err error) {
 	err = p.ns.Do(func() error {
 		kept, err := keepHalfClosed()
 		if err != nil {
@@ -75,7 +76,7 @@ func (p *place) capture(ctx context.Context, s model.Skips, probes model.PortSet
 				changes = append(changes, fmt.Sprintf("IPv%d route or rule", f))
 			}
 		}
-		written, err := p.write(ctx, config(s, probes, false).Tables)
+		written, err := p.write(ctx, config(pod, false).Tables)
 		changes = append(changes, written...)
 		return err
 	})
@@ -85,7 +86,7 @@ func (p *place) capture(ctx context.Context, s model.Skips, probes model.PortSet
 // release leaves only what keeps captured connections alive.
 func (p *place) release(ctx context.Context) error {
 	return p.ns.Do(func() error {
-		_, err := p.write(ctx, config(model.Skips{}, nil, true).Tables)
+		_, err := p.write(ctx, config(Pod{}, true).Tables)
 		return err
 	})
 }

@@ -10,6 +10,7 @@ package pods
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -35,8 +36,10 @@ type Pod struct {
 	// is, or does not ask.
 	Refused string
 	Skips   model.Skips
-	Probes  model.PortSet // ports by which the node looks after the pod
-	Faults  []string      // what of its labels and annotations is not in force, and why
+	// DNSServers are those to which the pod's queries are captured.
+	DNSServers []netip.Addr
+	Probes     model.PortSet // ports by which the node looks after the pod
+	Faults     []string      // what of its labels and annotations is not in force, and why
 }
 
 // Source tells which pods there are.

@@ -23,6 +23,7 @@ type Reader struct {
 	Node        string
 	TrustDomain string
 	Skips       model.SkipSettings
+	DNS         DNSSettings
 	// Release lets all pods go, whatever their labels say.
 	Release bool
 }
@@ -65,8 +66,13 @@ func (r Reader) Read(p *corev1.Pod, namespace *corev1.Namespace) Pod {
 	if n := protocol.LengthOfComposition(made); n > protocol.MaxComposition {
 		faults = append(faults, fmt.Sprintf("names of containers, images and owners of %d bytes are more than the %d that the proxy is told: an identity that depends on them is not given", n, protocol.MaxComposition))
 	}
+	servers, fault := r.DNS.read(p)
+	if fault != "" {
+		faults = append(faults, fault)
+	}
 	return Pod{
 		Pod: handoff.Pod{
+			DNS:            len(servers) > 0,
 			UID:            manifests.PodUID(string(p.UID), p.Namespace, p.Name),
 			Name:           p.Name,
 			Namespace:      p.Namespace,
@@ -79,6 +85,7 @@ func (r Reader) Read(p *corev1.Pod, namespace *corev1.Namespace) Pod {
 		RuntimeUID: RuntimeUID(p),
 		Capture:    capture,
 		Skips:      skips,
+		DNSServers: servers,
 		Faults:     faults,
 		Probes:     probes(p),
 	}

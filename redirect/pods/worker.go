@@ -230,7 +230,7 @@ func (w *worker) ensure(ctx context.Context, want wish, same bool) error {
 	if err := w.probe(ctx, want.pod.UID, targets(want.pod)); err != nil {
 		return err
 	}
-	changes, err := w.place.capture(ctx, want.pod.Skips, want.pod.Probes)
+	changes, err := w.place.capture(ctx, want.pod)
 	if err != nil {
 		return err
 	}
@@ -303,7 +303,7 @@ func (w *worker) release(ctx context.Context, want wish) (left bool, err error) 
 		return false, w.place.forgetEnded(want.pod.Addresses)
 	}
 	w.set.cfg.Sockets.Remove(want.pod.UID, false)
-	if err := w.place.clean(ctx); err != nil {
+	if err := errors.Join(w.place.forgetQueries(), w.place.clean(ctx)); err != nil {
 		return false, err
 	}
 	w.leave(ctx, want)

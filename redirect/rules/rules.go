@@ -39,6 +39,7 @@ type Config struct {
 	OutboundPort  uint16 // where what the pod sends is redirected to
 	PlaintextPort uint16 // where what the pod receives is redirected to
 	HBONEPort     uint16 // where peers connect to the proxy itself
+	DNSPort       uint16 // where queries to DNSServers are redirected to
 
 	Mark     uint32 // on packets of the proxy's own sockets
 	ConnMark uint32 // on the proxy's connections to the pod's applications
@@ -50,6 +51,7 @@ type Config struct {
 	SkipInbound       model.PortSet
 	SkipOutbound      model.PortSet
 	SkipOutboundCIDRs []netip.Prefix
+	DNSServers        []netip.Addr // none: no queries are captured
 
 	// Released captures nothing new and keeps what is captured alive.
 	Released bool
@@ -133,8 +135,9 @@ func (c Config) outbound(f Family) []string {
 	rules := []string{
 		"-o lo -j RETURN",
 		fmt.Sprintf("-m mark --mark 0x%x/0x%x -j RETURN", c.Mark, c.Mask),
-		notTCP,
 	}
+	rules = append(rules, c.queries(f)...)
+	rules = append(rules, notTCP)
 	rules = append(rules, returnPorts("-p tcp", c.SkipOutbound)...)
 	for _, p := range c.SkipOutboundCIDRs {
 		switch {
@@ -146,6 +149,26 @@ func (c Config) outbound(f Family) []string {
 		}
 	}
 	return append(rules, redirect(c.OutboundPort))
+}
+
+// dnsPort is where servers of DNS take queries.
+const dnsPort = 53
+
+// queries redirects those to the cluster's servers, unless they are skipped. A
+// server of the pod's own choice is left alone.
+func (c Config) queries(f Family) (rules []string) {
+	for _, server := range c.DNSServers {
+		skipped := c.SkipOutbound.Contains(dnsPort) ||
+			slices.ContainsFunc(c.SkipOutboundCIDRs, func(p netip.Prefix) bool { return p.Contains(server) })
+		if server.Is4() != (f == IPv4) || skipped {
+			continue
+		}
+		to := fmt.Sprintf("-d %v -p ", host(server))
+		rules = append(rules,
+			to+fmt.Sprintf("udp -m udp --dport %d -j REDIRECT --to-ports %d", dnsPort, c.DNSPort),
+			to+fmt.Sprintf("tcp -m tcp --dport %d --tcp-flags FIN,SYN,RST,ACK SYN -j REDIRECT --to-ports %d", dnsPort, c.DNSPort))
+	}
+	return rules
 }
 
 // redirect takes connections from their first packet on. Connection tracking

@@ -28,6 +28,14 @@ func skipping() Config {
 	return c
 }
 
+func resolving() Config {
+	c := base()
+	c.DNSPort = 15053
+	c.DNSServers = []netip.Addr{netip.MustParseAddr("198.18.0.10"), netip.MustParseAddr("fd00:7ac1::10"), netip.MustParseAddr("198.18.9.10")}
+	c.SkipOutboundCIDRs = []netip.Prefix{netip.MustParsePrefix("198.18.9.0/24")}
+	return c
+}
+
 func node() Node {
 	return Node{
 		Targets: []netip.AddrPort{netip.MustParseAddrPort("198.18.1.1:8080"), netip.MustParseAddrPort("[fd00:7ac1::1]:8080")},
@@ -86,6 +94,8 @@ func TestGolden(t *testing.T) {
 		"skips.v6":      Restore(skipping().Tables(IPv6), Saved{}),
 		"everywhere.v4": Restore(everywhere().Tables(IPv4), Saved{}),
 		"released.v4":   Restore(released().Tables(IPv4), ParseSave(foreign)),
+		"dns.v4":        Restore(resolving().Tables(IPv4), Saved{}),
+		"dns.v6":        Restore(resolving().Tables(IPv6), Saved{}),
 		"node.v4":       Restore(node().Tables(IPv4), Saved{}),
 		"node.v6":       Restore(node().Tables(IPv6), Saved{}),
 		"remove":        Remove(ParseSave(foreign)),
@@ -111,10 +121,10 @@ func TestGolden(t *testing.T) {
 
 // The two rules without which live connections are cut or looped.
 func TestEveryRedirectTakesFirstPacketsOnly(t *testing.T) {
-	for _, c := range []Config{base(), skipping(), released(), everywhere()} {
+	for _, c := range []Config{base(), skipping(), released(), everywhere(), resolving()} {
 		for _, f := range []Family{IPv4, IPv6} {
 			for line := range strings.Lines(Canonical(c.Tables(f))) {
-				if strings.Contains(line, "REDIRECT") && !strings.Contains(line, "--tcp-flags FIN,SYN,RST,ACK SYN") {
+				if strings.Contains(line, "REDIRECT") && !strings.Contains(line, "--tcp-flags FIN,SYN,RST,ACK SYN") && !strings.Contains(line, "-p udp") {
 					t.Errorf("%q redirects the middle of connections", line)
 				}
 				if strings.Contains(line, "REDIRECT") && c.Released {
@@ -132,6 +142,17 @@ func TestSkipsComeBeforeRedirects(t *testing.T) {
 			if strings.HasSuffix(r, "-j RETURN") != (i != last) {
 				t.Errorf("%s: rule %d of %d is %q", chain.Name, i, last, r)
 			}
+		}
+	}
+}
+
+// Whoever skips all connections to a port or server skips queries, too.
+func TestSkippedQueries(t *testing.T) {
+	c := resolving()
+	c.SkipOutbound = model.PortSet{{First: 50, Last: 60}}
+	for _, f := range []Family{IPv4, IPv6} {
+		if text := Canonical(c.Tables(f)); strings.Contains(text, "15053") {
+			t.Errorf("captured in spite of a skip:\n%s", text)
 		}
 	}
 }

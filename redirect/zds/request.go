@@ -128,7 +128,7 @@ func (s *session) facts(m *protocol.AddWorkload, ns *netns.NS) (handoff.Pod, err
 	info := m.GetWorkloadInfo()
 	p := handoff.Pod{
 		UID: m.GetUid(), Name: info.GetName(), Namespace: info.GetNamespace(), ServiceAccount: cmp.Or(info.GetServiceAccount(), "default"),
-		TrustDomain: s.cfg.TrustDomain, NoLoopbackRoute: true,
+		TrustDomain: s.cfg.TrustDomain, NoLoopbackRoute: true, DNS: s.cfg.DNS,
 	}
 	if p.UID == "" || p.Name == "" {
 		return p, errors.New("UID or name is missing")

@@ -36,6 +36,7 @@ type Config struct {
 	// Socket is where Istio's CNI agent listens.
 	Socket      string
 	TrustDomain string // of all identities
+	DNS         bool   // the agent's rules redirect DNS queries, too
 	Sockets     Sockets
 	Log         *zap.Logger
 }
