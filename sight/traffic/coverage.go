@@ -94,11 +94,11 @@ func Sum(nodes []admin.Coverage) *Coverage {
 	c.findUnused(nodes, newest.Policies)
 	for _, name := range slices.Sorted(maps.Keys(namespaces)) {
 		n := namespaces[name]
-		n.finish()
+		n.Finish()
 		c.Namespaces = append(c.Namespaces, *n)
 	}
-	c.All.finish()
-	c.Mesh.finish()
+	c.All.Finish()
+	c.Mesh.Finish()
 	return c
 }
 
@@ -137,7 +137,7 @@ func (c *Coverage) sumPairs(namespaces map[string]*Namespace) {
 	})
 }
 
-// Add counts a pair. Share is not brought up to date.
+// Add counts a pair; Finish is to follow the last one.
 func (s *Shares) Add(p *Pair) {
 	s.Denied += p.Denied
 	n := p.Carried()
@@ -153,7 +153,8 @@ func (s *Shares) Add(p *Pair) {
 	}
 }
 
-func (s *Shares) finish() {
+// Finish brings the share up to date.
+func (s *Shares) Finish() {
 	s.Share = ratio(s.MTLS, s.MTLS+s.Plain+s.Skipped+s.Passthrough)
 }
 

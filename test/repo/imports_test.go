@@ -54,7 +54,7 @@ var rules = []rule{
 	},
 	{
 		from: []string{"..."}, not: []string{"k8s.io/client-go/..."},
-		except: []string{"internal/kube/...", "xds/source/...", "redirect/pods/...", "identity/nodeauth/...", "deploy/...", "cmd/...", "test/..."},
+		except: []string{"internal/kube/...", "xds/source/...", "redirect/pods/...", "identity/nodeauth/...", "identity/person/...", "deploy/...", "cmd/...", "test/..."},
 		reason: "client-go belongs to where cluster objects come from, and to what installs",
 	},
 	{
