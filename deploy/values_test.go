@@ -24,6 +24,8 @@ func TestSchemaRefuses(t *testing.T) {
 		"no ports":            {"skips": values{"mode": "listed", "ports": "pg"}},
 		"directory":           {"cni": values{"binDir": "opt/cni/bin"}},
 		"list in no place":    {"crl": values{"files": []any{"ours.pem"}}},
+		"list among others":   {"crl": values{"files": []any{"/etc/ssl/ours.pem"}}},
+		"list in a detour":    {"crl": values{"files": []any{"/etc/pki/../ours.pem"}}},
 		"no list":             {"crl": values{"configMap": "ours", "keys": []any{}}},
 		"backend":             {"agent": values{"iptables": "ebpf"}},
 		"no duration":         {"tacitd": values{"maxCertificateTTL": "1 day"}},
