@@ -20,7 +20,7 @@ func permissions() map[string]string {
 	for _, p := range []struct{ who, verbs, what, reason string }{
 		{"tacitd", "list watch", "/pods /namespaces /services /nodes /serviceaccounts discovery.k8s.io/endpointslices",
 			"the mesh is built from them"},
-		{"tacitd", "update", "policy.tacit.mesh/ratelimits/status policy.tacit.mesh/revokedidentities/status policy.linkerd.io/httplocalratelimitpolicies/status", "the condition tacit.mesh/Enforced"},
+		{"tacitd", "update", "policy.tacit.mesh/ratelimits/status policy.tacit.mesh/revokedidentities/status policy.tacit.mesh/bypasses/status policy.linkerd.io/httplocalratelimitpolicies/status", "the condition tacit.mesh/Enforced"},
 		{"tacitd", "update", "security.istio.io/authorizationpolicies/status security.istio.io/peerauthentications/status security.istio.io/requestauthentications/status",
 			"the condition tacit.mesh/Enforced"},
 		{"tacitd", "create", "authentication.k8s.io/tokenreviews", "whether a token is that of a proxy"},
@@ -33,6 +33,7 @@ func permissions() map[string]string {
 		{"tacit-system/tacitd", "create", "coordination.k8s.io/leases", "the same, the first time"},
 		{"tacit-agent", "get list watch", "/pods /namespaces", "which pods of the node are in the mesh"},
 		{"tacit-agent", "get list watch", "node.k8s.io/runtimeclasses", "which of them are in a sandbox and cannot be"},
+		{"tacit-agent", "list watch", "policy.tacit.mesh/bypasses", "for which of them the mesh is suspended"},
 		{"tacit-agent", "patch", "/pods/status", "the report that a pod is captured"},
 		{"tacit-agent", "create patch", "/events", "why a pod is not captured"},
 		{"tacit-system/tacit-agent", "create", "/serviceaccounts/token=tacit-cni", "the CNI plugin's token"},
@@ -122,6 +123,27 @@ func TestPermissions(t *testing.T) {
 	}
 }
 
+// Nobody may bypass by the chart alone, and whoever is bound to the role may do
+// that and no more.
+func TestBypassRole(t *testing.T) {
+	objects := decode(t, render(t, nil))
+	want := []rbac.PolicyRule{{APIGroups: []string{"policy.tacit.mesh"}, Resources: []string{"bypasses"}, Verbs: []string{"get", "list", "watch", "create", "patch"}}}
+	role := find[*rbac.ClusterRole](t, objects, "tacit-bypass")
+	if diff := cmp.Diff(want, role.Rules); diff != "" || role.AggregationRule != nil {
+		t.Errorf("the role: %s", diff)
+	}
+	for label := range role.Labels {
+		if strings.HasPrefix(label, "rbac.authorization.k8s.io/aggregate-to-") {
+			t.Errorf("%s gives it to others", label)
+		}
+	}
+	for _, key := range granted(t, objects) {
+		if strings.HasSuffix(key, "policy.tacit.mesh/bypasses") && (strings.Contains(key, " create ") || strings.Contains(key, " patch ") || strings.Contains(key, " update ")) {
+			t.Errorf("%s: a program may bypass by itself", key)
+		}
+	}
+}
+
 // Settings that take something away take its permissions, too, and the other
 // way round.
 func TestPermissionsFollowSettings(t *testing.T) {
@@ -137,6 +159,7 @@ func TestPermissionsFollowSettings(t *testing.T) {
 			"tacit-system/tacitd get coordination.k8s.io/leases=tacitd",
 			"tacit-system/tacitd update coordination.k8s.io/leases=tacitd",
 			"tacitd update policy.linkerd.io/httplocalratelimitpolicies/status",
+			"tacitd update policy.tacit.mesh/bypasses/status",
 			"tacitd update policy.tacit.mesh/ratelimits/status",
 			"tacitd update policy.tacit.mesh/revokedidentities/status",
 			"tacitd update security.istio.io/authorizationpolicies/status",

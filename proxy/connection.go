@@ -34,6 +34,7 @@ type Connection struct {
 	cancel    context.CancelCauseFunc
 
 	mu       sync.Mutex // guards what follows
+	bypass   string     // that has let the connection live, and lets it to its end
 	settled  bool       // whether requests are decided on
 	requests *requests  // those, if they are
 	record   telemetry.Record
@@ -46,11 +47,15 @@ type Connection struct {
 // denied ends a connection's context when it is no longer allowed.
 type denied struct {
 	policy.Decision
-	skipped bool // by the client: hence no identity
+	skipped bool   // by the client: hence no identity
+	bypass  string // that the client is under: hence no identity
 }
 
 func (d denied) Error() string {
-	if d.skipped {
+	switch {
+	case d.bypass != "":
+		return d.String() + "; its client is under bypass " + d.bypass + ", and so comes without an identity"
+	case d.skipped:
 		return d.String() + "; its client skips this port or address on the way out, and so comes without an identity"
 	}
 	return d.String()
@@ -115,11 +120,30 @@ func (c *Connection) facts(s *model.Snapshot, now time.Time) (policy.Request, bo
 		Workload:    workloadOf(s, c.pod),
 		Time:        now,
 		Revoked:     c.takenBack != nil && c.takenBack(),
+		Bypass:      c.bypassed(),
 	}
 	if w := s.WorkloadAt(networkOf(s, c.pod), c.source.Addr()); w != nil && (c.peer.IsZero() || w.Is(c.peer)) {
 		r.SourceWorkload = w
 	}
 	return r, true
+}
+
+// bypassed is the bypass that has let the connection live.
+func (c *Connection) bypassed() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.bypass
+}
+
+// mayLive notes a bypass without which a decision would have ended the
+// connection: the bypass's own end does not.
+func (c *Connection) mayLive(d policy.Decision) policy.Decision {
+	if d.Reason == policy.ReasonBypassed {
+		c.mu.Lock()
+		c.bypass = d.Bypass
+		c.mu.Unlock()
+	}
+	return d
 }
 
 // whole are the facts of an inbound connection that is decided on as a whole;
@@ -207,7 +231,7 @@ func (c *Connection) judged(d policy.Decision, r policy.Request) {
 	c.record.Destination.Workload = r.Workload
 	c.record.Destination.Identity = c.pod.identity
 	c.record.Policy, c.record.Attribute, c.record.DryRun = d.Policy, d.Attribute, d.DryRun
-	c.record.Reason = d.Reason.String()
+	c.record.Reason, c.record.Bypass = d.Reason.String(), d.Bypass
 }
 
 // opening counts the connection as one that carries bytes, which counts tells.
@@ -284,11 +308,23 @@ func (c *Connection) deny(d policy.Decision) {
 	c.record.Outcome = telemetry.Denied
 	c.record.Policy, c.record.Attribute, c.record.DryRun = d.Policy, d.Attribute, d.DryRun
 	c.record.Reason = d.Reason.String()
-	skipped := c.clientSkips()
-	if skipped {
+	why := denied{Decision: d, skipped: c.clientSkips(), bypass: c.clientBypass()}
+	switch {
+	case why.bypass != "":
+		c.record.Reason = "client_bypassed"
+	case why.skipped:
 		c.record.Reason = "client_skips_port"
 	}
-	c.record.Err = denied{d, skipped}
+	c.record.Err = why
+}
+
+// clientBypass is the bypass for which a plaintext connection has no identity.
+// The caller holds mu.
+func (c *Connection) clientBypass() string {
+	if w := c.record.Source.Workload; w != nil && c.peer.IsZero() {
+		return w.Bypass
+	}
+	return ""
 }
 
 // clientSkips reports whether a plaintext connection would have had an

@@ -32,6 +32,7 @@ type exchange struct {
 
 	// Guarded by the requests' mu.
 	asked   string // policy whose provider has agreed
+	bypass  string // that has let the request live, and lets it to its end
 	revoked *policy.Decision
 }
 
@@ -95,7 +96,7 @@ func (x *exchange) decide() {
 	if x.refusal != nil {
 		return
 	}
-	if x.tokens.Outcome == jwt.Refused {
+	if x.tokens.Outcome == jwt.Refused && !underBypass(x.facts) {
 		x.refuse(401, "invalid_token", errors.New("the token is not accepted: "+x.tokens.Reason))
 		x.refusal.Message = "the token is not accepted"
 		x.refusal.Fields = []http.Field{{Name: "www-authenticate", Value: jwt.Challenge}}
@@ -108,12 +109,23 @@ func (x *exchange) decide() {
 		return
 	}
 	x.decision = d
+	x.mayLive(d)
 	if !d.Allowed && d.Reason != policy.ReasonAsk {
 		x.denied(d)
 		return
 	}
 	x.limits = policy.Limits(nil, x.snapshot, &x.facts, model.LimitRequests)
 	x.limits = policy.Limits(x.limits, x.snapshot, &x.facts, model.LimitBytes)
+}
+
+// mayLive notes a bypass without which the request would have been denied.
+func (x *exchange) mayLive(d policy.Decision) {
+	if d.Reason != policy.ReasonBypassed {
+		return
+	}
+	x.requests.mu.Lock()
+	defer x.requests.mu.Unlock()
+	x.bypass = d.Bypass
 }
 
 // namesConnect reports whether the request is allowed for its method alone:
@@ -201,8 +213,11 @@ func withQuery(query string) string {
 // review decides again about a request under way. Called with the requests' mu
 // held.
 func (x *exchange) review(s *model.Snapshot, facts policy.Request) {
-	facts.HTTP = &x.http
+	facts.HTTP, facts.Bypass = &x.http, x.bypass
 	d := policy.Evaluate(s, &facts)
+	if d.Reason == policy.ReasonBypassed {
+		x.bypass = d.Bypass
+	}
 	if d.Allowed || d.Reason == policy.ReasonAsk && (x.asked == "" || x.asked == d.Policy) {
 		return
 	}
@@ -234,7 +249,7 @@ func (x *exchange) record(result http.Result) *telemetry.Request {
 		Method: x.request.Method, Host: x.request.Host, Path: x.http.Path, Principal: x.http.Claims.Principal(),
 		Status: result.Status, GRPCStatus: result.GRPCStatus,
 		Policy: x.decision.Policy, Reason: x.decision.Reason.String(), Attribute: x.decision.Attribute,
-		DryRun: x.decision.DryRun, Audit: x.decision.Audit,
+		DryRun: x.decision.DryRun, Audit: x.decision.Audit, Bypass: x.decision.Bypass,
 		Err: result.Err, Sent: result.Sent, Received: result.Received,
 	}
 	if x.request.GRPC() {

@@ -49,7 +49,7 @@ func (p *Proxy) coverage(c *Connection) (policy.Decision, policy.Request) {
 			d = policy.Evaluate(s, &request)
 		}
 		if p.State.Snapshot() == s {
-			return d, request
+			return c.mayLive(d), request
 		}
 	}
 }
@@ -66,12 +66,17 @@ func (c *Connection) Review(s *model.Snapshot, now time.Time) (policy.Decision, 
 	c.mu.Unlock()
 	switch {
 	case r != nil:
-		return r.review(s, request), true
-	case settled && policy.CoversHTTP(s, request.Workload, c.original.Port()):
+		return c.mayLive(r.review(s, request)), true
+	case settled && policy.CoversHTTP(s, request.Workload, c.original.Port()) && !underBypass(request):
 		return policy.Decision{Reason: policy.ReasonRequestsNow}, true
 	}
 	c.proxy.meter(c)
-	return policy.Evaluate(s, &request), true
+	return c.mayLive(policy.Evaluate(s, &request)), true
+}
+
+// underBypass: what cannot be decided on by requests need not be.
+func underBypass(r policy.Request) bool {
+	return r.Bypass != "" || r.Workload != nil && r.Workload.Bypass != ""
 }
 
 // review ends the requests under way that are no longer allowed.
@@ -99,7 +104,7 @@ func (r *requests) Opaque(serverName string) error {
 	s := r.proxy.State.Snapshot()
 	facts, _ := r.conn.facts(s, time.Now())
 	facts.ServerName = serverName
-	d := policy.Evaluate(s, &facts)
+	d := r.conn.mayLive(policy.Evaluate(s, &facts))
 	if d.Allowed {
 		d = r.proxy.limited(r.conn.ctx, d, &facts, model.LimitBytes)
 	}

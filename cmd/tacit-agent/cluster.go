@@ -43,7 +43,7 @@ func (o *options) cluster(log *zap.Logger) (*clusterNode, error) {
 	}
 	n := &clusterNode{options: o, log: log, client: client, locator: o.locator()}
 	settings := cluster.Config{
-		Client: client, Reader: pods.Reader{Node: o.node, TrustDomain: o.trustDomain, Skips: o.skips, DNS: o.dns, Release: o.release}, Log: log,
+		Client: client, Reader: pods.Reader{Node: o.node, TrustDomain: o.trustDomain, Skips: o.skips, DNS: o.dns, Release: o.release}, MaxBypass: o.maxBypass, Log: log,
 	}
 	if o.cniBinDir != "" {
 		if n.installer, err = o.installer(&cluster.PluginAccess{Client: client, Config: config, Namespace: o.namespace}, log); err != nil {

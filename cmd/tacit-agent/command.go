@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/tacit-mesh/tacit/internal/bypass"
 	"github.com/tacit-mesh/tacit/internal/cli"
 	"github.com/tacit-mesh/tacit/redirect/pods"
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -80,6 +82,7 @@ type options struct {
 	dnsServers  []string
 	trustDomain string
 	iptables    string
+	maxBypass   time.Duration
 	metrics     string
 	// listening is told the address of metrics; for tests, which listen on
 	// port 0.
@@ -121,6 +124,7 @@ func command() *cobra.Command {
 	f.IntVar(&o.proxyUID, "proxy-uid", 0, "`number` of the user that tacit-proxy runs as")
 	f.StringVar(&o.proxyCgroup, "proxy-cgroup", "", "control `group` that tacit-proxy must be in; not checked if empty")
 	f.StringVar(&o.trustDomain, "trust-domain", model.DefaultTrustDomain, "`domain` of all identities: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT")
+	f.DurationVar(&o.maxBypass, "max-bypass", bypass.DefaultMax, "longest bypass (tacit bypass) that is accepted, as tacitd has it")
 	f.BoolVar(&o.dns.All, "dns-capture", false, "let tacit-proxy answer the DNS queries of all pods; a pod's annotation tacit.mesh/dns-capture or ambient.istio.io/dns-capture, true or false, overrules it. With --zds it says whether Istio's CNI agent redirects queries, and is true by default, as there")
 	f.StringSliceVar(&o.dnsServers, "dns-server", nil, "`address` of the cluster's DNS, queries to which --dns-capture is about; may be given several times")
 	f.StringVar(&o.metrics, "metrics", "", "`address` for Prometheus, such as :15013; none if empty")

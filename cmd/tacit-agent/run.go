@@ -54,7 +54,7 @@ func (o *options) run(ctx context.Context, log *zap.Logger) error {
 func (o *options) capturePods(ctx context.Context, g *errgroup.Group, handing handoff.Config, log *zap.Logger) (*agent, error) {
 	config := pods.Config{Backend: pods.Backend(o.iptables), Node: netns.Own, Log: log}
 	var source pods.Source = &pods.Manifests{
-		Dir: o.from, NetNSDir: o.netnsDir, Node: o.node, TrustDomain: o.trustDomain, Skips: o.skips, DNS: o.dns, Log: log,
+		Dir: o.from, NetNSDir: o.netnsDir, Node: o.node, TrustDomain: o.trustDomain, Skips: o.skips, DNS: o.dns, MaxBypass: o.maxBypass, Log: log,
 	}
 	var node *clusterNode
 	if o.kubernetes {

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -13,53 +12,11 @@ import (
 	"github.com/tacit-mesh/tacit/cmd/tacit/revoked"
 	"github.com/tacit-mesh/tacit/cmd/tacit/show"
 	"github.com/tacit-mesh/tacit/deploy/cluster"
+	"github.com/tacit-mesh/tacit/xds/kinds"
 )
 
-// records are where the flags say that revocations are recorded.
-type records struct {
-	from    string
-	cluster cluster.Flags
-	// connect is Flags.Connect but in tests.
-	connect func() (*cluster.Cluster, error)
-}
-
-func (r *records) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&r.from, "from", "", "`directory` of manifests that tacitd reads, where there is no Kubernetes")
-	clusterFlags(cmd.Flags(), &r.cluster)
-}
-
-func (r *records) open(cmd *cobra.Command) (revoked.Store, error) {
-	if r.from != "" {
-		if cmd.Flag("kubeconfig").Changed || cmd.Flag("context").Changed {
-			return nil, errors.New("--from is about a directory of manifests, --kubeconfig and --context about a cluster: give one or the other")
-		}
-		return revoked.Dir{Path: r.from, Namespace: r.cluster.Namespace}, nil
-	}
-	connect := r.connect
-	if connect == nil {
-		connect = r.cluster.Connect
-	}
-	c, err := connect()
-	if errors.Is(err, cluster.ErrNoKubeconfig) {
-		return nil, fmt.Errorf("%w; without Kubernetes, name the directory of manifests with --from", err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return revoked.Cluster{Cluster: c}, nil
-}
-
-// with calls do with the records that the flags mean, for no longer than the
-// timeout.
-func (r *records) with(cmd *cobra.Command, do func(context.Context, revoked.Store) error) error {
-	ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
-	defer cancel()
-	s, err := r.open(cmd)
-	if err != nil {
-		return err
-	}
-	return do(ctx, s)
-}
+// revocations are where the flags say that revocations are recorded.
+type revocations = recorded[kinds.RevokedIdentity]
 
 func identityCommand() *cobra.Command { return newIdentityCommand(nil) }
 
@@ -83,7 +40,7 @@ tells all proxies, so it must be there to begin it and to end it.`,
 }
 
 func revokeCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
-	r := records{connect: connect}
+	r := revocations{connect: connect, kind: revoked.Kind()}
 	var (
 		duration time.Duration
 		reason   string
@@ -95,7 +52,7 @@ func revokeCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return r.with(cmd, func(ctx context.Context, s revoked.Store) error {
-				record, err := revoked.Revoke(ctx, s, args[0], duration, reason)
+				record, err := revoked.Revoke(ctx, s, r.cluster.Namespace, args[0], duration, reason)
 				if err != nil {
 					return err
 				}
@@ -112,7 +69,7 @@ func revokeCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
 }
 
 func identityListCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
-	r := records{connect: connect}
+	r := revocations{connect: connect, kind: revoked.Kind()}
 	output := outputText
 	cmd := &cobra.Command{
 		Use:   "list",
@@ -140,7 +97,7 @@ func identityListCommand(connect func() (*cluster.Cluster, error)) *cobra.Comman
 }
 
 func restoreCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
-	r := records{connect: connect}
+	r := revocations{connect: connect, kind: revoked.Kind()}
 	cmd := &cobra.Command{
 		Use:     "restore SPIFFE-ID",
 		Short:   "End the revocation of an identity now",

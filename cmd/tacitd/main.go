@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tacit-mesh/tacit/identity/ca"
+	"github.com/tacit-mesh/tacit/internal/bypass"
 	"github.com/tacit-mesh/tacit/internal/cli"
 	"github.com/tacit-mesh/tacit/internal/kube"
 	"github.com/tacit-mesh/tacit/xds/build"
@@ -109,6 +110,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.settings.RootNamespace, "root-namespace", build.DefaultRootNamespace, "`namespace` whose policies cover the whole mesh; --namespace unless it is set")
 	f.DurationVar(&o.maxTTL, "max-certificate-ttl", ca.DefaultTTL, "longest life of a proxy's certificate")
 	f.DurationVar(&o.jwksRefresh, "jwks-refresh", jwks.DefaultRefresh, "how often issuers' key sets are fetched again, at least 1s: a token of a new key is refused until then, so issuers announce keys before they use them")
+	f.DurationVar(&o.settings.MaxBypass, "max-bypass", bypass.DefaultMax, "longest bypass (tacit bypass) that is accepted; tacit-agent is to have the same")
 	f.StringVar(&o.statusFile, "status-file", "", "`file` to write the status of policies and manifests to, as JSON, on each change")
 	f.StringVar(&o.metrics, "metrics", "", "`address` for Prometheus, at /metrics, and readiness, at /healthz/ready, such as :15014; none if empty")
 	return cmd
@@ -135,6 +137,9 @@ func (o *options) check() error {
 	}
 	if o.jwksRefresh < time.Second {
 		errs = append(errs, fmt.Errorf("--jwks-refresh=%v: want at least 1s, such as 5m", o.jwksRefresh))
+	}
+	if o.settings.MaxBypass <= 0 {
+		errs = append(errs, errors.New("--max-bypass: want more than 0, such as 24h; who may bypass at all is a matter of RBAC"))
 	}
 	switch {
 	case o.kubernetes && o.from != "":

@@ -42,6 +42,10 @@ func registry(m *mesh, ads *server.Server, certificates *ca.Service, seen *obser
 		func() float64 { errs, _ := m.counts(); return float64(errs) })
 	gauge("tacitd_policies_not_enforced", "Policies that are not enforced as written, in whole or in part.",
 		func() float64 { _, policies := m.counts(); return float64(policies) })
+	gauge("tacitd_bypasses", "Bypasses that are in force.",
+		func() float64 { bypasses, _ := m.bypassed(); return float64(bypasses) })
+	gauge("tacitd_workloads_bypassed", "Workloads for which a bypass is in force.",
+		func() float64 { _, workloads := m.bypassed(); return float64(workloads) })
 	return promhttp.HandlerFor(prometheus.Gatherers{r, prometheus.GathererFunc(seen.metrics)}, promhttp.HandlerOpts{})
 }
 
@@ -51,4 +55,11 @@ func (m *mesh) counts() (errs, policies int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.errs), m.notEnforced
+}
+
+// bypassed is how many bypasses are in force, and for how many workloads.
+func (m *mesh) bypassed() (bypasses, workloads int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.build.Bypasses()), m.build.Bypassed()
 }

@@ -18,6 +18,14 @@ func (e *explainer) arrival(src client, to route.Candidate, captured bool) verdi
 		e.step("arrival", note, "%s is outside the mesh: no policy is asked.", to.Target)
 		return verdict{endpoint: to.Target.String(), outcome: Unchecked, summary: fmt.Sprintf("%s is outside the mesh: nothing checks the connection.", to.Target)}
 	case route.Unmeshed:
+		if w.Bypass != "" {
+			e.step("arrival", note, "Pod %s is not captured, for bypass %s is in force: no policy is asked there.", podName(w), w.Bypass)
+			return verdict{
+				endpoint: podName(w), outcome: Unchecked,
+				summary: fmt.Sprintf("Pod %s is under bypass %s: nothing checks the connection.", podName(w), w.Bypass),
+				change:  fmt.Sprintf("End bypass %s (tacit bypass end %s), and the pod's policies are enforced.", w.Bypass, w.Bypass),
+			}
+		}
 		e.step("arrival", note, "Pod %s is not captured: no policy is asked there.", podName(w))
 		return verdict{
 			endpoint: podName(w), outcome: Unchecked,
@@ -115,6 +123,8 @@ func policyChange(d policy.Decision, step policy.Step, identify string) string {
 		return fmt.Sprintf("An ALLOW policy must match; the closest is %s%s.", d.Policy, because(step))
 	case policy.ReasonAllowed:
 		return fmt.Sprintf("It would be denied if no ALLOW policy matched any more (%s does now), or if a DENY policy did.", d.Policy)
+	case policy.ReasonBypassed:
+		return fmt.Sprintf("It is denied again for new connections once bypass %s has ended (tacit bypass end %s), by %s.", d.Bypass, d.Bypass, d.DryRun)
 	case policy.ReasonNoPolicy:
 		return "It would be denied by a DENY policy that matches, or as soon as an ALLOW policy covers the pod and none matches."
 	}

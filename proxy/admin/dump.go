@@ -38,6 +38,7 @@ type workloadDump struct {
 	Subzone            string            `json:"subzone,omitempty"`
 	Captured           bool              `json:"captured"`
 	TrustDomainAliases []string          `json:"trustDomainAliases,omitempty"`
+	Bypass             string            `json:"bypass,omitempty"`
 	HostNetwork        bool              `json:"hostNetwork,omitempty"`
 	Unhealthy          bool              `json:"unhealthy,omitempty"`
 	Terminating        bool              `json:"terminating,omitempty"`
@@ -64,7 +65,7 @@ func dumpWorkload(w *model.Workload) any {
 		UID: w.UID, PodUID: w.PodUID, Namespace: w.Namespace, Name: w.Name, Identity: w.Identity().String(),
 		Addresses: w.Addresses, Hostname: w.Hostname, Network: w.Network, Cluster: w.ClusterID, Node: w.Node,
 		Region: w.Locality.Region, Zone: w.Locality.Zone, Subzone: w.Locality.Subzone,
-		Captured: w.Protocol == model.ProtocolHBONE, TrustDomainAliases: w.TrustDomainAliases, HostNetwork: w.HostNetwork, Unhealthy: w.Unhealthy,
+		Captured: w.Protocol == model.ProtocolHBONE, TrustDomainAliases: w.TrustDomainAliases, Bypass: w.Bypass, HostNetwork: w.HostNetwork, Unhealthy: w.Unhealthy,
 		Terminating: w.Terminating, Capacity: w.Capacity, Services: services, Policies: w.Policies, Labels: w.Labels,
 		SkipInbound: w.SkipInbound.String(), SkipOutbound: w.SkipOutbound.String(), SkipOutboundCIDRs: w.SkipOutboundCIDRs,
 	}

@@ -179,6 +179,9 @@ func uncaptured(w *model.Workload, dst netip.AddrPort) (why, remedy string) {
 	case w.HostNetwork:
 		return fmt.Sprintf("Pod %s shares its node's network, which is never captured", podName(w)),
 			fmt.Sprintf("pod %s must have a network of its own", podName(w))
+	case w.Protocol != model.ProtocolHBONE && w.Bypass != "":
+		return fmt.Sprintf("Pod %s is not captured, for bypass %s is in force", podName(w), w.Bypass),
+			fmt.Sprintf("end bypass %s (tacit bypass end %s)", w.Bypass, w.Bypass)
 	case w.Protocol != model.ProtocolHBONE:
 		return fmt.Sprintf("Pod %s is not captured, for it is not enrolled, or its node's agent has not reported it", podName(w)),
 			fmt.Sprintf("enrol pod %s (label tacit.mesh/dataplane: enabled)", podName(w))

@@ -14,6 +14,8 @@ const (
 	WhyClientNotInMesh  = "client_not_enrolled"  // a pod that is not captured
 	WhyClientNotCaught  = "client_not_captured"  // it is enrolled, and yet came in clear
 	WhyServerAsksForTCP = "server_plain_by_mesh" // it is enrolled, and the mesh sent it in clear
+	WhyServerBypassed   = "server_bypassed"      // a Bypass is in force for it
+	WhyClientBypassed   = "client_bypassed"      // a Bypass is in force for it
 )
 
 // why classifies an event by the mesh as it was then.
@@ -38,6 +40,8 @@ func whyServer(w *model.Workload) string {
 		return WhyServerOutside
 	case w.HostNetwork:
 		return WhyServerHost
+	case w.Bypass != "":
+		return WhyServerBypassed
 	case w.Protocol == model.ProtocolHBONE:
 		return WhyServerAsksForTCP
 	}
@@ -49,6 +53,8 @@ func whyClient(e *Event) string {
 	switch {
 	case w == nil:
 		return WhyClientOutside
+	case w.Bypass != "":
+		return WhyClientBypassed
 	case w.Protocol != model.ProtocolHBONE:
 		return WhyClientNotInMesh
 	case w.SkipsOutbound(e.Destination.Addr):

@@ -12,7 +12,9 @@ import (
 // is unknown: before the first full list of policies, towards a workload that
 // the snapshot does not have, and where the workload names a policy that was
 // never seen. A DENY policy that matches comes before all others; then, where
-// ALLOW policies cover the workload, one of them must match.
+// ALLOW policies cover the workload, one of them must match. Under a Bypass
+// policies deny nothing, revoked identities apart, and what they would have
+// denied is told.
 //
 // The snapshot's version of the destination counts, not the request's, so
 // that a live connection can be evaluated again with the same request.
@@ -35,21 +37,48 @@ func EvaluateConnection(s *model.Snapshot, r *Request) Decision {
 type tally struct {
 	enforced, all votes
 	missing       string // key of a policy never seen
+	bypass        string // under which only revocations are enforced
 }
 
 func (t *tally) add(p *model.Policy, o outcome) {
 	t.all.add(p, o)
-	if !p.DryRun {
+	if !p.DryRun && (t.bypass == "" || holdsInBypass(p)) {
 		t.enforced.add(p, o)
 	}
 }
 
+// holdsInBypass: a bypass is for what was written wrong or cannot be kept up,
+// and a revocation for what was stolen.
+func holdsInBypass(p *model.Policy) bool {
+	return p.Action == model.ActionAudit && p.Unknown == "" || model.MadeOfRevokedIdentity(p.Name)
+}
+
 func (t *tally) decision(s *model.Snapshot) Decision {
+	if t.bypass != "" {
+		return t.bypassed(s)
+	}
 	d := t.enforced.decision(s, t.missing)
 	if all := t.all.decision(s, t.missing); all.Allowed != d.Allowed {
 		d.DryRun = all.Policy
 	}
 	return d
+}
+
+func (t *tally) bypassed(s *model.Snapshot) Decision {
+	t.enforced.foreign = false
+	d := t.enforced.decision(s, "")
+	all := t.all.decision(s, t.missing)
+	switch {
+	case !d.Allowed:
+		return d
+	case all.Allowed:
+		all.Audit = d.Audit
+		return all
+	}
+	return Decision{
+		Allowed: true, Reason: ReasonBypassed, Bypass: t.bypass, Attribute: all.Attribute, Audit: d.Audit,
+		DryRun: cmp.Or(all.Policy, all.Reason.String()),
+	}
 }
 
 // votes are the policies that matter, the first of each kind.
@@ -169,7 +198,7 @@ func (e *evaluation) evaluate(s *model.Snapshot) Decision {
 		return Decision{Reason: ReasonUnknownWorkload}
 	}
 	covers := covers(s, e.workload)
-	var t tally
+	t := tally{bypass: e.bypass()}
 	t.enforced.foreign, t.all.foreign = e.foreign(), e.foreign()
 	for _, c := range covers {
 		e.vote(&t, c)
@@ -178,6 +207,10 @@ func (e *evaluation) evaluate(s *model.Snapshot) Decision {
 	e.closest(&t, covers)
 	return t.decision(s)
 }
+
+// bypass is the one that is in force for the workload or, for a connection that
+// one has let in, was when it began.
+func (e *evaluation) bypass() string { return cmp.Or(e.workload.Bypass, e.request.Bypass) }
 
 // foreign reports whether the client is of another trust domain: that the mesh
 // federates with that one says who it is, not that it may come.

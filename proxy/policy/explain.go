@@ -71,7 +71,7 @@ var actions = [...]string{
 func (e *evaluation) step(p *model.Policy) Step {
 	o := e.policy(p)
 	step := Step{
-		Policy: p.Key(), Action: "DENY", Scope: "mesh", DryRun: p.DryRun,
+		Policy: p.Key(), Action: "DENY", Scope: "mesh", DryRun: p.DryRun || e.workload != nil && e.bypass() != "" && !holdsInBypass(p),
 		Matched: o.matched, Unknown: p.Unknown != "", Rule: o.rule, Attribute: o.name(),
 	}
 	if int(p.Action) < len(actions) {

@@ -113,7 +113,7 @@ func TestDecisionsInWords(t *testing.T) {
 func TestReasonsAsLabels(t *testing.T) {
 	want := []string{
 		"undecided", "not_ready", "unknown_workload", "missing_policy",
-		"denied", "not_allowed", "allowed", "no_policy", "ask", "requests_now", "revoked", "foreign_trust_domain", "rate_limited", "unknown",
+		"denied", "not_allowed", "allowed", "no_policy", "ask", "requests_now", "revoked", "foreign_trust_domain", "rate_limited", "bypassed", "unknown",
 	}
 	for i, label := range want {
 		if got := Reason(i).String(); got != label {

@@ -13,7 +13,7 @@ import (
 type AppliedLimit struct {
 	Policy string // its key
 	Index  int    // of the limit in the policy
-	DryRun bool   // decides nothing
+	DryRun bool   // decides nothing, as under a Bypass
 	Limit  *model.Limit
 	Key    string // the value that the counts are kept apart by
 	Store  *model.LimitStore
@@ -44,7 +44,7 @@ func (e *evaluation) limits(to []AppliedLimit, s *model.Snapshot, p *model.Polic
 			continue
 		}
 		a := AppliedLimit{
-			Policy: s.PolicyKey(p), Index: i, DryRun: p.DryRun, Limit: l, Key: e.limitKey(l), Store: p.RateLimit.Store,
+			Policy: s.PolicyKey(p), Index: i, DryRun: p.DryRun || e.bypass() != "", Limit: l, Key: e.limitKey(l), Store: p.RateLimit.Store,
 		}
 		if l.PerWorkload {
 			a.Key = e.workload.UID + " " + a.Key

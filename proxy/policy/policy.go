@@ -28,6 +28,9 @@ type Request struct {
 	Time     time.Time
 	// Revoked says that the certificate of Identity has been taken back.
 	Revoked bool
+	// Bypass is that of the decision which let the connection or request in,
+	// if it was one's work: its end does not cut what it has let in.
+	Bypass string
 	// HTTP is the request of HTTP to decide about; nil for a connection that
 	// carries something else, or of which that is not known.
 	HTTP *HTTPRequest
@@ -54,6 +57,7 @@ const (
 	ReasonRevoked                // the client's certificate has been revoked
 	ReasonForeign                // the client is of another trust domain, and no policy names it
 	ReasonLimited                // more connections, or bytes of one that carries no HTTP, than a limit allows
+	ReasonBypassed               // policies would deny, and a Bypass suspends them
 )
 
 // String is the reason as a label of metrics: lower case, words joined by "_".
@@ -85,6 +89,8 @@ func (r Reason) String() string {
 		return "foreign_trust_domain"
 	case ReasonLimited:
 		return "rate_limited"
+	case ReasonBypassed:
+		return "bypassed"
 	}
 	return "unknown"
 }
@@ -109,12 +115,15 @@ type Decision struct {
 	// been the other one, had those on dry run been enforced; empty if it
 	// would not.
 	DryRun string
+	// Bypass is "NAMESPACE/NAME" of the Bypass that decided, for
+	// ReasonBypassed; DryRun is then what would have denied.
+	Bypass string
 }
 
 // String is the decision in one line for people.
 func (d Decision) String() string {
 	text := d.text()
-	if d.DryRun == "" {
+	if d.DryRun == "" || d.Reason == ReasonBypassed {
 		return text
 	}
 	if d.Allowed {
@@ -155,6 +164,8 @@ func (d Decision) text() string {
 		return "denied: the client is of another trust domain, and no ALLOW policy names it"
 	case ReasonLimited:
 		return "denied: more than rate limit " + d.Policy + " allows"
+	case ReasonBypassed:
+		return "allowed by bypass " + d.Bypass + "; without it denied: " + d.DryRun
 	case ReasonUndecided:
 	}
 	return "denied: undecided"

@@ -169,6 +169,9 @@ func (r Route) howReached(w *model.Workload, port uint16) string {
 	name := fmt.Sprintf("%s/%s", w.Namespace, w.Name)
 	switch means(w, port) {
 	case Unmeshed:
+		if w.Bypass != "" {
+			return fmt.Sprintf("Pod %s is under bypass %s: port %d is reached by plain TCP.", name, w.Bypass, port)
+		}
 		return fmt.Sprintf("Pod %s is not captured: port %d is reached by plain TCP.", name, port)
 	case Skipped:
 		return fmt.Sprintf("Pod %s skips inbound capture of %s: port %d is reached by plain TCP.", name, w.SkipInbound, port)

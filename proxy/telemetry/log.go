@@ -38,6 +38,7 @@ func (l line) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	addString(enc, "reason", l.Reason)
 	addString(enc, "attribute", l.Attribute)
 	addString(enc, "dry_run", l.DryRun)
+	addString(enc, "bypass", l.Bypass)
 	if l.Err != nil {
 		enc.AddString("error", errorText(l.Err))
 	}

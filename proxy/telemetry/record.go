@@ -105,6 +105,7 @@ type Record struct {
 	Outcome Outcome
 	// The decision: see package policy. Reason also names failures.
 	Policy, Reason, Attribute, DryRun string
+	Bypass                            string // that let it through, if one did
 	Err                               error
 
 	Sent     int64 // bytes from Source to Destination

@@ -36,7 +36,7 @@ type Request struct {
 	// and for what was ended by a change of policy.
 	Denied                            bool
 	Policy, Reason, Attribute, DryRun string
-	Audit                             string
+	Audit, Bypass                     string
 	Err                               error
 	Sent, Received                    int64 // bytes of the bodies, as Record has it
 }
@@ -82,6 +82,7 @@ func (l requestLine) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	addString(enc, "attribute", l.Attribute)
 	addString(enc, "dry_run", l.DryRun)
 	addString(enc, "audit", l.Audit)
+	addString(enc, "bypass", l.Bypass)
 	if l.Err != nil {
 		enc.AddString("error", errorText(l.Err))
 	}

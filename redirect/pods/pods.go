@@ -35,7 +35,9 @@ type Pod struct {
 	// Refused says why a pod that asks for it is not captured; empty if it
 	// is, or does not ask.
 	Refused string
-	Skips   model.Skips
+	// Bypass says which bypass is in force for the pod; empty if none is.
+	Bypass string
+	Skips  model.Skips
 	// DNSServers are those to which the pod's queries are captured.
 	DNSServers []netip.Addr
 	Probes     model.PortSet // ports by which the node looks after the pod

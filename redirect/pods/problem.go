@@ -22,6 +22,7 @@ const (
 	ReasonRefused Reason = "NotCaptured"       // the pod is of a kind that cannot be captured
 	ReasonGap     Reason = "CaptureIncomplete" // part of its traffic is not told from other traffic
 	ReasonIgnored Reason = "SettingIgnored"    // a label or an annotation is not in force
+	ReasonBypass  Reason = "Bypassed"          // a bypass suspends the mesh for the pod
 )
 
 const (
@@ -66,6 +67,9 @@ func (w *worker) tell(want wish, status Status) {
 	}
 	if status.Err != nil {
 		problem(ReasonFailed, status.Err.Error(), time.Since(w.failing) >= patience)
+	}
+	if want.pod.Bypass != "" {
+		problem(ReasonBypass, want.pod.Bypass, true)
 	}
 	if want.pod.Refused != "" {
 		problem(ReasonRefused, want.pod.Refused, true)

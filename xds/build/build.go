@@ -13,12 +13,14 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/tacit-mesh/tacit/internal/bypass"
 	"github.com/tacit-mesh/tacit/xds/kinds"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -42,6 +44,7 @@ type Settings struct {
 	Providers  map[string]*model.Provider // by name, for policies with the action CUSTOM
 	LimitStore *model.LimitStore          // for limits that are shared; nil if there is none
 	Forwarding model.Forwarding           // tells the original clients' addresses
+	MaxBypass  time.Duration              // of a Bypass that is accepted; 0 means bypass.DefaultMax
 	KeySets    map[string]string          // those fetched so far, by KeySource.Name
 }
 
@@ -51,6 +54,7 @@ func (s Settings) withDefaults() Settings {
 	s.TrustDomain = cmp.Or(s.TrustDomain, model.DefaultTrustDomain)
 	s.TrustDomainAliases = slices.DeleteFunc(slices.Clone(s.TrustDomainAliases), func(name string) bool { return name == s.TrustDomain })
 	s.RootNamespace = cmp.Or(s.RootNamespace, DefaultRootNamespace)
+	s.MaxBypass = cmp.Or(s.MaxBypass, bypass.DefaultMax)
 	return s
 }
 
@@ -70,6 +74,7 @@ type Objects struct {
 	LinkerdRateLimits      []*kinds.HTTPLocalRateLimitPolicy
 	Servers                []*kinds.Server
 	RevokedIdentities      []*kinds.RevokedIdentity
+	Bypasses               []*bypass.Bypass
 }
 
 // Result is the mesh at one moment.
@@ -119,6 +124,7 @@ func (o *Objects) all() []metav1.Object {
 	out = appendObjects(out, o.RateLimits)
 	out = appendObjects(out, o.LinkerdRateLimits)
 	out = appendObjects(out, o.RevokedIdentities)
+	out = appendObjects(out, o.Bypasses)
 	return appendObjects(out, o.Servers)
 }
 

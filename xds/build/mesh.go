@@ -10,6 +10,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/tacit-mesh/tacit/internal/bypass"
 	"github.com/tacit-mesh/tacit/xds/kinds"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -42,6 +43,8 @@ type Mesh struct {
 	slicesAbout index[objectName, *sliceEntry] // by pod
 	slicesAt    index[addr, *sliceEntry]       // by address of endpoints that name no pod
 	slicesOn    index[string, *sliceEntry]     // by node of the same
+
+	bypasses map[objectName]*bypass.Bypass
 
 	policies policySet
 	problems map[objectKey][]error
@@ -106,6 +109,8 @@ func kindOf(o metav1.Object) string {
 		return "Server"
 	case *kinds.RevokedIdentity:
 		return "RevokedIdentity"
+	case *bypass.Bypass:
+		return "Bypass"
 	}
 	panic(fmt.Sprintf("build: objects of type %T are not known", o))
 }
@@ -130,6 +135,7 @@ func New(s Settings) *Mesh {
 		slicesAbout: index[objectName, *sliceEntry]{},
 		slicesAt:    index[addr, *sliceEntry]{},
 		slicesOn:    index[string, *sliceEntry]{},
+		bypasses:    map[objectName]*bypass.Bypass{},
 		policies:    newPolicySet(s),
 		problems:    map[objectKey][]error{},
 	}
@@ -188,6 +194,8 @@ func (m *Mesh) set(o metav1.Object, gone bool) {
 		m.setTarget(nameOf(o), unless(gone, o))
 	case *discoveryv1.EndpointSlice:
 		m.setSlice(nameOf(o), unless(gone, o))
+	case *bypass.Bypass:
+		m.setBypass(nameOf(o), unless(gone, o))
 	default:
 		m.setPolicy(o, gone)
 	}

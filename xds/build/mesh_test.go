@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"pgregory.net/rapid"
 
+	"github.com/tacit-mesh/tacit/internal/bypass"
 	"github.com/tacit-mesh/tacit/xds/kinds"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -44,7 +45,7 @@ func (d *draws) meta(names ...string) metav1.ObjectMeta {
 }
 
 func (d *draws) object() metav1.Object {
-	switch rapid.IntRange(0, 12).Draw(d.t, "kind") {
+	switch rapid.IntRange(0, 13).Draw(d.t, "kind") {
 	case 0:
 		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
 			Name: d.namespace(), Labels: map[string]string{dataplaneLabel: d.one(enabled, disabled, "what")},
@@ -76,6 +77,12 @@ func (d *draws) object() metav1.Object {
 			p.Spec.TargetRef = &kinds.TargetRef{Group: refs[0].Group, Kind: refs[0].Kind, Name: refs[0].Name}
 		}
 		return p
+	case 12:
+		b := &bypass.Bypass{ObjectMeta: d.meta("x1", "x2")}
+		begin := int64(rapid.IntRange(1, 20).Draw(d.t, "begin"))
+		since, until := metav1.Unix(begin, 0), metav1.Unix(begin+int64(rapid.IntRange(0, 10).Draw(d.t, "for")), 0)
+		b.Spec = bypass.Spec{Pod: d.one("", "p1", "p2"), PolicyOnly: d.flip(), Reason: d.one("why", ""), Since: &since, Until: &until}
+		return b
 	case 11:
 		p := &kinds.RevokedIdentity{ObjectMeta: d.meta("v1", "v2")}
 		p.Spec.Identity = "spiffe://" + d.one("cluster.local", "other") + "/ns/" + d.namespace() + "/sa/" + d.one("default", "web")
@@ -265,6 +272,12 @@ func checkEnd(t *rapid.T, m *Mesh, there map[objectKey]metav1.Object, now time.T
 		r, ok := o.(*kinds.RevokedIdentity)
 		if ok && r.Spec.Until != nil && r.Spec.Until.After(now) && (want.IsZero() || r.Spec.Until.Time.Before(want)) {
 			want = r.Spec.Until.Time
+		}
+		b, ok := o.(*bypass.Bypass)
+		for at := now.Add(time.Second); ok && at.Before(now.Add(time.Minute)); at = at.Add(time.Second) {
+			if b.Phase(at, bypass.DefaultMax) != b.Phase(now, bypass.DefaultMax) && (want.IsZero() || at.Before(want)) {
+				want = at
+			}
 		}
 	}
 	if got := m.NextEnd(); !got.Equal(want) {

@@ -76,6 +76,7 @@ func (m *Mesh) derive(e *podEntry) {
 		ns := m.namespaces[e.name.namespace]
 		e.alone, errs = podWorkload(m.settings, e.pod, ns, m.nodes[e.pod.Spec.NodeName])
 		e.permitted = inMesh(e.pod, ns) && e.alone.Node != ""
+		m.bypass(e)
 	}
 	m.problem("Pod", e.name, errs)
 	m.claim(e, true)

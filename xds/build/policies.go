@@ -209,10 +209,14 @@ func (b *policyBuilder) result() PolicyResult {
 		r.Attached[uid] = slices.Sorted(maps.Keys(keys))
 	}
 	slices.SortFunc(r.Policies, func(x, y *model.Policy) int { return strings.Compare(x.Key(), y.Key()) })
-	slices.SortFunc(r.Statuses, func(x, y PolicyStatus) int {
+	sortStatuses(r.Statuses)
+	return r
+}
+
+func sortStatuses(list []PolicyStatus) {
+	slices.SortFunc(list, func(x, y PolicyStatus) int {
 		return cmp.Or(strings.Compare(x.Kind, y.Kind), strings.Compare(x.Namespace, y.Namespace), strings.Compare(x.Name, y.Name))
 	})
-	return r
 }
 
 // selects reports whether an object of namespace ns with this selector covers

@@ -64,7 +64,7 @@ func (p *policySet) setRevoked(key objectKey, r *kinds.RevokedIdentity) {
 }
 
 // Advance tells the mesh what time it is, and returns what that changes in it:
-// revocations end by themselves.
+// revocations and bypasses end by themselves.
 func (m *Mesh) Advance(now time.Time) model.Update {
 	before := m.policies.now
 	m.policies.now = now
@@ -72,6 +72,11 @@ func (m *Mesh) Advance(now time.Time) model.Update {
 		for key, r := range m.policies.revoked {
 			if r.Ended(before) != r.Ended(now) {
 				m.stale.namespace[key.namespace] = true
+			}
+		}
+		for _, b := range m.bypasses {
+			if b.Phase(before, m.settings.MaxBypass) != b.Phase(now, m.settings.MaxBypass) {
+				m.staleBypassed(b)
 			}
 		}
 	})
@@ -86,6 +91,11 @@ func (m *Mesh) NextEnd() (first time.Time) {
 		}
 		if first.IsZero() || r.Spec.Until.Time.Before(first) {
 			first = r.Spec.Until.Time
+		}
+	}
+	for _, b := range m.bypasses {
+		if next := b.NextPhase(m.policies.now, m.settings.MaxBypass); !next.IsZero() && (first.IsZero() || next.Before(first)) {
+			first = next
 		}
 	}
 	return first

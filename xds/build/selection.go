@@ -330,7 +330,9 @@ func (m *Mesh) Statuses() []PolicyStatus {
 		}
 		slices.SortFunc(in.Workloads, func(x, y PolicyTarget) int { return strings.Compare(x.UID, y.UID) })
 		result := Policies(in)
-		m.statuses = append(make([]PolicyStatus, 0, len(result.Statuses)), result.Statuses...)
+		m.statuses = append(make([]PolicyStatus, 0, len(result.Statuses)+len(m.bypasses)), result.Statuses...)
+		m.statuses = append(m.statuses, m.bypassStatuses()...)
+		sortStatuses(m.statuses)
 	}
 	return m.statuses
 }

@@ -84,6 +84,10 @@ type Workload struct {
 	// TrustDomainAliases are other names of its trust domain, as during a
 	// migration from one to another.
 	TrustDomainAliases []string
+
+	// Bypass is "NAMESPACE/NAME" of the Bypass that is in force for the
+	// workload, so that policies deny nothing there; empty: none.
+	Bypass string
 }
 
 // ApplicationTunnel is how a workload is given connections that came by HBONE,

@@ -226,6 +226,7 @@ func encodeWorkloadExtension(w *model.Workload) ([]*workload.Extension, error) {
 		Paths:             encodePaths(w.Paths),
 
 		TrustDomainAliases: w.TrustDomainAliases,
+		Bypass:             w.Bypass,
 	}
 	if proto.Size(ext) == 0 {
 		return nil, nil
@@ -254,6 +255,7 @@ func decodeWorkloadExtension(list []*workload.Extension, out *model.Workload) er
 	out.Terminating = ext.GetTerminating()
 	out.Paths = decodePaths(ext.GetPaths())
 	out.TrustDomainAliases = ext.GetTrustDomainAliases()
+	out.Bypass = ext.GetBypass()
 	return nil
 }
 

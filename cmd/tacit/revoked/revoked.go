@@ -1,13 +1,11 @@
-// Package revoked keeps the records of revoked identities, which tacitd acts
-// on: as objects of a cluster, or as manifests in the directory that it reads.
+// Package revoked writes the records of revoked identities, which tacitd acts on.
 //
-// What does not belong here: what a revocation amounts to (xds/build), and
-// flags (cmd/tacit).
+// What does not belong here: where the records are (cmd/tacit/records), what a
+// revocation amounts to (xds/build), and flags (cmd/tacit).
 package revoked
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,24 +13,29 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/tacit-mesh/tacit/cmd/tacit/records"
+	"github.com/tacit-mesh/tacit/xds/build"
 	"github.com/tacit-mesh/tacit/xds/kinds"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 // Store is where records are.
-type Store interface {
-	// List gives all of them, in no order.
-	List(context.Context) ([]*kinds.RevokedIdentity, error)
-	// Create adds one that has a name of its own.
-	Create(context.Context, *kinds.RevokedIdentity) error
-	// Update writes the specification of one that List gave.
-	Update(context.Context, *kinds.RevokedIdentity) error
-	// Who is the person or program that writes.
-	Who(context.Context) (string, error)
+type Store = records.Store[kinds.RevokedIdentity]
+
+// Kind is RevokedIdentity, for stores.
+func Kind() records.Kind[kinds.RevokedIdentity] {
+	return records.Kind[kinds.RevokedIdentity]{
+		APIVersion: kinds.RevokedIdentityVersion, Kind: "RevokedIdentity", Resource: "revokedidentities", Doing: "revoking",
+		Object: func(r *kinds.RevokedIdentity) metav1.Object { return r },
+		Type:   func(r *kinds.RevokedIdentity) *metav1.TypeMeta { return &r.TypeMeta },
+		Spec:   func(r *kinds.RevokedIdentity) any { return r.Spec },
+		Of:     func(o *build.Objects) []*kinds.RevokedIdentity { return o.RevokedIdentities },
+	}
 }
 
-// Revoke records that an identity is revoked from now on, for a while.
-func Revoke(ctx context.Context, s Store, id string, duration time.Duration, reason string) (*kinds.RevokedIdentity, error) {
+// Revoke records in the root namespace of the mesh that an identity is revoked
+// from now on, for a while.
+func Revoke(ctx context.Context, s Store, root, id string, duration time.Duration, reason string) (*kinds.RevokedIdentity, error) {
 	parsed, err := model.ParseIdentity(id)
 	if err != nil {
 		return nil, err
@@ -43,8 +46,8 @@ func Revoke(ctx context.Context, s Store, id string, duration time.Duration, rea
 	if duration <= 0 {
 		return nil, fmt.Errorf("a revocation for %v: want more than 0, such as 24h", duration)
 	}
-	if strings.TrimSpace(reason) == "" {
-		return nil, errors.New("say why: whoever finds the identity denied will ask")
+	if err := records.CheckReason(reason); err != nil {
+		return nil, err
 	}
 	who, err := s.Who(ctx)
 	if err != nil {
@@ -52,9 +55,9 @@ func Revoke(ctx context.Context, s Store, id string, duration time.Duration, rea
 	}
 	now := time.Now().UTC()
 	r := &kinds.RevokedIdentity{Spec: kinds.RevokedIdentitySpec{
-		Identity: id, Reason: reason, By: who, Since: moment(now), Until: moment(now.Add(duration)),
+		Identity: id, Reason: reason, By: who, Since: records.Moment(now), Until: records.Moment(now.Add(duration)),
 	}}
-	r.Name = nameOf(parsed, now)
+	r.Name, r.Namespace = nameOf(parsed, now), root
 	return r, s.Create(ctx, r)
 }
 
@@ -78,7 +81,7 @@ func Restore(ctx context.Context, s Store, id string) ([]*kinds.RevokedIdentity,
 		return nil, err
 	}
 	for _, r := range inForce {
-		r.Spec.Until, r.Spec.RestoredBy = moment(now), who
+		r.Spec.Until, r.Spec.RestoredBy = records.Moment(now), who
 		if err := s.Update(ctx, r); err != nil {
 			return nil, err
 		}
@@ -86,20 +89,7 @@ func Restore(ctx context.Context, s Store, id string) ([]*kinds.RevokedIdentity,
 	return inForce, nil
 }
 
-// moment is of whole seconds, as the API keeps it: a revocation is never
-// longer than it was said to be.
-func moment(t time.Time) *metav1.Time {
-	return &metav1.Time{Time: t.UTC().Truncate(time.Second)}
-}
-
 // nameOf tells revocations of the same identity apart by when they began.
 func nameOf(id model.Identity, now time.Time) string {
-	const most = 200 // of the 253 that there may be
-	plain := strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
-			return r
-		}
-		return '-'
-	}, strings.ToLower(id.Namespace+"-"+id.ServiceAccount))
-	return "revoked-" + plain[:min(len(plain), most)] + "-" + strings.ReplaceAll(now.Format("20060102-150405.000"), ".", "-")
+	return records.Name("revoked", id.Namespace+"-"+id.ServiceAccount, now)
 }

@@ -63,6 +63,7 @@ seccompProfile:
 {{- with .Values.skips.ports }}
 - --skip-ports={{ . }}
 {{- end }}
+- --max-bypass={{ .Values.bypass.max }}
 {{- end }}
 
 {{/* server is tacitd's DNS name, also in its certificate */}}

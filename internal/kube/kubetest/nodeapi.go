@@ -5,11 +5,15 @@ import (
 	nodev1 "k8s.io/api/node/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/tacit-mesh/tacit/internal/bypass"
 	"github.com/tacit-mesh/tacit/internal/kube/nodeapi"
 )
 
 // NodeAPI is what an agent uses of a fake.
-type NodeAPI struct{ *fake.Clientset }
+type NodeAPI struct {
+	*fake.Clientset
+	Own *Bypasses // nil for none
+}
 
 // Pods implements [nodeapi.Client].
 func (f NodeAPI) Pods(namespace string) nodeapi.Pods { return f.CoreV1().Pods(namespace) }
@@ -23,6 +27,14 @@ func (f NodeAPI) Namespaces() nodeapi.Follow[*corev1.NamespaceList] { return f.C
 // RuntimeClasses implements [nodeapi.Client].
 func (f NodeAPI) RuntimeClasses() nodeapi.Follow[*nodev1.RuntimeClassList] {
 	return f.NodeV1().RuntimeClasses()
+}
+
+// Bypasses implements [nodeapi.Client].
+func (f NodeAPI) Bypasses() nodeapi.Follow[*bypass.List] {
+	if f.Own == nil {
+		return &Bypasses{}
+	}
+	return f.Own
 }
 
 // Events implements [nodeapi.Client].

@@ -22,6 +22,8 @@ import (
 	"k8s.io/client-go/gentype"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/flowcontrol"
+
+	"github.com/tacit-mesh/tacit/internal/bypass"
 )
 
 // Client has a client for each kind; namespace "" is all of them.
@@ -30,6 +32,7 @@ type Client interface {
 	Nodes() Nodes
 	Namespaces() Follow[*corev1.NamespaceList]
 	RuntimeClasses() Follow[*nodev1.RuntimeClassList]
+	Bypasses() Follow[*bypass.List]
 	Events(namespace string) Events
 	Tokens(namespace string) Tokens
 }
@@ -70,13 +73,14 @@ type Tokens interface {
 // client is the real one.
 type client struct {
 	core, node rest.Interface
+	policy     rest.Interface // of Tacit's own kinds
 	parameters runtime.ParameterCodec
 }
 
 // New makes a client by how the API is to be reached.
 func New(config *rest.Config) (Client, error) {
 	kinds := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, nodev1.AddToScheme, authenticationv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, nodev1.AddToScheme, authenticationv1.AddToScheme, bypass.AddToScheme} {
 		if err := add(kinds); err != nil {
 			return nil, fmt.Errorf("kinds of the Kubernetes API: %w", err)
 		}
@@ -98,7 +102,10 @@ func New(config *rest.Config) (Client, error) {
 		client  *rest.Interface
 		path    string
 		version schema.GroupVersion
-	}{{&c.core, "/api", corev1.SchemeGroupVersion}, {&c.node, "/apis", nodev1.SchemeGroupVersion}} {
+	}{{&c.core, "/api", corev1.SchemeGroupVersion}, {&c.node, "/apis", nodev1.SchemeGroupVersion}, {&c.policy, "/apis", bypass.GroupVersion()}} {
+		if group.version == bypass.GroupVersion() { // which has no Protobuf
+			config.ContentType, config.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON
+		}
 		config.APIPath, config.GroupVersion = group.path, &group.version
 		made, err := rest.RESTClientForConfigAndClient(config, connections)
 		if err != nil {
@@ -126,6 +133,11 @@ func (c *client) Namespaces() Follow[*corev1.NamespaceList] {
 func (c *client) RuntimeClasses() Follow[*nodev1.RuntimeClassList] {
 	return gentype.NewClientWithList("runtimeclasses", c.node, c.parameters, "",
 		func() *nodev1.RuntimeClass { return &nodev1.RuntimeClass{} }, func() *nodev1.RuntimeClassList { return &nodev1.RuntimeClassList{} })
+}
+
+func (c *client) Bypasses() Follow[*bypass.List] {
+	return gentype.NewClientWithList(bypass.Resource, c.policy, c.parameters, "",
+		func() *bypass.Bypass { return &bypass.Bypass{} }, func() *bypass.List { return &bypass.List{} })
 }
 
 func (c *client) Events(namespace string) Events {

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -28,6 +29,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/tacit-mesh/tacit/internal/bypass"
 	"github.com/tacit-mesh/tacit/internal/kube/nodeapi"
 	"github.com/tacit-mesh/tacit/redirect/enrol"
 	"github.com/tacit-mesh/tacit/redirect/pods"
@@ -40,7 +42,9 @@ type Config struct {
 	// Enrolled hears which namespaces' labels ask for capture, whenever that
 	// has changed; nil if nobody wants to know.
 	Enrolled func(namespaces []string)
-	Log      *zap.Logger
+	// MaxBypass is of a bypass that is accepted.
+	MaxBypass time.Duration
+	Log       *zap.Logger
 }
 
 // Source reads this node's pods from the API, and hears from the CNI plugin of
@@ -48,14 +52,15 @@ type Config struct {
 type Source struct {
 	cfg Config
 
-	informers     []cache.SharedIndexInformer
-	pods          corelisters.PodLister
-	namespaces    corelisters.NamespaceLister
-	classes       nodelisters.RuntimeClassLister
-	synced        []cache.InformerSynced // without classes: few pods need one
-	classesSynced cache.InformerSynced
-	changed       chan struct{}        // holds one token after a change
-	events        record.EventRecorder // set by Run
+	informers    []cache.SharedIndexInformer
+	pods         corelisters.PodLister
+	namespaces   corelisters.NamespaceLister
+	classes      nodelisters.RuntimeClassLister
+	bypasses     cache.Store
+	synced       []cache.InformerSynced // of what all pods need
+	lesserSynced []cache.InformerSynced // of classes and bypasses
+	changed      chan struct{}          // holds one token after a change
+	events       record.EventRecorder   // set by Run
 
 	mu        sync.Mutex
 	arrived   chan struct{}           // closed and replaced when the list has been read again
@@ -82,10 +87,16 @@ func NewSource(cfg Config) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.informers = []cache.SharedIndexInformer{podInformer, namespaceInformer, classInformer}
+	bypassInformer, err := watch[*bypass.List](s, bypass.Resource+"."+bypass.GroupVersion().Group, &bypass.Bypass{}, optional{cfg.Client.Bypasses()}, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	s.informers = []cache.SharedIndexInformer{podInformer, namespaceInformer, classInformer, bypassInformer}
+	s.bypasses = bypassInformer.GetStore()
 	s.pods, s.namespaces = corelisters.NewPodLister(podInformer.GetIndexer()), corelisters.NewNamespaceLister(namespaceInformer.GetIndexer())
 	s.classes = nodelisters.NewRuntimeClassLister(classInformer.GetIndexer())
-	s.synced, s.classesSynced = []cache.InformerSynced{podInformer.HasSynced, namespaceInformer.HasSynced}, classInformer.HasSynced
+	s.synced = []cache.InformerSynced{podInformer.HasSynced, namespaceInformer.HasSynced}
+	s.lesserSynced = []cache.InformerSynced{classInformer.HasSynced, bypassInformer.HasSynced}
 	return s, nil
 }
 
@@ -112,6 +123,9 @@ func watch[List runtime.Object](s *Source, what string, example runtime.Object, 
 		AddFunc: func(any) { kick() }, UpdateFunc: func(any, any) { kick() }, DeleteFunc: func(any) { kick() },
 	})
 	err = errors.Join(err, informer.SetTransform(strip), informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
+		if apierrors.IsNotFound(err) {
+			return // a kind that the cluster does not know yet
+		}
 		s.cfg.Log.Error("cannot watch "+what+"; it is tried again", zap.Error(explain(err, "list and watch", what)))
 	}))
 	if err != nil {
@@ -141,7 +155,7 @@ func (s *Source) Run(ctx context.Context, update func([]pods.Pod)) error {
 	if !cache.WaitForCacheSync(ctx.Done(), s.synced...) {
 		return ctx.Err()
 	}
-	s.awaitClasses(ctx)
+	s.awaitLesser(ctx)
 	var enrolled []string
 	for {
 		if now := s.enrolled(); s.cfg.Enrolled != nil && (enrolled == nil || !slices.Equal(now, enrolled)) {
@@ -155,6 +169,7 @@ func (s *Source) Run(ctx context.Context, update func([]pods.Pod)) error {
 		update(list)
 		select {
 		case <-s.changed:
+		case <-s.known().Next(time.Now().Round(0)):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -174,12 +189,13 @@ func (s *Source) enrolled() []string {
 	return names
 }
 
-// awaitClasses waits a moment for runtime classes: pods of one that is not
-// known are not captured.
-func (s *Source) awaitClasses(ctx context.Context) {
+// awaitLesser waits a moment for runtime classes, since pods of one that is not
+// known are not captured, and for bypasses, since an agent that starts during
+// one is not to capture its pods.
+func (s *Source) awaitLesser(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	cache.WaitForCacheSync(ctx.Done(), s.classesSynced)
+	cache.WaitForCacheSync(ctx.Done(), s.lesserSynced...)
 }
 
 // Ready reports whether pods and namespaces have been read.
@@ -234,6 +250,7 @@ func (s *Source) describe(p *corev1.Pod) pods.Pod {
 		pod.Refused = s.refusal(p)
 		pod.Capture = pod.Refused == ""
 	}
+	s.known().Apply(&pod, time.Now().Round(0))
 	return pod
 }
 

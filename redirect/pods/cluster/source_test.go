@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/tacit-mesh/tacit/internal/bypass"
 	"github.com/tacit-mesh/tacit/internal/kube/kubetest"
 	"github.com/tacit-mesh/tacit/redirect/enrol"
 	"github.com/tacit-mesh/tacit/redirect/pods"
@@ -72,13 +73,18 @@ func start(t *testing.T, objects ...runtime.Object) *running {
 
 func startWith(t *testing.T, client *fake.Clientset) *running {
 	t.Helper()
+	return startAgainst(t, kubetest.NodeAPI{Clientset: client})
+}
+
+func startAgainst(t *testing.T, api kubetest.NodeAPI) *running {
+	t.Helper()
 	core, logs := observer.New(zap.ErrorLevel)
 	reader := pods.Reader{Node: "here", TrustDomain: "td", Skips: model.SkipSettings{Mode: model.SkipsAny}}
-	s, err := NewSource(Config{Client: kubetest.NodeAPI{Clientset: client}, Reader: reader, Log: zap.New(core)})
+	s, err := NewSource(Config{Client: api, Reader: reader, MaxBypass: bypass.DefaultMax, Log: zap.New(core)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &running{Source: s, client: client, updates: make(chan []pods.Pod), logs: logs}
+	r := &running{Source: s, client: api.Clientset, updates: make(chan []pods.Pod), logs: logs}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() {

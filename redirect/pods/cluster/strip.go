@@ -3,6 +3,8 @@ package cluster
 import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tacit-mesh/tacit/internal/bypass"
 )
 
 // strip leaves of an object what is read of it: a node has hundreds of pods,
@@ -20,6 +22,8 @@ func strip(object any) (any, error) {
 			Phase: o.Status.Phase, PodIP: o.Status.PodIP, PodIPs: o.Status.PodIPs,
 			InitContainerStatuses: stripStatuses(o.Status.InitContainerStatuses), ContainerStatuses: stripStatuses(o.Status.ContainerStatuses),
 		}
+	case *bypass.Bypass:
+		o.ManagedFields, o.Status = nil, nil
 	case *corev1.Namespace:
 		o.ObjectMeta = stripMeta(o.ObjectMeta)
 		o.Spec, o.Status = corev1.NamespaceSpec{}, corev1.NamespaceStatus{}

@@ -90,8 +90,11 @@ type WorkloadExtension struct {
 	Paths       PathNormalization `protobuf:"varint,7,opt,name=paths,proto3,enum=tacit.v1.PathNormalization" json:"paths,omitempty"`
 	// Other names of its trust domain, under which its identity may be proven.
 	TrustDomainAliases []string `protobuf:"bytes,8,rep,name=trust_domain_aliases,json=trustDomainAliases,proto3" json:"trust_domain_aliases,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// NAMESPACE/NAME of the Bypass that is in force for it: policies deny nothing
+	// there.
+	Bypass        string `protobuf:"bytes,9,opt,name=bypass,proto3" json:"bypass,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkloadExtension) Reset() {
@@ -178,6 +181,13 @@ func (x *WorkloadExtension) GetTrustDomainAliases() []string {
 		return x.TrustDomainAliases
 	}
 	return nil
+}
+
+func (x *WorkloadExtension) GetBypass() string {
+	if x != nil {
+		return x.Bypass
+	}
+	return ""
 }
 
 // Of istio.workload.Service, under the name tacit.mesh/service.
@@ -523,7 +533,7 @@ var File_xds_api_tacit_extensions_proto protoreflect.FileDescriptor
 
 const file_xds_api_tacit_extensions_proto_rawDesc = "" +
 	"\n" +
-	"\x1exds/api/tacit/extensions.proto\x12\btacit.v1\x1a$xds/api/security/authorization.proto\"\xea\x03\n" +
+	"\x1exds/api/tacit/extensions.proto\x12\btacit.v1\x1a$xds/api/security/authorization.proto\"\x82\x04\n" +
 	"\x11WorkloadExtension\x12\x17\n" +
 	"\apod_uid\x18\x01 \x01(\tR\x06podUid\x126\n" +
 	"\fskip_inbound\x18\x02 \x03(\v2\x13.tacit.v1.PortRangeR\vskipInbound\x128\n" +
@@ -532,7 +542,8 @@ const file_xds_api_tacit_extensions_proto_rawDesc = "" +
 	"\x06labels\x18\x05 \x03(\v2'.tacit.v1.WorkloadExtension.LabelsEntryR\x06labels\x12 \n" +
 	"\vterminating\x18\x06 \x01(\bR\vterminating\x121\n" +
 	"\x05paths\x18\a \x01(\x0e2\x1b.tacit.v1.PathNormalizationR\x05paths\x120\n" +
-	"\x14trust_domain_aliases\x18\b \x03(\tR\x12trustDomainAliases\x1a9\n" +
+	"\x14trust_domain_aliases\x18\b \x03(\tR\x12trustDomainAliases\x12\x16\n" +
+	"\x06bypass\x18\t \x01(\tR\x06bypass\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"@\n" +

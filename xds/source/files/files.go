@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/tacit-mesh/tacit/internal/bypass"
 	"github.com/tacit-mesh/tacit/internal/manifests"
 	"github.com/tacit-mesh/tacit/xds/build"
 	policykinds "github.com/tacit-mesh/tacit/xds/kinds"
@@ -156,6 +157,8 @@ func collect(list []manifests.Object) *build.Objects {
 			o.LinkerdRateLimits = append(o.LinkerdRateLimits, v)
 		case *policykinds.RevokedIdentity:
 			o.RevokedIdentities = append(o.RevokedIdentities, v)
+		case *bypass.Bypass:
+			o.Bypasses = append(o.Bypasses, v)
 		case *policykinds.Server:
 			o.Servers = append(o.Servers, v)
 		case *securityv1.PeerAuthentication:

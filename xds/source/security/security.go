@@ -18,6 +18,7 @@ import (
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/tacit-mesh/tacit/internal/bypass"
 	"github.com/tacit-mesh/tacit/internal/manifests"
 	"github.com/tacit-mesh/tacit/xds/kinds"
 )
@@ -61,6 +62,7 @@ func Kinds() []Kind {
 		kind("PeerAuthentication", "peerauthentications", decodePeerAuthentication, strict),
 		kind("RequestAuthentication", "requestauthentications", decodeRequestAuthentication, denyTokens),
 		revokedIdentities(),
+		bypasses(),
 		limits("RateLimit", "ratelimits", decodeOwn[kinds.RateLimit], noLimit, kinds.RateLimitVersion),
 		limits("HTTPLocalRateLimitPolicy", "httplocalratelimitpolicies", decodeOwn[kinds.HTTPLocalRateLimitPolicy], noLinkerdLimit, kinds.LinkerdRateLimitVersion),
 		limits("Server", "servers", decodeOwn[kinds.Server], noServer, kinds.ServerVersions()...),
@@ -89,6 +91,15 @@ func revokedIdentities() Kind {
 		return &kinds.RevokedIdentity{ObjectMeta: meta}
 	}}
 	k.Kind.Kind, k.Decode, k.APIVersions = "RevokedIdentity", decodeOwn[kinds.RevokedIdentity], []string{kinds.RevokedIdentityVersion}
+	return k
+}
+
+// bypasses: one that cannot be read bypasses nothing, as one without a reason.
+func bypasses() Kind {
+	k := Kind{Resource: bypass.Resource, Lenient: true, Closed: func(meta metav1.ObjectMeta, _ *typev1beta1.WorkloadSelector) metav1.Object {
+		return &bypass.Bypass{ObjectMeta: meta}
+	}}
+	k.Kind.Kind, k.Decode, k.APIVersions = "Bypass", decodeOwn[bypass.Bypass], []string{bypass.Version}
 	return k
 }
 

@@ -1,4 +1,4 @@
-package revoked
+package records
 
 import (
 	"context"
@@ -8,32 +8,30 @@ import (
 	"os/user"
 	"path/filepath"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/tacit-mesh/tacit/xds/kinds"
 	"github.com/tacit-mesh/tacit/xds/source/files"
 )
 
 // Dir is the directory of manifests that a tacitd reads. Each record is a file
 // of its own there.
-type Dir struct {
+type Dir[T any] struct {
 	Path string
-	// Namespace is the root namespace of the mesh.
-	Namespace string
+	Kind Kind[T]
 }
 
 // List implements [Store].
-func (d Dir) List(context.Context) ([]*kinds.RevokedIdentity, error) {
+func (d Dir[T]) List(context.Context) ([]*T, error) {
 	objects, errs := files.Read(d.Path)
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("read the manifests: %w", err)
 	}
-	return objects.RevokedIdentities, nil
+	return d.Kind.Of(objects), nil
 }
 
 // Create implements [Store].
-func (d Dir) Create(_ context.Context, r *kinds.RevokedIdentity) error {
-	r.Namespace = d.Namespace
+func (d Dir[T]) Create(_ context.Context, r *T) error {
 	if _, err := os.Stat(d.file(r)); err == nil {
 		return fmt.Errorf("%s is there already", d.file(r))
 	}
@@ -41,25 +39,25 @@ func (d Dir) Create(_ context.Context, r *kinds.RevokedIdentity) error {
 }
 
 // Update implements [Store].
-func (d Dir) Update(_ context.Context, r *kinds.RevokedIdentity) error {
+func (d Dir[T]) Update(_ context.Context, r *T) error {
 	if _, err := os.Stat(d.file(r)); err != nil {
-		return fmt.Errorf("RevokedIdentity %s/%s was not written by this command: take it out of its own manifest", r.Namespace, r.Name)
+		return fmt.Errorf("%s %s/%s was not written by this command: change it in its own manifest", d.Kind.Kind, d.Kind.Object(r).GetNamespace(), d.Kind.Object(r).GetName())
 	}
 	return d.write(r)
 }
 
-func (d Dir) file(r *kinds.RevokedIdentity) string {
-	return filepath.Join(d.Path, r.Name+".yaml")
+func (d Dir[T]) file(r *T) string {
+	return filepath.Join(d.Path, d.Kind.Object(r).GetName()+".yaml")
 }
 
 // write replaces the file at once; tacitd sees the old one or the new one.
-func (d Dir) write(r *kinds.RevokedIdentity) error {
-	r.APIVersion, r.Kind = kinds.RevokedIdentityVersion, "RevokedIdentity"
+func (d Dir[T]) write(r *T) error {
+	*d.Kind.Type(r) = metav1.TypeMeta{APIVersion: d.Kind.APIVersion, Kind: d.Kind.Kind}
 	text, err := yaml.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", d.file(r), err)
 	}
-	f, err := os.CreateTemp(d.Path, "."+r.Name+".*")
+	f, err := os.CreateTemp(d.Path, "."+d.Kind.Object(r).GetName()+".*")
 	if err != nil {
 		return fmt.Errorf("write the record: %w", err)
 	}
@@ -75,13 +73,13 @@ func (d Dir) write(r *kinds.RevokedIdentity) error {
 }
 
 // Who implements [Store]: the user of this machine, behind sudo if need be.
-func (d Dir) Who(context.Context) (string, error) {
+func (d Dir[T]) Who(context.Context) (string, error) {
 	if name := os.Getenv("SUDO_USER"); name != "" {
 		return name, nil
 	}
 	u, err := user.Current()
 	if err != nil {
-		return "", fmt.Errorf("who is revoking: %w", err)
+		return "", fmt.Errorf("who you are: %w", err)
 	}
 	return u.Username, nil
 }

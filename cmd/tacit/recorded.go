@@ -1,0 +1,67 @@
+//go:build !inpod
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tacit-mesh/tacit/cmd/tacit/records"
+	"github.com/tacit-mesh/tacit/deploy/cluster"
+)
+
+// recorded is where the flags say that records of a kind are.
+type recorded[T any] struct {
+	from    string
+	cluster cluster.Flags
+	kind    records.Kind[T]
+	// everywhere: not in Tacit's namespace alone.
+	everywhere bool
+	// connect is Flags.Connect but in tests.
+	connect func() (*cluster.Cluster, error)
+}
+
+func (r *recorded[T]) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&r.from, "from", "", "`directory` of manifests that tacitd reads, where there is no Kubernetes")
+	clusterFlags(cmd.Flags(), &r.cluster)
+}
+
+func (r *recorded[T]) open(cmd *cobra.Command) (records.Store[T], error) {
+	if r.from != "" {
+		if cmd.Flag("kubeconfig").Changed || cmd.Flag("context").Changed {
+			return nil, errors.New("--from is about a directory of manifests, --kubeconfig and --context about a cluster: give one or the other")
+		}
+		return records.Dir[T]{Path: r.from, Kind: r.kind}, nil
+	}
+	connect := r.connect
+	if connect == nil {
+		connect = r.cluster.Connect
+	}
+	c, err := connect()
+	if errors.Is(err, cluster.ErrNoKubeconfig) {
+		return nil, fmt.Errorf("%w; without Kubernetes, name the directory of manifests with --from", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	in := c.Namespace
+	if r.everywhere {
+		in = ""
+	}
+	return records.Cluster[T]{Cluster: c, Kind: r.kind, In: in}, nil
+}
+
+// with calls do with the records that the flags mean, for no longer than the
+// timeout.
+func (r *recorded[T]) with(cmd *cobra.Command, do func(context.Context, records.Store[T]) error) error {
+	ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+	defer cancel()
+	s, err := r.open(cmd)
+	if err != nil {
+		return err
+	}
+	return do(ctx, s)
+}
