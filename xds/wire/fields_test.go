@@ -22,6 +22,9 @@ var indifferent = map[string][]string{
 		"canonical", "ip_families", "ingress_use_waypoint",
 		"subject_alt_names", // one that is no identity is nobody's
 	},
+	"Authorization": {"dry_run", "rules"}, // without rules it matches nothing; those have a test of their own
+	"Rule":          {"clauses"},          // without any it matches everything
+	"Clause":        {"matches"},          // without any it matches everything
 }
 
 // What each field may not be. Cases of one field stand together: missing,

@@ -55,6 +55,9 @@ func DecodePolicy(name string, resource *anypb.Any) (*model.Policy, error) {
 	if !ok || namespace == "" || base == "" || strings.Contains(base, "/") {
 		return nil, fmt.Errorf("policy %q: the resource's name is not NAMESPACE/NAME", name)
 	}
+	if !short(name) {
+		return nil, fmt.Errorf("policy %.64q: a name of more than %d bytes", name, maxText)
+	}
 	var a security.Authorization
 	if err := resource.UnmarshalTo(&a); err != nil {
 		return denial(namespace, base, model.ScopeGlobal, fmt.Sprintf("not readable: %v", err)), nil
