@@ -12,7 +12,8 @@ import (
 	"github.com/tacit-mesh/tacit/redirect/zds"
 )
 
-// handler answers Prometheus, and who asks whether the node is ready for pods.
+// handler answers Prometheus, and who asks whether the node is ready for pods
+// and whether this process gets on at all.
 func handler(pods prometheus.Collector, sockets *handoff.Server, ready func() bool) http.Handler {
 	r := prometheus.NewRegistry()
 	r.MustRegister(
@@ -25,6 +26,9 @@ func handler(pods prometheus.Collector, sockets *handoff.Server, ready func() bo
 		if !ready() {
 			http.Error(w, "pods of the node have not all been looked at, or the CNI plugin is not installed yet: the log says what is missing", http.StatusServiceUnavailable)
 		}
+	})
+	mux.HandleFunc("GET /livez", func(http.ResponseWriter, *http.Request) {
+		_ = sockets.Stats() // nobody holds its lock for ever
 	})
 	return mux
 }

@@ -250,6 +250,15 @@ func (s *Server) Keep(uid string) {
 	s.changed(uid, false)
 }
 
+// Missing reports whether neither a proxy nor the server has listeners of a pod:
+// nobody serves it.
+func (s *Server) Missing(uid string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, ok := s.pods[uid]
+	return !ok || e.listeners == nil
+}
+
 // letGo closes the namespace that belongs to the entry itself.
 func (e *entry) letGo() {
 	if e.kept && e.ns != nil {

@@ -25,6 +25,8 @@ type Sockets interface {
 	Add(handoff.Pod, *netns.NS) error
 	// Keep leaves to the proxy what it has of a pod.
 	Keep(uid string)
+	// Missing reports whether nobody has anything of a pod that is kept.
+	Missing(uid string) bool
 	// Remove takes the listeners away; gone says that the pod itself has ended.
 	Remove(uid string, gone bool)
 	// Synced says that every pod there is has been added or has failed to.
@@ -180,13 +182,13 @@ func (c *Client) Synced() bool {
 // Stats are what became of the pods.
 type Stats struct{ Served, Failing int }
 
-// Stats is for metrics. Pods that are merely kept count as served: by the
-// proxy, which has them.
+// Stats is for metrics. Pods that are merely kept count as served by the proxy
+// if it has them.
 func (c *Client) Stats() (s Stats) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, p := range c.pods {
-		if p.err == nil {
+	for uid, p := range c.pods {
+		if p.err == nil && (p.ns != nil || !c.cfg.Sockets.Missing(uid)) {
 			s.Served++
 		} else {
 			s.Failing++

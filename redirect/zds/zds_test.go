@@ -33,12 +33,13 @@ func TestMain(m *testing.M) {
 
 // recorder notes what is done to the sockets.
 type recorder struct {
-	mu     sync.Mutex
-	calls  []string
-	served map[string]handoff.Pod
-	fail   map[string]error
-	ns     map[string]netns.ID
-	tried  chan string // UID of each Add
+	mu      sync.Mutex
+	calls   []string
+	served  map[string]handoff.Pod
+	fail    map[string]error
+	missing map[string]bool // of those that are kept
+	ns      map[string]netns.ID
+	tried   chan string // UID of each Add
 }
 
 func (r *recorder) note(format string, args ...any) {
@@ -67,6 +68,18 @@ func (r *recorder) Keep(uid string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.note("keep %s", uid)
+}
+
+func (r *recorder) Missing(uid string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.missing[uid]
+}
+
+func (r *recorder) miss(uid string, missing bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.missing[uid] = missing
 }
 
 func (r *recorder) Remove(uid string, gone bool) {
@@ -124,7 +137,7 @@ func start(t *testing.T) *bench {
 		t.Skip("needs root, for network namespaces")
 	}
 	b := &bench{t: t, path: filepath.Join(t.TempDir(), "ztunnel.sock"), recorder: &recorder{
-		served: map[string]handoff.Pod{}, fail: map[string]error{}, ns: map[string]netns.ID{}, tried: make(chan string, 100),
+		served: map[string]handoff.Pod{}, missing: map[string]bool{}, fail: map[string]error{}, ns: map[string]netns.ID{}, tried: make(chan string, 100),
 	}}
 	b.listen()
 	b.client = New(Config{Socket: b.path, TrustDomain: "example.org", Sockets: b.recorder, Log: zaptest.NewLogger(t)})
@@ -291,6 +304,13 @@ func TestReconnect(t *testing.T) {
 	}
 	b.must(c.SnapshotSent())
 	b.wantCalls("add u1", "keep u4", "remove u3, gone false", "synced")
+	if s := b.client.Stats(); s != (Stats{Served: 3}) {
+		t.Errorf("with a kept pod that the proxy has: %+v", s)
+	}
+	b.miss("u4", true)
+	if s := b.client.Stats(); s != (Stats{Served: 2, Failing: 1}) {
+		t.Errorf("with a kept pod that nobody has: %+v", s)
+	}
 	b.must(c.Add("u4", info("u4"), paths["u3"]))
 	b.must(c.Del("u4"))
 	b.wantCalls("add u4", "remove u4, gone false")
