@@ -34,6 +34,7 @@ redis-cli redis-tools
 initdb postgresql
 pgbench postgresql-contrib
 nginx nginx
+buildah buildah
 prometheus prometheus
 promtool prometheus"
       # Ubuntu's is a snap, which containers cannot install.
