@@ -21,6 +21,7 @@ type Store struct {
 	now       func() time.Time
 	selectors func(Pod) string
 	report    func(Status)
+	pushed    bool
 
 	// entries is read without a lock and replaced whole under mu.
 	entries atomic.Pointer[map[Subject]*entry]
@@ -57,6 +58,8 @@ type Status struct {
 	// Err is the source's last failure; nil once it has succeeded again.
 	Err      error
 	Failures uint64 // of the source, for this subject, since it was acquired
+
+	due time.Time // zero: at half of the life
 }
 
 // NotAfter is when the certificate ends, zero if there is none.
@@ -68,10 +71,11 @@ func (s *Status) NotAfter() time.Time {
 }
 
 // Renewal is when a newer certificate is due: at half of the life that it had
-// left when it came. It is zero if there is none.
+// left when it came, unless its source renews when it wants. It is zero if there
+// is none.
 func (s *Status) Renewal() time.Time {
-	if s.Leaf == nil {
-		return time.Time{}
+	if s.Leaf == nil || !s.due.IsZero() {
+		return s.due
 	}
 	from := s.Received
 	if from.IsZero() { // taken over from an earlier process
@@ -88,6 +92,7 @@ func NewStore(source Source, opts ...Option) *Store {
 		now:       o.now,
 		selectors: o.selectors,
 		report:    o.failed,
+		pushed:    o.pushed,
 		news:      make(chan struct{}),
 		kept:      map[Subject]kept{},
 		wake:      make(chan struct{}, 1),
@@ -204,7 +209,7 @@ func (s *Store) failed(e *entry, err error) {
 	defer s.mu.Unlock()
 	e.err = err
 	e.failures++
-	s.report(e.status())
+	s.report(s.status(e))
 }
 
 // Get returns the subject's current material. It waits for one that is valid
@@ -279,14 +284,14 @@ func (s *Store) All() []Status {
 	defer s.mu.Unlock()
 	var all []Status
 	for _, e := range s.sorted() {
-		all = append(all, e.status())
+		all = append(all, s.status(e))
 	}
 	return all
 }
 
 // The functions below are called with mu held.
 
-func (e *entry) status() Status {
+func (s *Store) status(e *entry) Status {
 	status := Status{Subject: e.subject, Received: e.received, Err: e.err, Failures: e.failures}
 	if m := e.material.Load(); m != nil {
 		status.Leaf, status.Chain, status.Authorities = m.Leaf, m.Certificate.Certificate, m.Authorities
@@ -294,6 +299,9 @@ func (e *entry) status() Status {
 			if root.NotAfter.After(status.Roots) {
 				status.Roots = root.NotAfter
 			}
+		}
+		if s.pushed {
+			status.due = m.RenewalDue()
 		}
 	}
 	return status

@@ -16,6 +16,7 @@ type options struct {
 	now         func() time.Time
 	selectors   func(Pod) string
 	failed      func(Status)
+	pushed      bool
 	revocations Revocations
 	ours        func(trustDomain string) (bool, error)
 }
@@ -36,6 +37,10 @@ func WithSelectors(of func(Pod) string) Option {
 func WithFailures(report func(Status)) Option {
 	return func(o *options) { o.failed = report }
 }
+
+// WithPushedRenewals says that a Store's source renews when it wants, so that a
+// renewal is overdue only by [Material.RenewalDue].
+func WithPushedRenewals() Option { return func(o *options) { o.pushed = true } }
 
 // WithTrustDomains says which further trust domains are other names of the
 // workload's own. Peers of these are judged by the own roots alone, whatever

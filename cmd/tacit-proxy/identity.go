@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,20 +15,24 @@ import (
 	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/identity/caclient"
 	"github.com/tacit-mesh/tacit/identity/spire"
+	"github.com/tacit-mesh/tacit/identity/workloadapi"
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/telemetry"
 )
 
 // checkIdentity returns what is wrong with the flags about certificates.
 func (o *options) checkIdentity() (problems []error) {
-	switch {
-	case o.ca == "" && o.spire == "":
-		problems = append(problems, fmt.Errorf("nobody gives certificates: name the certificate authority with --ca, or SPIRE's agent with --spire"))
-	case o.ca != "" && o.spire != "":
-		problems = append(problems, fmt.Errorf("--ca and --spire: certificates come from one of them"))
+	switch sources := slices.DeleteFunc([]string{o.ca, o.spire, o.workloadAPI}, func(s string) bool { return s == "" }); {
+	case len(sources) == 0:
+		problems = append(problems, errors.New("nobody gives certificates: name the certificate authority with --ca, SPIRE's agent with --spire, or a Workload API with --workload-api"))
+	case len(sources) > 1:
+		problems = append(problems, errors.New("--ca, --spire and --workload-api: certificates come from one of them"))
 	}
 	if o.spire != "" && !filepath.IsAbs(o.spire) {
 		problems = append(problems, fmt.Errorf("--spire=%s: want the absolute path of the socket, such as /run/spire/admin/agent.sock", o.spire))
+	}
+	if o.workloadAPI != "" && !filepath.IsAbs(o.workloadAPI) {
+		problems = append(problems, fmt.Errorf("--workload-api=%s: want the absolute path of the socket, such as /run/spire/sockets/agent.sock", o.workloadAPI))
 	}
 	return problems
 }
@@ -39,7 +45,14 @@ func newIdentities(o options, log *zap.Logger) (*identity.Store, io.Closer, erro
 		if err != nil {
 			return nil, nil, fmt.Errorf("SPIRE agent %s: %w", o.spire, err)
 		}
-		return identity.NewStore(source, report, identity.WithSelectors(spire.Selectors)), source, nil
+		return identity.NewStore(source, report, identity.WithPushedRenewals(), identity.WithSelectors(spire.Selectors)), source, nil
+	}
+	if o.workloadAPI != "" {
+		source, err := workloadapi.New(workloadapi.Config{Socket: o.workloadAPI})
+		if err != nil {
+			return nil, nil, err
+		}
+		return identity.NewStore(source, report, identity.WithPushedRenewals()), source, nil
 	}
 	ca, err := caclient.New(caclient.Config{
 		Address: o.ca, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token, ClusterID: o.clusterID, Lifetime: o.lifetime,

@@ -28,7 +28,9 @@ services and policies (--xds) and signs its certificates (--ca). It proves
 itself to tacitd with the token in --token and knows tacitd by the roots in
 --root; both files are read again when they change. With --spire in the place
 of --ca, certificates come from SPIRE's agent on this node, which must have
-this process among its authorized_delegates.
+this process among its authorized_delegates. With --workload-api they are those
+that a SPIFFE Workload API gives to this process itself, for the pods of these
+identities: for a machine with one workload, where there is no delegate.
 
 The control plane may also be Istio's: name istiod with --xds, --ca and
 --server-name, its cluster with --cluster-id and this proxy's pod with --pod.
@@ -63,6 +65,7 @@ type options struct {
 	xds, ca      string
 	report       string
 	spire        string
+	workloadAPI  string
 	crls         []string
 	serverName   string
 	root, token  string
@@ -89,7 +92,7 @@ type options struct {
 func command() *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
-		Use:     "tacit-proxy --node NAME --agent-socket PATH --xds HOST:PORT {--ca HOST:PORT | --spire SOCKET} --root FILE --token FILE",
+		Use:     "tacit-proxy --node NAME --agent-socket PATH --xds HOST:PORT {--ca HOST:PORT | --spire SOCKET | --workload-api SOCKET} --root FILE --token FILE",
 		Short:   "Carries the traffic of this node's pods, encrypted and authorized",
 		Long:    help,
 		Example: example,
@@ -111,6 +114,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.report, "report", "", "`HOST:PORT` of the tacitd that is told what this proxy sees, in sums; where the name has several addresses, each of them; by default that of --xds")
 	f.StringVar(&o.ca, "ca", "", "`HOST:PORT` of the certificate authority")
 	f.StringVar(&o.spire, "spire", "", "admin `socket` of SPIRE's agent, which gives the certificates in place of --ca")
+	f.StringVar(&o.workloadAPI, "workload-api", "", "`socket` of a SPIFFE Workload API, whose certificates for this process are used in place of --ca")
 	f.StringSliceVar(&o.crls, "crl", nil, "`file` of revoked certificates, PEM or DER, read again when it changes; may be given several times")
 	f.StringVar(&o.serverName, "server-name", "tacitd.tacit-system.svc", "DNS `name` in the control plane's certificate")
 	f.StringVar(&o.root, "root", "", "`file` of the PEM roots by which the control plane is known")

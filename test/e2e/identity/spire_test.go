@@ -31,6 +31,23 @@ const (
 // for both nodes.
 func startSPIRE(t *testing.T, life time.Duration) (*e2e.Mesh, *servers.SPIRE) {
 	t.Helper()
+	s := besideNodes(t, life)
+	s.Delegate()
+	s.Entry("/ns/mesh/sa/server", []string{"k8s:ns:mesh", "k8s:sa:server"})
+	s.Entry("/ns/mesh/sa/client", []string{"k8s:ns:mesh", "k8s:sa:client", "k8s:pod-name:client", "k8s:pod-label:app:client"})
+	return startWithout(t, "--spire="+s.AdminSocket()), s
+}
+
+// startWithout runs the mesh with proxies that do not ask tacitd's CA.
+func startWithout(t *testing.T, source string) *e2e.Mesh {
+	t.Helper()
+	m := e2e.StartWith(t, world.Config{ProxyArgs: []string{"--ca=", source}})
+	m.Serve("mesh/server", ":8080", e2e.Echo)
+	return m
+}
+
+func besideNodes(t *testing.T, life time.Duration) *servers.SPIRE {
+	t.Helper()
 	// SPIRE runs beside the nodes, in the world's own network namespace.
 	lo, err := netlink.LinkByName("lo")
 	if err == nil {
@@ -39,13 +56,7 @@ func startSPIRE(t *testing.T, life time.Duration) (*e2e.Mesh, *servers.SPIRE) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := servers.StartSPIRE(t, servers.SPIREConfig{TrustDomain: "cluster.local", Life: life, UID: world.ProxyUID})
-	s.Delegate()
-	s.Entry("/ns/mesh/sa/server", []string{"k8s:ns:mesh", "k8s:sa:server"})
-	s.Entry("/ns/mesh/sa/client", []string{"k8s:ns:mesh", "k8s:sa:client", "k8s:pod-name:client", "k8s:pod-label:app:client"})
-	m := e2e.StartWith(t, world.Config{ProxyArgs: []string{"--ca=", "--spire=" + s.AdminSocket()}})
-	m.Serve("mesh/server", ":8080", e2e.Echo)
-	return m, s
+	return servers.StartSPIRE(t, servers.SPIREConfig{TrustDomain: "cluster.local", Life: life, UID: world.ProxyUID})
 }
 
 // presented is the certificate that a pod's proxy shows to whoever connects.
@@ -92,21 +103,7 @@ func TestSPIRE(t *testing.T) {
 	if seen, err := m.Call("mesh/twin", server); err == nil {
 		t.Fatalf("a pod without an entry has called as %s", seen)
 	}
-	reason := ""
-	m.Eventually("the client's node knows the ended connection", func() error {
-		for _, c := range m.Connections("a", "ended", "mesh/twin", "") {
-			reason += c.Reason
-		}
-		if reason == "" {
-			return errors.New("it does not")
-		}
-		return nil
-	})
-	for _, want := range []string{"no entry is registered that fits", "k8s:pod-name:twin", "spiffe://cluster.local/ns/mesh/sa/client"} {
-		if !strings.Contains(reason, want) {
-			t.Errorf("the reason is %q, want a word of %s", reason, want)
-		}
-	}
+	endedSaying(m, "mesh/twin", "no entry is registered that fits", "k8s:pod-name:twin", "spiffe://cluster.local/ns/mesh/sa/client")
 	for _, c := range certificates(t, m, "a")["client"] {
 		twin := strings.Contains(c.Selectors, "pod-name:twin")
 		if twin != c.NotAfter.IsZero() || twin != (c.Error != "") {
@@ -132,6 +129,45 @@ func TestSPIRE(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("the containers are known, and the connection that waited for that fails: %v", err)
 	}
+}
+
+// endedSaying waits until a pod's connections have ended for a reason of these
+// words.
+func endedSaying(m *e2e.Mesh, pod string, words ...string) {
+	m.Eventually("the client's node knows the ended connection and why", func() error {
+		reason := ""
+		for _, c := range m.Connections("a", "ended", pod, "") {
+			reason += c.Reason
+		}
+		for _, want := range words {
+			if !strings.Contains(reason, want) {
+				return fmt.Errorf("the reason is %q, want a word of %s", reason, want)
+			}
+		}
+		return nil
+	})
+}
+
+// A proxy has the identities that its agent's Workload API gives to it, and no
+// pod any other.
+func TestWorkloadAPI(t *testing.T) {
+	s := besideNodes(t, time.Hour)
+	proxy := []string{fmt.Sprintf("unix:uid:%d", world.ProxyUID)}
+	s.Entry("/ns/mesh/sa/server", proxy)
+	s.Entry("/ns/mesh/sa/client", proxy)
+	m := startWithout(t, "--workload-api="+s.WorkloadSocket())
+	if seen, err := m.Call("mesh/client", server); err != nil {
+		t.Fatal(err)
+	} else if seen != "198.18.1.10" {
+		t.Errorf("the server sees %s", seen)
+	}
+	if shown := presented(t, m); !strings.Contains(shown.Subject.String(), "SPIRE") {
+		t.Errorf("the server shows a certificate of %s", shown.Subject)
+	}
+	if _, err := m.Call("mesh/near", server); err == nil {
+		t.Error("a pod has called whose identity is not given")
+	}
+	endedSaying(m, "mesh/near", "spiffe://cluster.local/ns/mesh/sa/near", "is there an entry that fits", s.WorkloadSocket())
 }
 
 const (
