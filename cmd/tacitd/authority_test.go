@@ -126,3 +126,41 @@ func TestSecretStore(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// The last rotation is known by what people are told of it in the ConfigMap.
+func TestLastRotationOfACluster(t *testing.T) {
+	c := newCluster(t)
+	store := &secretStore{c.objects, "tacit-system"}
+	maps := c.objects.CoreV1().ConfigMaps("tacit-system")
+	published := func(status string) (*ca.Rotation, error) {
+		t.Helper()
+		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "tacit-system", Name: ca.ConfigMap}, Data: map[string]string{ca.StatusKey: status}}
+		_, err := maps.Update(t.Context(), m, metav1.UpdateOptions{})
+		if apierrors.IsNotFound(err) {
+			_, err = maps.Create(t.Context(), m, metav1.CreateOptions{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return store.Published(t.Context())
+	}
+	if last, err := store.Published(t.Context()); last != nil || err != nil {
+		t.Errorf("without a ConfigMap: %+v, %v", last, err)
+	}
+	if last, err := published("none"); last != nil || err != nil {
+		t.Errorf("of what is no status: %+v, %v", last, err)
+	}
+	text, err := json.Marshal(ca.Status{Rotation: &ca.Rotation{Phase: ca.Overlap, Request: "7"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last, err := published(string(text)); err != nil || last == nil || last.Phase != ca.Overlap || last.Request != "7" {
+		t.Errorf("%+v, %v", last, err)
+	}
+	c.objects.(*fake.Clientset).PrependReactor("get", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, errors.New("the API is away")
+	})
+	if _, err := store.Published(t.Context()); err == nil || !strings.Contains(err.Error(), "the API is away") {
+		t.Errorf("without an answer: %v", err)
+	}
+}

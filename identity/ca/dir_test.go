@@ -189,3 +189,38 @@ func TestDirCatchesUp(t *testing.T) {
 		t.Errorf("phase %s, ca.crt holds %q", a.issuer().phase(), names(published))
 	}
 }
+
+// Of the last rotation people are told in the directory, and by that a process
+// which finds another CA knows that its request has been answered.
+func TestDirRemembersTheLastRotation(t *testing.T) {
+	dir, c := t.TempDir(), &clock{time.Now().Truncate(time.Second)}
+	d := must(OpenDir(dir, "cluster.local"))
+	if last := must(d.Published(t.Context())); last != nil {
+		t.Errorf("before there was any: %+v", last)
+	}
+	a := replica(t, d, c)
+	if err := d.Request("1"); err != nil {
+		t.Fatal(err)
+	}
+	follow(t, a)
+	if err := d.publish(a.Status()); err != nil {
+		t.Fatal(err)
+	}
+	last := must(d.Published(t.Context()))
+	if last == nil || last.Request != "1" || last.Phase != Distribute || len(last.NextKey) > 0 {
+		t.Errorf("published: %+v", last)
+	}
+	if err := errors.Join(os.Remove(filepath.Join(dir, keyFile)), os.Remove(filepath.Join(dir, rootFile)), os.Remove(filepath.Join(dir, rotationFile))); err != nil {
+		t.Fatal(err)
+	}
+	another := must(OpenDir(dir, "cluster.local"))
+	if got := follow(t, replica(t, another, c)).issuer(); got.phase() != Abandoned || len(got.roots) != 1 {
+		t.Errorf("phase %s, %d roots: the request was answered again", got.phase(), len(got.roots))
+	}
+	if err := os.WriteFile(filepath.Join(dir, statusFile), []byte("none"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if last, err := another.Published(t.Context()); last != nil || err != nil {
+		t.Errorf("of what is no status: %+v, %v", last, err)
+	}
+}

@@ -40,6 +40,7 @@ type authority struct {
 	token    string
 	requests []*ca.IstioCertificateRequest
 	metadata []metadata.MD
+	asked    func() // before the token is looked at; nil does nothing
 	// spoil changes the answer.
 	spoil func(template *x509.Certificate, public crypto.PublicKey) []string
 }
@@ -91,6 +92,9 @@ func (a *authority) CreateCertificate(ctx context.Context, r *ca.IstioCertificat
 	defer a.mu.Unlock()
 	md, _ := metadata.FromIncomingContext(ctx)
 	a.requests, a.metadata = append(a.requests, r), append(a.metadata, md)
+	if a.asked != nil {
+		a.asked()
+	}
 	if a.failure != nil {
 		return nil, a.failure
 	}

@@ -7,8 +7,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -345,24 +343,6 @@ func TestWrongServerName(t *testing.T) {
 	defer a.mu.Unlock()
 	if len(a.requests) != 0 {
 		t.Error("the token was sent to an impostor")
-	}
-}
-
-func TestMissingFiles(t *testing.T) {
-	a := newAuthority(t)
-	missing := filepath.Join(t.TempDir(), "missing")
-	for _, config := range []func(c *caclient.Config){
-		func(c *caclient.Config) { c.RootsFile = missing },
-		func(c *caclient.Config) { c.TokenFile = missing },
-	} {
-		c := a.config
-		config(&c)
-		if err := subscribe(t, c).failure(); !strings.Contains(err.Error(), missing) {
-			t.Errorf("failure %v does not name %s", err, missing)
-		}
-	}
-	if _, err := os.Stat(missing); err == nil {
-		t.Error("made by the client")
 	}
 }
 

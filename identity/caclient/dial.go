@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -62,7 +63,7 @@ func dialTCP(ctx context.Context, address string) (net.Conn, error) {
 type rootsFile struct{ path, serverName string }
 
 func (r rootsFile) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	text, err := os.ReadFile(r.path)
+	text, err := readFile(r.path, maxRoots)
 	if err != nil {
 		return nil, nil, fmt.Errorf("roots of the CA: %w", err)
 	}
@@ -95,7 +96,7 @@ func (r rootsFile) OverrideServerName(string) error { return nil }
 type tokenFile string
 
 func (f tokenFile) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	text, err := os.ReadFile(string(f))
+	text, err := readFile(string(f), maxToken)
 	if err != nil {
 		return nil, fmt.Errorf("token for the CA: %w", err)
 	}
@@ -107,3 +108,23 @@ func (f tokenFile) GetRequestMetadata(context.Context, ...string) (map[string]st
 }
 
 func (tokenFile) RequireTransportSecurity() bool { return true }
+
+// Bounds of files, in bytes: of a Secret, and of what a server takes as a
+// header.
+const (
+	maxRoots = 1 << 20
+	maxToken = 64 << 10
+)
+
+func readFile(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	text, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(text)) > most {
+		err = fmt.Errorf("%s is larger than %d bytes", path, most)
+	}
+	return text, err
+}

@@ -166,9 +166,8 @@ func TestManyIdentities(t *testing.T) {
 		}
 		return !slices.ContainsFunc(m.store.All(), func(s identity.Status) bool { return !s.NotAfter().After(first[s.Subject]) })
 	})
-	close(m.failures)
-	for err := range m.failures {
-		t.Error(err)
+	for len(m.failures) > 0 { // it stays open: renewals may fail as long as the store runs
+		t.Error(<-m.failures)
 	}
 	slices.Sort(shares)
 	t.Logf("%d identities with a life of %v: in each of %d seconds %.1f %% of a core in the middle, %.1f %% at most", n, life, len(shares), 100*shares[len(shares)/2], 100*shares[len(shares)-1])
