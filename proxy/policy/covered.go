@@ -3,8 +3,10 @@ package policy
 import (
 	"cmp"
 	"iter"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -13,6 +15,7 @@ import (
 // which they are evaluated, and what is worked out of them once.
 type covered struct {
 	once     sync.Once
+	done     atomic.Bool // what follows is final
 	policies []*model.Policy
 	missing  string // key of one that was never seen
 	tokens   []*model.Policy
@@ -58,17 +61,33 @@ func remember(s *model.Snapshot, key any, fill func(*covered)) *covered {
 	c := known.(*covered)
 	c.once.Do(func() {
 		fill(c)
-		for _, p := range c.policies {
-			if p.Authentication != nil {
-				c.tokens = append(c.tokens, p)
-			}
-			if p.RateLimit != nil {
-				c.limits = append(c.limits, p)
-			}
+		if known, ok := s.Before().Load(key); !ok || !c.take(known.(*covered)) {
+			c.derive()
 		}
-		c.index = newIndex(c.policies)
+		c.done.Store(true)
 	})
 	return c
+}
+
+// take takes over what was derived from the same policies before others changed.
+func (c *covered) take(from *covered) bool {
+	if !from.done.Load() || !slices.Equal(c.policies, from.policies) {
+		return false
+	}
+	c.tokens, c.limits, c.index = from.tokens, from.limits, from.index
+	return true
+}
+
+func (c *covered) derive() {
+	for _, p := range c.policies {
+		if p.Authentication != nil {
+			c.tokens = append(c.tokens, p)
+		}
+		if p.RateLimit != nil {
+			c.limits = append(c.limits, p)
+		}
+	}
+	c.index = newIndex(c.policies)
 }
 
 func (c *covered) find(s *model.Snapshot, names []string) {

@@ -125,3 +125,23 @@ func TestMemoOfWorkloadsIsBounded(t *testing.T) {
 		t.Errorf("%d are remembered", n)
 	}
 }
+
+// A change of policies leaves alone what was derived from others.
+func TestChangesElsewhereCostNothing(t *testing.T) {
+	s := world(destination(), named("p", model.ActionAllow, anyRule...), named("q", model.ActionDeny, when(either(model.Match{Principals: texts("a")}))))
+	index := func() *indexedRule { return &covers(s, destination())[1].index.rules[0] }
+	first := index()
+	other := named("other", model.ActionDeny, anyRule...)
+	other.Namespace = "elsewhere"
+	for range 3 { // also where nobody asks in between
+		s = s.Apply(model.Update{Policies: []*model.Policy{other}})
+	}
+	if index() != first {
+		t.Error("a policy of another namespace has the index made again")
+	}
+	changed := named("q", model.ActionDeny, when(either(model.Match{Principals: texts("b")})))
+	s = s.Apply(model.Update{Policies: []*model.Policy{changed}})
+	if index() == first {
+		t.Error("the index outlives a change of its policies")
+	}
+}

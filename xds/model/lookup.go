@@ -110,6 +110,10 @@ func (s *Snapshot) PolicyKey(p *Policy) string { return s.policyKeys[p] }
 // same policies has the same; a change of policies begins a new one.
 func (s *Snapshot) Memo() *sync.Map { return s.memo }
 
+// Before is the Memo of an earlier set of policies: what of it concerns policies
+// that are still the same holds.
+func (s *Snapshot) Before() *sync.Map { return s.before }
+
 // GlobalPolicies are those of the whole mesh, by key.
 func (s *Snapshot) GlobalPolicies() []*Policy { return s.global }
 

@@ -33,6 +33,7 @@ type Snapshot struct {
 	byNamespace map[string][]*Policy
 	removed     map[string]struct{} // keys of policies that existed and were removed
 	memo        *sync.Map           // of this very set of policies
+	before      *sync.Map           // of the last other set that anything was derived from
 }
 
 type addressKey struct {
@@ -60,6 +61,7 @@ func NewSnapshot() *Snapshot {
 		vips:      newMap[addressKey, []string](),
 		endpoints: newMap[string, *immutable.Map[string, Endpoint]](),
 		memo:      &sync.Map{},
+		before:    &sync.Map{},
 	}
 }
 
@@ -226,6 +228,10 @@ func (s *Snapshot) applyPolicies(u Update) {
 	}
 	if len(removed) > maxRemoved {
 		s.forget(removed)
+	}
+	for range s.memo.Range {
+		s.before = s.memo // unless it is empty
+		break
 	}
 	s.policies, s.removed, s.memo = policies, removed, &sync.Map{}
 	s.policyKeys = make(map[*Policy]string, len(policies))
