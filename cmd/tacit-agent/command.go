@@ -38,6 +38,12 @@ pods there are, brings their network namespaces, and installs the rules. This
 one then installs none, asks no API, and needs neither CAP_SYS_PTRACE nor
 iptables.
 
+With --dns-capture, DNS queries of pods to the servers in --dns-server are
+redirected to tacit-proxy, too; those to other servers are not. A pod's
+annotation tacit.mesh/dns-capture or ambient.istio.io/dns-capture, true or
+false, overrules it. With --zds it says whether Istio's CNI agent redirects
+queries, to whatever server, and is true by default, as there.
+
 It needs CAP_SYS_ADMIN (to enter namespaces), CAP_NET_ADMIN and CAP_NET_RAW (for
 rules, routes and sockets there), CAP_DAC_OVERRIDE and CAP_CHOWN (for the
 proxy's directory), with --kubernetes CAP_SYS_PTRACE and the node's processes
@@ -125,7 +131,7 @@ func command() *cobra.Command {
 	f.StringVar(&o.proxyCgroup, "proxy-cgroup", "", "control `group` that tacit-proxy must be in; not checked if empty")
 	f.StringVar(&o.trustDomain, "trust-domain", model.DefaultTrustDomain, "`domain` of all identities: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT")
 	f.DurationVar(&o.maxBypass, "max-bypass", bypass.DefaultMax, "longest bypass (tacit bypass) that is accepted, as tacitd has it")
-	f.BoolVar(&o.dns.All, "dns-capture", false, "let tacit-proxy answer the DNS queries of all pods; a pod's annotation tacit.mesh/dns-capture or ambient.istio.io/dns-capture, true or false, overrules it. With --zds it says whether Istio's CNI agent redirects queries, and is true by default, as there")
+	f.BoolVar(&o.dns.All, "dns-capture", false, "let tacit-proxy answer the DNS queries of pods; true by default with --zds alone")
 	f.StringSliceVar(&o.dnsServers, "dns-server", nil, "`address` of the cluster's DNS, queries to which --dns-capture is about; may be given several times")
 	f.StringVar(&o.metrics, "metrics", "", "`address` for Prometheus, such as :15013; none if empty")
 	cmd.AddCommand(cleanupCommand(&o), factsCommand(&o))

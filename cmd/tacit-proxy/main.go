@@ -37,6 +37,10 @@ The control plane may also be Istio's: name istiod with --xds, --ca and
 The token is then one for the audience istio-ca that is bound to that pod, and
 its service account one of istiod's CA_TRUSTED_NODE_ACCOUNTS.
 
+Of pods whose DNS queries are captured (tacit-agent --dns-capture) it answers
+those about services. Others it forwards: by UDP from here to the servers named
+in --dns-upstream, by TCP from the pod to the server that this has chosen.
+
 On SIGTERM, or when a newer proxy takes over, it accepts nothing more: new
 connections go to the next proxy, or wait for it. Live ones go on for at most
 --drain.

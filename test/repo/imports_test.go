@@ -62,6 +62,10 @@ var rules = []rule{
 		reason: "links, addresses and routes are the agent's business, and the test world's",
 	},
 	{
+		from: []string{"..."}, except: []string{"proxy/dns/...", "test/..."}, not: []string{"github.com/miekg/dns/..."},
+		reason: "DNS messages come from pods: one place parses them, within bounds",
+	},
+	{
 		from: []string{"..."}, not: []string{"github.com/prometheus/client_golang/..."},
 		except: []string{"proxy/telemetry/...", "xds/telemetry/...", "redirect/telemetry/...", "identity/telemetry/...", "cmd/..."},
 		reason: "one place per program knows the metrics' names; everybody else reports what happened to it",
