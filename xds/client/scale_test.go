@@ -1,0 +1,230 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/tacit-mesh/tacit/proxy/state"
+	"github.com/tacit-mesh/tacit/xds/model"
+	xdsserver "github.com/tacit-mesh/tacit/xds/server"
+)
+
+// perService is how many workloads a service has.
+const perService = 10
+
+func scaleWorkload(i int) *model.Workload {
+	namespace, app := fmt.Sprint("namespace-", i/1000), fmt.Sprint("application-", i/perService)
+	return &model.Workload{
+		UID: fmt.Sprintf("Kubernetes//Pod/%s/%s-5b7c9d8f6d-%05d", namespace, app, i), PodUID: fmt.Sprintf("6f1e2d3c-0000-4000-8000-%012d", i),
+		Name: fmt.Sprintf("%s-5b7c9d8f6d-%05d", app, i), Namespace: namespace, ServiceAccount: app, TrustDomain: model.DefaultTrustDomain,
+		Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})}, ClusterID: "Kubernetes", Node: fmt.Sprint("node-", i/100),
+		Protocol: model.ProtocolHBONE, CanonicalName: app, CanonicalRevision: "latest", WorkloadType: model.TypeDeployment, WorkloadName: app,
+		Services: map[string][]model.Port{scaleService(i / perService).Key(): {{Service: 80, Target: 8080}}},
+	}
+}
+
+func scaleService(i int) *model.Service {
+	namespace, name := fmt.Sprint("namespace-", i*perService/1000), fmt.Sprint("application-", i)
+	return &model.Service{Name: name, Namespace: namespace, Hostname: name + "." + namespace + ".svc.cluster.local",
+		Addresses: []model.NetworkAddress{{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}), 32)}}, Ports: []model.Port{{Service: 80, Target: 8080}}}
+}
+
+func scaleMesh(n int) (u model.Update) {
+	u.AddressesComplete, u.PoliciesComplete = true, true
+	for i := range n {
+		u.Workloads = append(u.Workloads, scaleWorkload(i))
+	}
+	for i := range n / perService {
+		u.Services = append(u.Services, scaleService(i))
+	}
+	return u
+}
+
+// heap is what is in use after a collection, in bytes.
+func heap() float64 {
+	runtime.GC()
+	runtime.GC() // what finalizers held
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc)
+}
+
+// prober makes round trips on loopback, one after the other, as connections
+// through the proxy would beside it.
+type prober struct{ longest atomic.Int64 }
+
+func newProber(b *testing.B) *prober {
+	b.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		buf := make([]byte, 64)
+		for {
+			n, err := c.Read(buf)
+			if err != nil {
+				_ = c.Close()
+				return
+			}
+			_, _ = c.Write(buf[:n])
+		}
+	}()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _, _ = c.Close(), l.Close() })
+	p := &prober{}
+	go func() {
+		buf := make([]byte, 64)
+		for {
+			began := time.Now()
+			if _, err := c.Write(buf); err != nil {
+				return
+			}
+			if _, err := c.Read(buf); err != nil {
+				return
+			}
+			p.longest.Store(max(p.longest.Load(), int64(time.Since(began))))
+			<-time.After(100 * time.Microsecond)
+		}
+	}()
+	return p
+}
+
+// during is the longest round trip while something happens.
+func (p *prober) during(do func()) (ms float64) {
+	p.longest.Store(0)
+	do()
+	return float64(p.longest.Load()) / 1e6
+}
+
+// controlPlane is tacitd's server of the protocol, which can be restarted.
+type controlPlane struct {
+	*xdsserver.Server
+	ca      *authority
+	cert    grpc.ServerOption
+	address string
+	opened  atomic.Int64 // when the last stream began
+	stop    func()
+}
+
+func (p *controlPlane) start(b *testing.B) {
+	b.Helper()
+	l, err := net.Listen("tcp", p.address)
+	if err != nil {
+		b.Fatal(err)
+	}
+	p.address = l.Addr().String()
+	g := grpc.NewServer(p.cert, grpc.MaxRecvMsgSize(maxMessage), grpc.StreamInterceptor(func(s any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+		p.opened.Store(time.Now().UnixNano())
+		return next(s, ss)
+	}))
+	discovery.RegisterAggregatedDiscoveryServiceServer(g, p)
+	served := make(chan struct{})
+	go func() { defer close(served); _ = g.Serve(l) }()
+	p.stop = func() { g.Stop(); <-served }
+}
+
+// BenchmarkScale says what a mesh of many workloads costs a proxy: memory, the
+// time to hear of everything, of one change, and of what changed during an
+// outage, and how late everything else in the process gets meanwhile. Control
+// plane and proxy share a process here, and so do their garbage collections:
+// the latencies are upper bounds.
+//
+//	go test -run '^$' -bench Scale -benchtime 1000x ./xds/client
+func BenchmarkScale(b *testing.B) {
+	// More than 450,000 do not fit into one response, see maxMessage.
+	for _, n := range []int{10_000, 100_000, 400_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) { scale(b, n) })
+	}
+}
+
+func scale(b *testing.B, n int) {
+	metrics := map[string]float64{} // reported at the end: Loop forgets those from before
+	note := func(value float64, unit string) { metrics[unit] = value }
+	defer func() {
+		for unit, value := range metrics {
+			b.ReportMetric(value, unit)
+		}
+	}()
+	empty := heap()
+	p := &controlPlane{Server: xdsserver.New(zap.NewNop(), func(context.Context) string { return "node" }), ca: newAuthority(b), address: "127.0.0.1:0"}
+	p.cert = grpc.Creds(credentials.NewServerTLSFromCert(new(p.ca.server(b))))
+	if err := p.Apply(scaleMesh(n)); err != nil {
+		b.Fatal(err)
+	}
+	p.start(b)
+	defer func() { p.stop() }()
+	full := heap()
+	note((full-empty)/float64(n), "control-B/workload")
+
+	roots := filepath.Join(b.TempDir(), "roots")
+	if err := os.WriteFile(roots, p.ca.pem(), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	sink := state.New()
+	ctx, cancel := context.WithCancel(b.Context())
+	client := New(Config{Server: p.address, ServerName: serverName, RootsFile: roots, Sink: sink})
+	ended := make(chan error)
+	go func() { ended <- client.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+
+	probes := newProber(b)
+	note(probes.during(func() { <-time.After(time.Second) }), "quiet-ms")
+	await := func(ok func(*model.Snapshot) bool) time.Time {
+		if _, err := sink.Wait(b.Context(), ok); err != nil {
+			b.Fatal(err)
+		}
+		return time.Now()
+	}
+	since := func(at time.Time) float64 { return float64(at.UnixNano()-p.opened.Load()) / 1e9 }
+	has := func(w *model.Workload) func(*model.Snapshot) bool {
+		return func(s *model.Snapshot) bool { return s.Workload(w.UID) != nil && s.Workload(w.UID).Node == w.Node }
+	}
+	note(probes.during(func() {
+		note(since(await(has(scaleWorkload(n-1)))), "first-s")
+	}), "first-longest-ms")
+	note((heap()-full)/float64(n), "proxy-B/workload")
+
+	changes := 0
+	change := func() *model.Workload {
+		changes++
+		w := scaleWorkload(changes % n)
+		w.Node = fmt.Sprint("moved-", changes)
+		if err := p.Apply(model.Update{Workloads: []*model.Workload{w}}); err != nil {
+			b.Fatal(err)
+		}
+		return w
+	}
+	note(probes.during(func() {
+		for b.Loop() {
+			await(has(change()))
+		}
+	}), "change-longest-ms")
+
+	p.stop()
+	w := change()
+	note(probes.during(func() {
+		p.start(b)
+		note(since(await(has(w))), "resync-s")
+	}), "resync-longest-ms")
+}
