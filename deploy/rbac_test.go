@@ -24,6 +24,8 @@ func permissions() map[string]string {
 		{"tacitd", "update", "security.istio.io/authorizationpolicies/status security.istio.io/peerauthentications/status security.istio.io/requestauthentications/status",
 			"the condition tacit.mesh/Enforced"},
 		{"tacitd", "create", "authentication.k8s.io/tokenreviews", "whether a token is that of a proxy"},
+		{"tacitd", "get", "certificates.k8s.io/certificatesigningrequests", "who wants to see the map"},
+		{"tacitd", "create", "authorization.k8s.io/subjectaccessreviews", "what of the map they may see"},
 		{"tacit-system/tacitd", "get", "/pods", "the proxy's pod behind a token, and its node"},
 		{"tacit-system/tacitd", "get update", "/secrets=tacit-ca", "the CA's key, and its rotation"},
 		{"tacit-system/tacitd", "create", "/secrets", "the CA's key, once; RBAC cannot name what is made"},
@@ -141,6 +143,23 @@ func TestBypassRole(t *testing.T) {
 		if strings.HasSuffix(key, "policy.tacit.mesh/bypasses") && (strings.Contains(key, " create ") || strings.Contains(key, " patch ") || strings.Contains(key, " update ")) {
 			t.Errorf("%s: a program may bypass by itself", key)
 		}
+	}
+}
+
+// Who is to see the map needs no right to run anything in our pods, and gets none
+// by the chart alone.
+func TestMapRole(t *testing.T) {
+	objects := decode(t, render(t, nil))
+	vouched := []rbac.PolicyRule{{APIGroups: []string{"certificates.k8s.io"}, Resources: []string{"certificatesigningrequests"}, Verbs: []string{"create"}}}
+	if diff := cmp.Diff(vouched, find[*rbac.ClusterRole](t, objects, "tacit-ui").Rules); diff != "" {
+		t.Errorf("in the cluster: %s", diff)
+	}
+	reach := []rbac.PolicyRule{
+		{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"list"}},
+		{APIGroups: []string{""}, Resources: []string{"pods/portforward"}, Verbs: []string{"create"}},
+	}
+	if diff := cmp.Diff(reach, find[*rbac.Role](t, objects, "tacit-ui").Rules); diff != "" {
+		t.Errorf("in our namespace: %s", diff)
 	}
 }
 

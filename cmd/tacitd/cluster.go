@@ -16,6 +16,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/identity/ca"
 	"github.com/tacit-mesh/tacit/identity/nodeauth"
+	"github.com/tacit-mesh/tacit/identity/person"
 	"github.com/tacit-mesh/tacit/internal/kube"
 	"github.com/tacit-mesh/tacit/internal/kube/access"
 	"github.com/tacit-mesh/tacit/xds/build"
@@ -89,6 +90,7 @@ func openCluster(ctx context.Context, o options, log *zap.Logger) (*platform, er
 		tap:      nodeauth.NewReviewer(c.reviews, o.audience, o.namespace, o.proxyAccount, log).Tap,
 		from:     zap.String("from", "the Kubernetes API"),
 		interval: statusInterval,
+		door:     &person.Door{Client: c.reviews},
 	}
 	if err := p.openAuthority(ctx, c.objects, o, log); err != nil {
 		return nil, err

@@ -149,5 +149,5 @@ func (o *options) check() error {
 	case !o.kubernetes && o.kubeconfig != "":
 		errs = append(errs, errors.New("--kubeconfig has no effect without --kubernetes"))
 	}
-	return errors.Join(append(errs, o.checkWorkloadAPI())...)
+	return errors.Join(append(errs, o.checkWorkloadAPI(), o.checkUI(o.kubernetes))...)
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/tacit-mesh/tacit/identity/ca"
 	"github.com/tacit-mesh/tacit/identity/nodeauth"
 	"github.com/tacit-mesh/tacit/internal/httpserve"
+	"github.com/tacit-mesh/tacit/sight/page"
 	caapi "github.com/tacit-mesh/tacit/xds/api/ca"
 	"github.com/tacit-mesh/tacit/xds/build"
 	"github.com/tacit-mesh/tacit/xds/server"
@@ -51,6 +52,7 @@ type platform struct {
 	tasks     []func(context.Context) error      // what else has to be done
 	tell      func([]build.PolicyStatus)         // takes statuses; nil for nobody
 	interval  time.Duration                      // between statuses
+	door      page.Door                          // of the map
 }
 
 // run wires the parts and lets them run until the context ends.
@@ -106,6 +108,9 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	if metrics != nil {
 		log.Info("serving metrics and readiness", zap.Stringer("address", metrics.Addr()))
 		group.Go(func() error {
+	if o.ui != "" {
+		group.Go(func() error { return o.serveUI(ctx, seen, p.door, log) })
+	}
 			return httpserve.Run(ctx, metrics, answers(mesh, p.waiting, registry(mesh, ads, certificates, seen)))
 		})
 	}
@@ -145,7 +150,7 @@ func openFiles(ctx context.Context, o options, log *zap.Logger) (*platform, erro
 		return nil, err
 	}
 	p := &platform{
-		tap: tokens.Tap, from: zap.String("from", o.from),
+		tap: tokens.Tap, door: openDoor{}, from: zap.String("from", o.from),
 		objects: func(ctx context.Context, m *mesh) error { return (&files.Source{Dir: o.from}).Run(ctx, m.update) },
 		waiting: func() []string { return []string{"the manifests in " + o.from} },
 	}

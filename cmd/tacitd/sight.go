@@ -1,6 +1,10 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -21,12 +25,32 @@ import (
 
 // sightOptions are what the flags say of what proxies tell.
 type sightOptions struct {
-	noFlows  bool
-	interval time.Duration // for tests
+	noFlows bool
+	ui      string
+	// For tests.
+	interval    time.Duration
+	listeningUI func(address string)
 }
 
 func (o *sightOptions) sightFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.noFlows, "no-flows", false, "do not ask proxies who talks to whom: there are no last hour and no metrics of coverage")
+	f.StringVar(&o.ui, "ui", "", "where tacit ui finds the map: with --kubernetes a loopback `address`, such as 127.0.0.1:15017, which a port-forward reaches; else the path of a socket, which is for this user alone; none if empty")
+}
+
+func (o *sightOptions) checkUI(kubernetes bool) error {
+	switch {
+	case o.ui == "":
+		return nil
+	case o.noFlows:
+		return errors.New("--ui has nothing to show with --no-flows: leave out one of them")
+	case kubernetes:
+		if at, err := netip.ParseAddrPort(o.ui); err != nil || !at.Addr().IsLoopback() {
+			return fmt.Errorf("--ui=%s: want an address of the loopback device, such as 127.0.0.1:15017: it is not for the network", o.ui)
+		}
+	case !filepath.IsAbs(o.ui):
+		return fmt.Errorf("--ui=%s: want the absolute path of a socket, such as /run/tacit/ui.sock", o.ui)
+	}
+	return nil
 }
 
 // observed is what the proxies have told of the last hour, and the mesh that it

@@ -62,6 +62,9 @@ type Cluster struct {
 	// Stream is Run for a program that goes on saying things until the context
 	// ends.
 	Stream func(ctx context.Context, pod, container string, command []string, stdout io.Writer) error
+	// Forward leads a port of this machine's loopback device, 0 for any, to one
+	// of a pod's own, until the context ends or ended says why it broke.
+	Forward func(ctx context.Context, pod string, local, remote int) (port int, ended <-chan error, err error)
 }
 
 // Connect reads the kubeconfig. Nothing is sent yet.
@@ -90,7 +93,7 @@ func (f Flags) Connect() (*Cluster, error) {
 		return nil, fmt.Errorf("reach the cluster: %w", err)
 	}
 	c := &Cluster{Namespace: f.Namespace, Getter: getter, Config: config, Client: client, Dynamic: objects}
-	c.Run, c.Stream = c.exec, c.stream
+	c.Run, c.Stream, c.Forward = c.exec, c.stream, c.forward
 	return c, nil
 }
 

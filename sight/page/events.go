@@ -19,6 +19,7 @@ const (
 // asks for what it shows.
 func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Time{}) // that of the request; nothing more is read but the reader's end
 	w.Header().Set("Content-Type", "text/event-stream")
 	end := time.NewTimer(eventLimit) // the browser comes again, if its session lives
 	defer end.Stop()
