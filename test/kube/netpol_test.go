@@ -2,6 +2,7 @@ package kube
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -48,25 +49,38 @@ func networkPolicies(e environment) {
 
 	e.enforceOnlyGood(namespace)
 	var asked sync.WaitGroup
+	e.eachPath(namespace, "good", func(good, address string) {
+		e.eventually(good+" reaches "+address, func() error { return e.exchange(namespace, good, address) })
+	})
+	e.eachPath(namespace, "bad", func(bad, address string) {
+		asked.Go(func() {
+			if e.exchange(namespace, bad, address) == nil {
+				e.t.Errorf("%s reached %s against a NetworkPolicy", bad, address)
+			}
+		})
+	})
+	asked.Wait()
+
+	// It was the policy and nothing else: without it the same pods get through.
+	// It comes last because connections between proxies, once made, stay.
+	e.must(e.Delete(e.ctx, "networking.k8s.io/v1", "NetworkPolicy", namespace, "only-good"), e.liftOnlyGood())
+	e.eachPath(namespace, "bad", func(bad, address string) {
+		e.eventually(bad+" reaches "+address+" without a NetworkPolicy", func() error { return e.exchange(namespace, bad, address) })
+	})
+}
+
+// eachPath is every pod of an app with every address of the shop's pods.
+func (e environment) eachPath(namespace, app string, do func(client, address string)) {
+	e.t.Helper()
 	for _, server := range e.podNames(namespace, "app=shop") {
 		addresses, err := e.PodAddresses(e.ctx, namespace, server)
 		e.must(err)
-		for _, good := range e.podNames(namespace, "app=good") {
+		for _, client := range e.podNames(namespace, "app="+app) {
 			for _, address := range addresses {
-				e.eventually(good+" reaches "+address, func() error { return e.exchange(namespace, good, address) })
-			}
-		}
-		for _, bad := range e.podNames(namespace, "app=bad") {
-			for _, address := range addresses {
-				asked.Go(func() {
-					if e.exchange(namespace, bad, address) == nil {
-						e.t.Errorf("%s reached %s on %s against a NetworkPolicy", bad, address, server)
-					}
-				})
+				do(client, address)
 			}
 		}
 	}
-	asked.Wait()
 }
 
 // enforceOnlyGood puts rules on the nodes that mean what the policy means,
@@ -93,14 +107,24 @@ func (e environment) enforceOnlyGood(namespace string) {
 		}
 		fmt.Fprintf(&rules, "%s -A TEST -d %s -p tcp --syn -j DROP\n", iptables(server), server)
 	}
+	e.atEnd(environment.liftOnlyGood)
 	for _, node := range e.nodes {
-		e.atEnd(func(e environment) error {
-			_, err := node.Run(e.ctx, "bash", "-ec", "for t in iptables ip6tables; do $t -D FORWARD -j TEST; $t -F TEST; $t -X TEST; done")
-			return err
-		})
 		_, err := node.Run(e.ctx, "bash", "-ec", "for t in iptables ip6tables; do $t -N TEST; $t -I FORWARD -j TEST; done\n"+rules.String())
 		e.must(err)
 	}
+}
+
+// liftOnlyGood takes those rules away, if they are there.
+func (e environment) liftOnlyGood() error {
+	if !e.Ours() {
+		return nil
+	}
+	var errs []error
+	for _, node := range e.nodes {
+		_, err := node.Run(e.ctx, "bash", "-ec", "for t in iptables ip6tables; do ! $t -D FORWARD -j TEST 2>/dev/null || { $t -F TEST; $t -X TEST; }; done")
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // iptables is the program for rules about an address.
