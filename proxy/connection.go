@@ -231,6 +231,7 @@ func (c *Connection) judged(d policy.Decision, r policy.Request) {
 	c.record.Destination.Workload = r.Workload
 	c.record.Destination.Identity = c.pod.identity
 	c.record.Policy, c.record.Attribute, c.record.DryRun = d.Policy, d.Attribute, d.DryRun
+	c.record.Closest = d.Reason == policy.ReasonNotAllowed
 	c.record.Reason, c.record.Bypass = d.Reason.String(), d.Bypass
 }
 
@@ -307,6 +308,7 @@ func (c *Connection) deny(d policy.Decision) {
 	defer c.mu.Unlock()
 	c.record.Outcome = telemetry.Denied
 	c.record.Policy, c.record.Attribute, c.record.DryRun = d.Policy, d.Attribute, d.DryRun
+	c.record.Closest = d.Reason == policy.ReasonNotAllowed
 	c.record.Reason = d.Reason.String()
 	why := denied{Decision: d, skipped: c.clientSkips(), bypass: c.clientBypass()}
 	switch {

@@ -239,6 +239,7 @@ func (x *exchange) End(result http.Result) {
 	if revoked != nil {
 		q.Denied, q.Err = true, denied{Decision: *revoked}
 		q.Policy, q.Reason, q.Attribute = revoked.Policy, revoked.Reason.String(), revoked.Attribute
+		q.Closest = revoked.Reason == policy.ReasonNotAllowed
 	}
 	r.conn.requested(r.proxy.Recorder, q)
 }
@@ -249,7 +250,7 @@ func (x *exchange) record(result http.Result) *telemetry.Request {
 		Method: x.request.Method, Host: x.request.Host, Path: x.http.Path, Principal: x.http.Claims.Principal(),
 		Status: result.Status, GRPCStatus: result.GRPCStatus,
 		Policy: x.decision.Policy, Reason: x.decision.Reason.String(), Attribute: x.decision.Attribute,
-		DryRun: x.decision.DryRun, Audit: x.decision.Audit, Bypass: x.decision.Bypass,
+		DryRun: x.decision.DryRun, Audit: x.decision.Audit, Bypass: x.decision.Bypass, Closest: x.decision.Reason == policy.ReasonNotAllowed,
 		Err: result.Err, Sent: result.Sent, Received: result.Received,
 	}
 	if x.request.GRPC() {

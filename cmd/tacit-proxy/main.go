@@ -91,6 +91,7 @@ type options struct {
 	tell         bool
 	tellIdentity bool
 	flows        int
+	audit        cli.Audit
 }
 
 func command() *cobra.Command {
@@ -102,7 +103,7 @@ func command() *cobra.Command {
 		Example: example,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := cli.Check(cmd, []string{"node", "xds", "root", "token"}, slices.Concat(o.check(), o.checkIdentity(), o.checkControlPlane())...); err != nil {
+			if err := cli.Check(cmd, []string{"node", "xds", "root", "token"}, slices.Concat(o.check(), o.checkIdentity(), o.checkControlPlane(), []error{o.audit.Check()})...); err != nil {
 				return err
 			}
 			if err := confine(); err != nil {
@@ -139,6 +140,7 @@ func command() *cobra.Command {
 	f.IntVar(&o.podShare, "connections-per-pod", 0, "`number` of connections from one pod at a time, and as many to it; 0: by the limit of open files")
 	f.BoolVar(&o.directLocal, "direct-local", true, "join connections between two pods of this node, once authorized, without encrypting their bytes in between")
 	f.IntVar(&o.flows, "flows", flows.DefaultSize, "`number` of ended connections and requests to remember for tacit flows, tap and coverage, 0.9 KB each; 0: none")
+	o.audit.Flags(f)
 	f.BoolVar(&o.tell, "tell-policies", false, "name the policy in the answer to a request of HTTP that it denies")
 	f.BoolVar(&o.tellIdentity, "tell-identity", false, "put the caller's identity into X-Forwarded-Client-Cert of each request that a policy about requests covers, in the place of what the caller says there")
 	return cmd

@@ -14,6 +14,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/identity/crl"
+	"github.com/tacit-mesh/tacit/internal/audit"
 	"github.com/tacit-mesh/tacit/internal/idle"
 	"github.com/tacit-mesh/tacit/proxy"
 	"github.com/tacit-mesh/tacit/proxy/admin"
@@ -39,6 +40,7 @@ type process struct {
 	xds      *client.Client
 	recorder *telemetry.Recorder
 	flows    *flows.Log
+	audit    *audit.Log // nil without --audit
 	proxy    *proxy.Proxy
 	exports  chan []byte // the newest of the xDS client's
 }
@@ -62,6 +64,9 @@ func run(ctx context.Context, o options) error {
 	group.Go(func() error { return p.store.Run(draining) })
 	if p.crls != nil {
 		group.Go(func() error { return p.crls.Run(draining) })
+	}
+	if p.audit != nil {
+		group.Go(func() error { return p.audit.Run(draining) })
 	}
 	group.Go(func() error { return p.followControlPlane(draining) })
 	group.Go(func() error { return p.reporter().Run(draining) })
@@ -127,6 +132,9 @@ func newProcess(o options) (*process, error) {
 		Server: o.xds, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token,
 		ClusterID: o.clusterID, Node: o.xdsNode(), Sink: p.state, Saved: p.keepExport, Log: p.log,
 	})
+	if p.audit, err = o.audit.Open("tacit-proxy", o.node, p.log); err != nil {
+		return nil, errors.Join(err, p.source.Close())
+	}
 	p.flows = flows.New(o.flows, time.Now())
 	p.recorder = telemetry.New(telemetry.Options{
 		Log:             p.log,
@@ -135,6 +143,7 @@ func newProcess(o options) (*process, error) {
 		PoolConnections: func() int { return p.proxy.PoolConnections() },
 		Certificates:    p.certificates,
 		Flows:           p.flows,
+		Audit:           p.audit,
 	})
 	var forwarder *dns.Forwarder
 	if o.dnsUpstream != "" {

@@ -68,7 +68,7 @@ in Tacit's namespace.`,
   tacit connections --denied
   tacit tap --outcome denied`,
 	}
-	root.AddCommand(statusCommand(), connectionsCommand(), flowsCommand(), tapCommand(), coverageCommand(), replayCommand(), certsCommand(), explainCommand(), dumpCommand(), askCommand(), lintCommand())
+	root.AddCommand(statusCommand(), connectionsCommand(), flowsCommand(), tapCommand(), coverageCommand(), replayCommand(), certsCommand(), explainCommand(), dumpCommand(), askCommand(), lintCommand(), auditCommand())
 	root.AddCommand(clusterCommands()...)
 	return cli.Prepare(root)
 }

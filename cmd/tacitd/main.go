@@ -111,6 +111,7 @@ func command() *cobra.Command {
 	f.DurationVar(&o.maxTTL, "max-certificate-ttl", ca.DefaultTTL, "longest life of a proxy's certificate")
 	f.DurationVar(&o.jwksRefresh, "jwks-refresh", jwks.DefaultRefresh, "how often issuers' key sets are fetched again, at least 1s: a token of a new key is refused until then, so issuers announce keys before they use them")
 	f.DurationVar(&o.settings.MaxBypass, "max-bypass", bypass.DefaultMax, "longest bypass (tacit bypass) that is accepted; tacit-agent is to have the same")
+	o.audit.Flags(f)
 	f.StringVar(&o.statusFile, "status-file", "", "`file` to write the status of policies and manifests to, as JSON, on each change")
 	f.StringVar(&o.metrics, "metrics", "", "`address` for Prometheus, at /metrics, and readiness, at /healthz/ready, such as :15014; none if empty")
 	return cmd
@@ -124,6 +125,7 @@ type options struct {
 	workloadAPI, spiffeID                   string
 	maxTTL, jwksRefresh                     time.Duration
 	statusFile, metrics                     string
+	audit                                   cli.Audit
 	clusterOptions
 	// listening is told the addresses; for tests, which listen on port 0.
 	listening func(proxies, metrics string)
@@ -137,6 +139,9 @@ func (o *options) check() error {
 	}
 	if o.jwksRefresh < time.Second {
 		errs = append(errs, fmt.Errorf("--jwks-refresh=%v: want at least 1s, such as 5m", o.jwksRefresh))
+	}
+	if err := o.audit.Check(); err != nil {
+		errs = append(errs, err)
 	}
 	if o.settings.MaxBypass <= 0 {
 		errs = append(errs, errors.New("--max-bypass: want more than 0, such as 24h; who may bypass at all is a matter of RBAC"))

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
+	"github.com/tacit-mesh/tacit/internal/audit"
 	"github.com/tacit-mesh/tacit/xds/build"
 	"github.com/tacit-mesh/tacit/xds/jwks"
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -28,6 +29,7 @@ type mesh struct {
 	statusFile string
 	interval   time.Duration              // between statuses
 	tell       func([]build.PolicyStatus) // another taker of statuses; nil for none
+	audit      *audit.Log                 // of bypasses and revocations; nil for none
 	log        *zap.Logger
 	stale      chan struct{} // holds one value when the status may be another
 	ends       chan struct{} // holds one value when what ends next may be another
@@ -41,6 +43,7 @@ type mesh struct {
 	unsent  model.Update   // what could not be sent
 	errs    []error
 	said    map[string]string // what the log says of each object
+	audited map[string]string // what the audit log says of each record
 	// notEnforced is how many policies are not enforced as written, by the
 	// last status.
 	notEnforced int
@@ -150,6 +153,7 @@ func (m *mesh) publish() {
 			m.notEnforced++
 		}
 	}
+	m.auditRecords(status)
 	if m.tell != nil && now != nil {
 		m.tell(status.statuses)
 	}

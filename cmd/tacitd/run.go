@@ -81,9 +81,12 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	mesh := newMesh(o.settings, ads, log)
 	mesh.statusFile, mesh.tell, mesh.interval = o.statusFile, p.tell, p.interval
 	mesh.keys = newFetcher(mesh, o.jwksRefresh, log)
+	if mesh.audit, err = o.audit.Open("tacitd", "", log); err != nil {
+		return err
+	}
 	certificates := &ca.Service{
 		Authority: p.authority, TrustDomain: o.settings.TrustDomain, Aliases: o.settings.TrustDomainAliases, MaxTTL: o.maxTTL,
-		Node: nodeauth.Node, Authorize: mesh.authorize, Log: log,
+		Node: nodeauth.Node, Authorize: mesh.authorize, Log: log, Audit: mesh.audit,
 	}
 	listener, err := net.Listen("tcp", o.listen)
 	if err != nil {
@@ -102,7 +105,7 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return g.Serve(netutil.LimitListener(listener, maxConnections)) })
 	group.Go(func() error { return p.objects(ctx, mesh) })
-	for _, task := range append(p.tasks, mesh.followStatus, mesh.followTime, mesh.keys.Run) {
+	for _, task := range append(p.tasks, mesh.followStatus, mesh.followTime, mesh.keys.Run, mesh.audit.Run) {
 		group.Go(func() error { return task(ctx) })
 	}
 	if metrics != nil {

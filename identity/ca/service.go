@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/tacit-mesh/tacit/internal/audit"
 	api "github.com/tacit-mesh/tacit/xds/api/ca"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -50,11 +51,19 @@ type Service struct {
 	// identity now; its error reaches the caller.
 	Authorize func(node string, id model.Identity) error
 	Log       *zap.Logger
+	Audit     *audit.Log // of what was issued and refused; nil: none
 
 	issued, refused atomic.Uint64
 	mu              sync.Mutex
 	limits          map[string]*rate.Limiter // by node
+	known           map[holder]bool          // who had a certificate before
 }
+
+// holder is an identity on a node.
+type holder struct{ node, identity string }
+
+// maxKnown bounds of how many it is known whether a certificate is a renewal.
+const maxKnown = 1 << 16
 
 // Stats are counters since the start.
 type Stats struct{ Issued, Refused uint64 }
@@ -74,17 +83,36 @@ func (s *Service) CreateCertificate(ctx context.Context, req *api.IstioCertifica
 	if err != nil {
 		s.refused.Add(1)
 		s.Log.Warn("certificate refused", zap.String("node", node), zap.String("identity", clip(wanted)), zap.Error(err))
+		s.Audit.Write(audit.EventIdentity, map[string]string{"what": "refused", "node": node, "identity": clip(wanted), "error": err.Error()})
 		return nil, err
 	}
 	s.issued.Add(1)
 	s.Log.Info("certificate issued", zap.String("node", node), zap.String("identity", wanted),
 		zap.Stringer("serial", leaf.SerialNumber), zap.Time("not_after", leaf.NotAfter))
+	s.Audit.Write(audit.EventIdentity, map[string]string{
+		"what": s.occasion(holder{node, wanted}), "node": node, "identity": wanted,
+		"serial": leaf.SerialNumber.String(), "not_after": leaf.NotAfter.UTC().Format(time.RFC3339),
+	})
 	out := &api.IstioCertificateResponse{}
 	for _, c := range issuer.chain(leaf) {
 		out.CertChain = append(out.CertChain, string(encode(c)))
 	}
 	out.CertChain = append(out.CertChain, string(encode(issuer.roots...)))
 	return out, nil
+}
+
+// occasion is "renewed" for whoever had a certificate since this process began.
+func (s *Service) occasion(h holder) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.known[h] {
+		return "renewed"
+	}
+	if s.known == nil || len(s.known) >= maxKnown {
+		s.known = map[holder]bool{}
+	}
+	s.known[h] = true
+	return "issued"
 }
 
 func (s *Service) issue(i *issuer, node, wanted string, req *api.IstioCertificateRequest) (*x509.Certificate, error) {

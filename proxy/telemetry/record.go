@@ -106,6 +106,7 @@ type Record struct {
 	// The decision: see package policy. Reason also names failures.
 	Policy, Reason, Attribute, DryRun string
 	Bypass                            string // that let it through, if one did
+	Closest                           bool   // Policy decided nothing, and only came closest to allowing
 	Err                               error
 
 	Sent     int64 // bytes from Source to Destination

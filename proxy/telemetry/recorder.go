@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/time/rate"
 
+	"github.com/tacit-mesh/tacit/internal/audit"
 	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -41,6 +42,8 @@ type Options struct {
 	// Flows are told of every connection and request; nil remembers none, and
 	// costs nothing.
 	Flows *flows.Log
+	// Audit is told of denials, and of what a bypass lets through; nil: nobody.
+	Audit *audit.Log
 }
 
 // Recorder counts and logs connections. Its methods may be called from any
@@ -53,6 +56,7 @@ type Recorder struct {
 	traffic  *table
 	requests *requestTable
 	flood    *flood
+	audited  *flood
 	access   *rate.Limiter
 }
 
@@ -74,6 +78,7 @@ func New(o Options) *Recorder {
 		traffic:  newTable(o.MaxSeries),
 		requests: newRequestTable(o.MaxSeries),
 		flood:    newFlood(),
+		audited:  newFlood(),
 		access:   newAccessLimiter(),
 	}
 	r.metrics = newMetrics(r.registry, o)
@@ -92,10 +97,12 @@ func (r *Recorder) Run(ctx context.Context) error {
 	defer floods.Stop()
 	defer sweeps.Stop()
 	defer r.summarize()
+	defer r.auditRepeated()
 	for {
 		select {
 		case <-floods.C:
 			r.summarize()
+			r.auditRepeated()
 		case <-sweeps.C:
 			r.sweep()
 		case <-ctx.Done():
@@ -177,7 +184,8 @@ func (r *Recorder) Closed(c *Record) {
 		r.metrics.denials.inc(c.Direction.String(), c.Reason)
 	}
 	if c.Direction == Inbound { // where policies decide
-		r.countPolicies(c.Outcome == Denied, c.Policy, c.DryRun, "")
+		r.countPolicies(c.Outcome == Denied, c.Policy, c.Closest, c.DryRun, "")
+		r.auditConnection(c)
 	}
 	r.flow(c, flows.Ended, now)
 	level, message := zapcore.WarnLevel, "connection denied"
@@ -227,6 +235,7 @@ func (r *Recorder) countEnd(c *Record, now time.Time) {
 // reason is a stable label, such as identity.FailureReason gives.
 func (r *Recorder) HandshakeFailed(d Direction, source, destination netip.AddrPort, reason string, err error) {
 	r.metrics.handshakes.inc(d.String(), reason)
+	r.auditHandshake(trouble{d, source, destination, reason, err})
 	r.trouble("TLS handshake failed", trouble{d, source, destination, reason, err})
 }
 

@@ -275,3 +275,16 @@ func BenchmarkConnection(b *testing.B) {
 		})
 	}
 }
+
+// A policy that only came closest to allowing has decided nothing.
+func TestClosestDecidesNothing(t *testing.T) {
+	w := newWorld(t, nil)
+	for _, closest := range []bool{true, false} {
+		r := w.record()
+		r.Outcome, r.Policy, r.Closest = Denied, "shop/p", closest
+		w.Closed(r)
+		w.Requested(&Request{Connection: r, Denied: true, Policy: "shop/q", Closest: closest})
+	}
+	w.want("tacit_policy_decisions_total", 1, "decision=deny", "policy=shop/p")
+	w.want("tacit_policy_decisions_total", 1, "decision=deny", "policy=shop/q")
+}

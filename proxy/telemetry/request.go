@@ -37,6 +37,7 @@ type Request struct {
 	Denied                            bool
 	Policy, Reason, Attribute, DryRun string
 	Audit, Bypass                     string
+	Closest                           bool // see Record
 	Err                               error
 	Sent, Received                    int64 // bytes of the bodies, as Record has it
 }
@@ -101,7 +102,8 @@ func bounded(text string) string {
 func (r *Recorder) Requested(q *Request) {
 	now := r.options.Now()
 	r.requests.count(q, now)
-	r.countPolicies(q.Denied, q.Policy, q.DryRun, q.Audit)
+	r.countPolicies(q.Denied, q.Policy, q.Closest, q.DryRun, q.Audit)
+	r.auditRequest(q)
 	if r.options.Flows.Takes(flows.Requested) {
 		event := q.flow(now)
 		r.options.Flows.Add(&event)
@@ -129,13 +131,14 @@ func (r *Recorder) Requested(q *Request) {
 }
 
 // countPolicies counts what the policies decided about a connection or request:
-// those in force, on dry run, and for the record.
-func (r *Recorder) countPolicies(denied bool, policy, dryRun, audit string) {
+// those in force, on dry run, and for the record. One that only came closest
+// has decided nothing.
+func (r *Recorder) countPolicies(denied bool, policy string, closest bool, dryRun, audit string) {
 	decision, otherwise := "allow", "dry_run_deny"
 	if denied {
 		decision, otherwise = "deny", "dry_run_allow"
 	}
-	if policy != "" {
+	if policy != "" && !closest {
 		r.metrics.policies.inc(decision, policy)
 	}
 	if dryRun != "" {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/tacit-mesh/tacit/internal/bypass"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -122,4 +124,13 @@ func (m *Mesh) Bypasses() (out []*bypass.Bypass) {
 	}
 	byName(out)
 	return out
+}
+
+// Object is a policy, revocation or bypass as it was written; nil if there is
+// none of the name.
+func (m *Mesh) Object(kind, namespace, name string) metav1.Object {
+	if b := m.bypasses[objectName{namespace, name}]; b != nil && kind == "Bypass" {
+		return b
+	}
+	return m.policies.objects[objectKey{kind, objectName{namespace, name}}]
 }
