@@ -30,6 +30,7 @@ type Connection struct {
 	// the handshake; nil if that cannot be.
 	takenBack func() bool
 	original  netip.AddrPort // where the application meant to go
+	place     chan struct{}  // where it takes one, if anywhere
 	ctx       context.Context
 	cancel    context.CancelCauseFunc
 
@@ -102,6 +103,9 @@ func (p *Proxy) end(c *Connection) {
 	p.Recorder.Closed(&c.record)
 	c.mu.Unlock()
 	p.conns.End(c)
+	if c.place != nil {
+		give(c.place)
+	}
 }
 
 // ID implements conns.Conn.

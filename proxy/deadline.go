@@ -48,8 +48,11 @@ func (d *deadline) wait(waiting bool) {
 func (d *deadline) stop() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.stopped = true
-	d.timer.Stop()
+	if !d.stopped {
+		d.stopped = true
+		d.timer.Stop()
+	}
+	d.timer, d.expire = nil, nil // which outlast their use otherwise
 }
 
 // run is called with mu held, as look is.
@@ -59,7 +62,11 @@ func (d *deadline) run() {
 	if d.waiting {
 		after += d.spare
 	}
-	d.timer = time.AfterFunc(max(0, after), d.check)
+	if d.timer == nil {
+		d.timer = time.AfterFunc(max(0, after), d.check)
+	} else {
+		d.timer.Reset(max(0, after))
+	}
 }
 
 // look takes off what has passed.

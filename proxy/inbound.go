@@ -54,7 +54,7 @@ func (p *Proxy) inbound(pod *pod, conn *net.TCPConn) {
 	}
 	config := hbone.ServerConfig{NotAfter: own.NotAfter(), Grace: p.CertificateGrace, Budget: pod.budget, Drain: p.drained}
 	err = hbone.Serve(pod.ctx, tlsConn, config, func(ctx context.Context, s *hbone.ServerStream) {
-		p.serve(pod, from, s)
+		p.serve(pod, &from, s)
 	})
 	p.reportCut(from, err)
 }
@@ -104,63 +104,77 @@ func (p *Proxy) trustDomains(ctx context.Context, pod *pod) identity.Option {
 	})
 }
 
-// serve carries one stream to the application.
-func (p *Proxy) serve(pod *pod, from caller, s *hbone.ServerStream) {
+// serve carries one stream to the application. Like outbound it keeps little on
+// the stack meanwhile.
+func (p *Proxy) serve(pod *pod, from *caller, s *hbone.ServerStream) {
 	c := p.newConnection(pod, from.addr, telemetry.Inbound)
 	defer p.end(c)
+	app, offer := p.admit(c, from, s)
+	if app == nil {
+		return
+	}
+	if offer != nil {
+		p.join(c, s, offer, app)
+		return
+	}
+	if c.requests != nil {
+		c.closed(p.serveStream(c, s, app))
+		return
+	}
+	c.closed(s.Relay(c.ctx, app))
+}
+
+// admit connects an allowed stream to the application, takes a place for it,
+// and accepts it. If a local pod is to be joined with that, it returns the
+// offer instead. Without an application the stream was refused.
+func (p *Proxy) admit(c *Connection, from *caller, s *hbone.ServerStream) (app *net.TCPConn, offer *handover) {
 	c.peer, c.takenBack = from.peer, from.takenBack
 	c.record.ID = traceID(s.Header(traceparentHeader))
 	c.record.Security = telemetry.MTLS
 	c.record.Source.Identity = from.peer
 	c.record.Phases[telemetry.PhaseHandshake] = from.handshake()
 
-	to, err := p.aim(pod, s.Authority(), from.arrived.Addr())
+	to, err := p.aim(c.pod, s.Authority(), from.arrived.Addr())
 	switch {
 	case errors.Is(err, errNotServed):
 		c.fail("no_such_service", err)
 		s.Refuse(statusUnavailable)
-		return
+		return nil, nil
 	case err != nil:
 		c.fail("bad_request", err)
 		s.Refuse(statusBadRequest)
-		return
+		return nil, nil
 	}
 	c.setDestination(to.dst)
-	if !take(pod.share.inbound) {
+	if !take(c.pod.share.inbound) {
 		c.fail("too_many_connections", errConnections)
 		s.Refuse(statusUnavailable)
-		return
+		return nil, nil
 	}
-	defer give(pod.share.inbound)
-
+	c.place = c.pod.share.inbound
 	if !p.authorize(c) {
 		s.Refuse(statusDenied)
-		return
+		return nil, nil
 	}
-	app, err := p.dial(c, to)
+	app, err = p.dial(c, to)
 	switch {
 	case err == nil:
 	case c.revoked():
 		s.Refuse(statusDenied)
-		return
+		return nil, nil
 	default:
 		c.fail("application_unavailable", err)
 		s.Refuse(statusUnavailable)
-		return
+		return nil, nil
 	}
-	if c.requests != nil {
+	if c.requests == nil {
+		offer = p.local.claim(s.Header(localTokenHeader), c.pod.UID, to.dst)
+	}
+	if offer == nil {
 		s.Accept()
 		p.opening(c, telemetry.MTLS, s.Counts())
-		c.closed(p.serveStream(c, s, app))
-		return
 	}
-	if offer := p.local.claim(s.Header(localTokenHeader), pod.UID, to.dst); offer != nil {
-		p.join(c, s, offer, app)
-		return
-	}
-	s.Accept()
-	p.opening(c, telemetry.MTLS, s.Counts())
-	c.closed(s.Relay(c.ctx, app))
+	return app, offer
 }
 
 var errConnections = errors.New("the pod has as many connections as its share allows")

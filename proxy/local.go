@@ -26,6 +26,7 @@ const (
 
 // handover is one offered hand-over.
 type handover struct {
+	token  string
 	pod    string            // UID of the one to whose application it leads
 	target netip.AddrPort    // of that application
 	app    chan *net.TCPConn // one, from the server's side
@@ -40,10 +41,9 @@ type handovers struct {
 }
 
 // offer makes a token for one application of a local pod; withdraw must follow.
-func (h *handovers) offer(pod string, target netip.AddrPort) (string, *handover) {
-	token := rand.Text()
+func (h *handovers) offer(pod string, target netip.AddrPort) *handover {
 	o := &handover{
-		pod: pod, target: target,
+		token: rand.Text(), pod: pod, target: target,
 		app: make(chan *net.TCPConn, 1), counts: new(relay.Counts), result: make(chan relay.Result, 1),
 	}
 	h.mu.Lock()
@@ -51,8 +51,8 @@ func (h *handovers) offer(pod string, target netip.AddrPort) (string, *handover)
 	if h.offered == nil {
 		h.offered = map[string]*handover{}
 	}
-	h.offered[token] = o
-	return token, o
+	h.offered[o.token] = o
+	return o
 }
 
 // claim takes an offer, once. It is nil for a token that is not ours, or is
@@ -73,10 +73,10 @@ func (h *handovers) claim(token, pod string, target netip.AddrPort) *handover {
 
 // withdraw ends an offer that was not claimed. A socket that was given but
 // not taken is closed by the server's side, whose stream ends.
-func (h *handovers) withdraw(token string) {
+func (h *handovers) withdraw(o *handover) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.offered, token)
+	delete(h.offered, o.token)
 }
 
 // isLocal reports whether both ends may be joined in this process.
@@ -84,32 +84,38 @@ func (p *Proxy) isLocal(w *model.Workload) bool {
 	return p.DirectLocal && w.PodUID != "" && p.localPod(w.PodUID) != nil
 }
 
-// awaitJoin waits for the answer of a peer that may be this very process and
+// join waits for the answer of a peer that may be this very process and
 // carries the connection if it gave its application's socket. Not joined
 // without an error means that the stream is to be relayed.
-func (p *Proxy) awaitJoin(a *attempt, stream *hbone.Stream, offer *handover) (joined bool, err error) {
+func (a *attempt) join() (joined bool, err error) {
+	offer := a.offer
+	defer a.proxy.local.withdraw(offer)
 	waited := a.phase(telemetry.PhaseAnswer)
-	answer, err := stream.Answer(a.ctx)
+	answer, err := a.stream.Answer(a.ctx)
 	waited()
-	if err != nil || answer.Header(localJoinedHeader) == "" {
+	if err != nil {
 		return false, err
+	}
+	if answer.Header(localJoinedHeader) == "" {
+		a.proxy.opening(a.Connection, telemetry.MTLS, a.stream.Counts())
+		return false, nil
 	}
 	// The peer may be another, and not have given anything.
 	var app *net.TCPConn
 	select {
 	case app = <-offer.app:
 	default:
-		stream.Reset()
+		a.stream.Reset()
 		return false, errNotJoined
 	}
-	p.opening(a.Connection, telemetry.Local, offer.counts)
+	a.proxy.opening(a.Connection, telemetry.Local, offer.counts)
 	// The permit: when the server's side ends the stream, the pair ends too.
-	ctx, cancel := context.WithCancelCause(a.Connection.ctx)
+	ctx, cancel := context.WithCancelCause(a.ctx)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		select {
-		case <-stream.Done():
+		case <-a.stream.Done():
 			cancel(context.Canceled)
 		case <-ctx.Done():
 		}
@@ -119,13 +125,13 @@ func (p *Proxy) awaitJoin(a *attempt, stream *hbone.Stream, offer *handover) (jo
 	<-ended
 	offer.result <- result
 	a.closed(result)
-	stream.End()
+	a.stream.End()
 	return true, nil
 }
 
 var errNotJoined = errors.New("peer says that it has joined the connection, and has not")
 
-// join is the server's side of awaitJoin: it gives the application's socket
+// join is the server's side of that: it gives the application's socket
 // and keeps the stream open while the pair lives.
 func (p *Proxy) join(c *Connection, s *hbone.ServerStream, offer *handover, app *net.TCPConn) {
 	p.opening(c, telemetry.Local, offer.counts)

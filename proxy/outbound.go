@@ -26,53 +26,147 @@ const (
 	retryMost  = 500 * time.Millisecond
 )
 
-// outbound carries one connection that a local pod opened.
+// outbound carries one connection that a local pod opened. Bytes may move for
+// days, so what is on the stack by then is little: whatever takes more room
+// has returned.
 func (p *Proxy) outbound(pod *pod, app *net.TCPConn) {
-	c := p.begin(pod, app, telemetry.Outbound)
-	defer p.end(c)
-
-	dst, err := sockets.OriginalDst(app)
-	if err == nil && dst == addrPort(app.LocalAddr()) {
-		// To itself it would go on for ever.
-		err = fmt.Errorf("connection to %v, the proxy itself, that was not redirected", dst)
-	}
-	if err != nil {
-		c.fail("no_original_destination", err)
+	a := &attempt{Connection: p.begin(pod, app, telemetry.Outbound)}
+	defer p.end(a.Connection)
+	if !a.start() {
 		return
 	}
-	c.setDestination(dst)
-
-	// The deadline is for finding someone who answers; then it is stopped.
-	ctx, end := context.WithCancelCause(c.ctx)
-	defer end(nil)
-	deadline := newDeadline(p.Sockets.Absence, connectTimeout, func() { end(errNoAnswer) })
-	defer deadline.stop()
-	attempt := &attempt{Connection: c, ctx: ctx, deadline: deadline}
-	for pause := retryFirst; ; pause = min(2*pause, retryMost) {
-		r, err := p.resolve(ctx, c)
-		if err != nil {
-			c.fail("no_route", err)
-			return
-		}
-		if again := p.connect(attempt, r); !again {
-			return
-		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
+	defer a.leave()
+	for a.connect() {
+		if a.settled(a.carry()) {
 			return
 		}
 	}
 }
 
-var errNoAnswer = fmt.Errorf("no endpoint has answered in %v", connectTimeout)
-
 // attempt is an outbound connection on its way to someone who answers.
 type attempt struct {
 	*Connection
-	ctx      context.Context // ends at the deadline
-	deadline *deadline       // stopped by the first answer
-	replay   *hbone.Replay   // what the application has sent meanwhile
+	deadline *deadline // for finding someone; stopped by the first answer
+	route    route.Route
+	seed     uint64
+	ahead    []route.Candidate // to be tried next
+	tried    int
+	again    bool          // whether trying all of them again may help
+	pause    time.Duration // until then
+	replay   *hbone.Replay // what the application has sent meanwhile
+
+	// Of the candidate that is tried now.
+	tunneled bool
+	stream   *hbone.Stream // if it is; else
+	server   *net.TCPConn
+	offer    *handover // to join the connection within this process
+}
+
+// start learns where the application meant to go.
+func (a *attempt) start() bool {
+	dst, err := sockets.OriginalDst(a.conn)
+	if err == nil && dst == addrPort(a.conn.LocalAddr()) {
+		// To itself it would go on for ever.
+		err = fmt.Errorf("connection to %v, the proxy itself, that was not redirected", dst)
+	}
+	if err != nil {
+		a.fail("no_original_destination", err)
+		return false
+	}
+	a.setDestination(dst)
+	a.deadline = newDeadline(a.proxy.Sockets.Absence, connectTimeout, func() { a.cancel(errNoAnswer) })
+	return true
+}
+
+var errNoAnswer = fmt.Errorf("no endpoint has answered in %v", connectTimeout)
+
+// connect tries candidates until a connection or stream to one is open, and
+// reports whether there is one.
+func (a *attempt) connect() bool {
+	for {
+		to, ok := a.next()
+		if !ok {
+			return false
+		}
+		a.setCandidate(to)
+		err := a.open(to)
+		if err == nil {
+			return true
+		}
+		if a.settled(err) {
+			return false
+		}
+	}
+}
+
+// next is the candidate to be tried. When all have been, and that may help, it
+// pauses, looks for a route once more and begins again.
+func (a *attempt) next() (to route.Candidate, ok bool) {
+	for len(a.ahead) == 0 {
+		if a.lookAhead(); len(a.ahead) > 0 {
+			break
+		}
+		if a.tried > 0 && !a.rest() {
+			return to, false
+		}
+		r, err := a.proxy.resolve(a.ctx, a.Connection)
+		if err != nil {
+			a.fail("no_route", err)
+			return to, false
+		}
+		a.route, a.seed, a.tried, a.again = r, rand.Uint64(), 0, false
+	}
+	to, a.ahead = a.ahead[0], a.ahead[1:]
+	a.tried++
+	return to, true
+}
+
+// lookAhead takes the next candidates from the route: first one, which most
+// connections take, then as many again as were tried.
+func (a *attempt) lookAhead() {
+	i := 0
+	for to := range a.route.Candidates(a.seed) {
+		if i++; i > a.tried {
+			a.ahead = append(a.ahead, to)
+		}
+		if i > 2*a.tried {
+			return
+		}
+	}
+}
+
+// rest waits before all candidates are tried again, if that may help.
+func (a *attempt) rest() bool {
+	if !a.again {
+		return false
+	}
+	a.pause = min(max(2*a.pause, retryFirst), retryMost)
+	select {
+	case <-time.After(a.pause):
+		return true
+	case <-a.ctx.Done():
+		return false
+	}
+}
+
+// settled reports whether nothing more is to be tried: the connection has been
+// carried to its end, or nobody will carry it.
+func (a *attempt) settled(err error) bool {
+	var refused *hbone.RefusedError
+	switch {
+	case err == nil:
+		return true
+	case errors.As(err, &refused) && refused.Status == statusDenied:
+		a.deniedByPeer(err) // and not to be tried elsewhere
+		return true
+	case refused != nil && !refused.Retryable():
+		a.fail("refused_by_peer", err)
+		return true
+	}
+	a.fail("connect_failed", err)
+	a.forsake()
+	a.again = a.again || a.tunneled && peerAway(err)
+	return a.ctx.Err() != nil
 }
 
 // resolve decides where the connection may go, in one snapshot. It waits for
@@ -102,37 +196,6 @@ func (p *Proxy) resolve(ctx context.Context, c *Connection) (route.Route, error)
 	return r, nil
 }
 
-// connect tries the route's candidates in turn and carries the connection to
-// the first that answers. It reports whether trying all again may help.
-func (p *Proxy) connect(a *attempt, r route.Route) (again bool) {
-	for to := range r.Candidates(rand.Uint64()) {
-		a.setCandidate(to)
-		var err error
-		if to.Means == route.HBONE {
-			err = p.tunnel(a, to)
-		} else {
-			err = p.direct(a, to)
-		}
-		var refused *hbone.RefusedError
-		switch {
-		case err == nil:
-			return false
-		case errors.As(err, &refused) && refused.Status == statusDenied:
-			a.deniedByPeer(err) // and not to be tried elsewhere
-			return false
-		case errors.As(err, &refused) && !refused.Retryable():
-			a.fail("refused_by_peer", err)
-			return false
-		}
-		a.fail("connect_failed", err)
-		if a.ctx.Err() != nil {
-			return false
-		}
-		again = again || to.Means == route.HBONE && peerAway(err)
-	}
-	return again
-}
-
 // peerAway reports whether the peer's proxy may be back in a moment: it refused
 // the connection, or was lost before it had taken anything. So may the agent of
 // this node, for which another connection may have waited until its own deadline.
@@ -149,66 +212,98 @@ func peerAway(err error) bool {
 	return false
 }
 
-// direct carries the connection in plain TCP.
-func (p *Proxy) direct(a *attempt, to route.Candidate) error {
-	dialed := a.phase(telemetry.PhaseConnect)
-	server, err := p.Sockets.Dial(a.ctx, a.pod.UID, a.sourceFor(to.Target), to.Target)
-	dialed()
+// open opens a stream to a candidate, or a connection in plain TCP.
+func (a *attempt) open(to route.Candidate) error {
+	defer a.phase(telemetry.PhaseConnect)()
+	if a.tunneled = to.Means == route.HBONE; a.tunneled {
+		return a.openStream(to)
+	}
+	server, err := a.proxy.Sockets.Dial(a.ctx, a.pod.UID, a.sourceFor(to.Target), to.Target)
 	if err != nil {
 		return fmt.Errorf("connect to %v: %w", to.Target, err)
 	}
-	a.deadline.stop()
-	counts := new(relay.Counts)
-	p.opening(a.Connection, a.record.Security, counts)
-	a.closed(relay.Copy(a.Connection.ctx, a.conn, server, counts))
+	a.server = server
 	return nil
 }
 
-// tunnel carries the connection in a stream of a pooled mTLS connection. DATA
-// goes out before the answer; what was sent by then is kept for the next
-// candidate.
-func (p *Proxy) tunnel(a *attempt, to route.Candidate) error {
-	request := hbone.Request{Authority: to.Target.String(), Headers: a.headers()}
-	var token string
-	var offer *handover
-	if !to.ByGateway() && p.isLocal(to.Workload) {
-		token, offer = p.local.offer(to.Workload.PodUID, to.Target)
-		defer p.local.withdraw(token)
-		request.Headers = append(request.Headers, hbone.Header{Name: localTokenHeader, Value: token})
+// forsake gives up the candidate that is tried.
+func (a *attempt) forsake() {
+	if a.stream != nil {
+		a.stream.Reset()
+		a.deadline.wait(false)
 	}
+	a.stream, a.server, a.offer = nil, nil, nil
+}
+
+// leave ends what the attempt has begun.
+func (a *attempt) leave() {
+	a.forsake()
+	a.deadline.stop()
+}
+
+// openStream opens one, with the offer to join the connection within this
+// process if both ends are on this node.
+func (a *attempt) openStream(to route.Candidate) (err error) {
+	request := hbone.Request{Authority: to.Target.String(), Headers: a.headers()}
+	if !to.ByGateway() && a.proxy.isLocal(to.Workload) {
+		a.offer = a.proxy.local.offer(to.Workload.PodUID, to.Target)
+		request.Headers = append(request.Headers, hbone.Header{Name: localTokenHeader, Value: a.offer.token})
+	}
+	offered := a.offer != nil
 	request.Answered = func(s *hbone.Stream) {
 		a.deadline.stop()
-		if offer == nil {
-			p.opening(a.Connection, telemetry.MTLS, s.Counts())
+		if !offered {
+			a.proxy.opening(a.Connection, telemetry.MTLS, s.Counts())
 		}
 	}
-	connected := a.phase(telemetry.PhaseConnect)
-	stream, err := p.open(a, to, request)
-	connected()
-	if err != nil {
-		if lack := a.pod.claim.Lack(); lack != nil && a.ctx.Err() != nil {
-			return fmt.Errorf("%w; %w", err, lack) // that is what it has waited for
-		}
-		return err
+	a.stream, err = a.proxy.open(a, to, request)
+	if err == nil {
+		// The peer's proxy dials under a deadline of its own.
+		a.deadline.wait(true)
+		return nil
 	}
-	defer stream.Reset()
-	// The peer's proxy dials under a deadline of its own.
-	a.deadline.wait(true)
-	defer a.deadline.wait(false)
+	if a.offer != nil {
+		a.proxy.local.withdraw(a.offer)
+	}
+	if lack := a.pod.claim.Lack(); lack != nil && a.ctx.Err() != nil {
+		return fmt.Errorf("%w; %w", err, lack) // that is what it has waited for
+	}
+	return err
+}
 
-	if offer != nil {
-		joined, err := p.awaitJoin(a, stream, offer)
-		if joined || err != nil {
+// carry moves the connection's bytes. In a stream they go out before the
+// answer; what was sent by then is kept for the next candidate.
+func (a *attempt) carry() error {
+	if a.stream == nil {
+		a.carryPlain()
+		return nil
+	}
+	if a.offer != nil {
+		if joined, err := a.join(); joined || err != nil {
 			return err
 		}
-		p.opening(a.Connection, telemetry.MTLS, stream.Counts())
 	}
-	result, err := stream.Relay(a.ctx, a.conn, a.replay)
+	return a.carried(a.stream.Relay(a.ctx, a.conn, a.replay))
+}
+
+// carried notes how the bytes ended, or what a refused stream has taken from
+// the application.
+//
+//go:noinline // carry's own stack is to stay small
+func (a *attempt) carried(result relay.Result, err error) error {
 	var refused *hbone.RefusedError
-	if errors.As(err, &refused) {
+	switch {
+	case err == nil:
+		a.closed(result)
+	case errors.As(err, &refused):
 		a.replay = refused.Replay
-		return err
 	}
-	a.closed(result)
-	return nil
+	return err
+}
+
+func (a *attempt) carryPlain() {
+	a.deadline.stop()
+	counts := new(relay.Counts)
+	a.proxy.opening(a.Connection, a.record.Security, counts)
+	a.closed(relay.Copy(a.ctx, a.conn, a.server, counts))
 }

@@ -104,8 +104,8 @@ func TestBaggageLeavesOutWhatIsEmpty(t *testing.T) {
 func TestAHandoverIsClaimedOnceAndByItsTokenAlone(t *testing.T) {
 	var h handovers
 	at := netip.AddrPortFrom(arrived4, 80)
-	token, offer := h.offer("uid", at)
-	other, _ := h.offer("uid", at)
+	offer, other := h.offer("uid", at), h.offer("uid", at)
+	token := offer.token
 	if h.claim("", "uid", at) != nil || h.claim(token+"x", "uid", at) != nil {
 		t.Error("an offer was claimed without its token")
 	}
@@ -116,7 +116,7 @@ func TestAHandoverIsClaimedOnceAndByItsTokenAlone(t *testing.T) {
 		t.Error("want the offer claimed once")
 	}
 	h.withdraw(other)
-	if h.claim(other, "uid", at) != nil || len(h.offered) != 0 {
+	if h.claim(other.token, "uid", at) != nil || len(h.offered) != 0 {
 		t.Errorf("a withdrawn offer is left: %v", h.offered)
 	}
 }

@@ -169,15 +169,20 @@ func (p *Proxy) accept(pod *pod, l net.Listener, slots chan struct{}, handle fun
 		pause = 0
 		p.live.Add(1)
 		pod.live.Add(1)
+		pod.carried.Add(1)
 		go func() {
-			defer p.live.Done()
-			defer pod.live.Done()
-			defer give(slots)
-			pod.carried.Add(1)
-			defer pod.carried.Add(-1)
+			defer p.carried(pod, slots)
 			handle(pod, conn.(*net.TCPConn))
 		}()
 	}
+}
+
+// carried gives back what accept has reserved for a connection.
+func (p *Proxy) carried(pod *pod, slots chan struct{}) {
+	pod.carried.Add(-1)
+	give(slots)
+	pod.live.Done()
+	p.live.Done()
 }
 
 // stopAccepting closes this process's descriptors of the listeners. The

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -51,20 +52,27 @@ func (p *Proxy) Ended() []admin.Connection { return views(p.conns.Ended()) }
 // Find lists the sides of one connection, for people.
 func (p *Proxy) Find(id string) []admin.Connection { return views(p.conns.Find(id)) }
 
-// LiveFlows lists the connections that carry bytes now, as flows.
-func (p *Proxy) LiveFlows() []flows.Event {
-	now := time.Now()
-	var out []flows.Event
-	for _, c := range p.conns.Live() {
-		c.mu.Lock()
-		if c.opened && c.counts != nil {
-			e := c.record.Flow(flows.Live, now)
-			e.Sent, e.Received = c.moved()
-			out = append(out, e)
+// LiveFlows yields the connections that carry bytes now, as flows.
+func (p *Proxy) LiveFlows() iter.Seq[flows.Event] {
+	return func(yield func(flows.Event) bool) {
+		now := time.Now()
+		for _, c := range p.conns.Live() {
+			if e, live := c.flow(now); live && !yield(e) {
+				return
+			}
 		}
-		c.mu.Unlock()
 	}
-	return out
+}
+
+func (c *Connection) flow(now time.Time) (e flows.Event, live bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.opened || c.counts == nil {
+		return e, false
+	}
+	e = c.record.Flow(flows.Live, now)
+	e.Sent, e.Received = c.moved()
+	return e, true
 }
 
 func views(list []*Connection) []admin.Connection {

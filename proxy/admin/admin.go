@@ -8,6 +8,7 @@ package admin
 import (
 	"context"
 	"io"
+	"iter"
 	"log"
 	"net"
 	"net/http"
@@ -51,8 +52,8 @@ type Server struct {
 	Find func(id string) []Connection
 	// Flows are the remembered ones; nil if none are.
 	Flows *flows.Log
-	// LiveFlows lists the connections that carry bytes now.
-	LiveFlows func() []flows.Event
+	// LiveFlows yields the connections that carry bytes now.
+	LiveFlows func() iter.Seq[flows.Event]
 	// Certificates lists those of the node, sorted by identity.
 	Certificates func() []Certificate
 	// Sections are further parts of the status by name, such as "pods" or

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"net/http"
 	"net/url"
 	"slices"
@@ -64,7 +65,7 @@ func (s *Server) flows(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	chosen := s.Flows.Flows(f, time.Now().Add(-since), limit)
-	for _, e := range s.liveFlows() {
+	for e := range s.liveFlows() {
 		if flow, takes := flows.Show(&e, f); takes {
 			chosen = append(chosen, flow)
 		}
@@ -77,9 +78,9 @@ func (s *Server) flows(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-func (s *Server) liveFlows() []flows.Event {
+func (s *Server) liveFlows() iter.Seq[flows.Event] {
 	if s.LiveFlows == nil {
-		return nil
+		return func(func(flows.Event) bool) {}
 	}
 	return s.LiveFlows()
 }

@@ -5,10 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -37,10 +39,10 @@ func flowServer(t *testing.T) (*Server, *flows.Log) {
 	l := flows.New(100, noon)
 	return &Server{
 		Path: filepath.Join(t.TempDir(), "admin.sock"), Node: "node-a", Snapshot: shop, Flows: l,
-		LiveFlows: func() []flows.Event {
+		LiveFlows: func() iter.Seq[flows.Event] {
 			e := flow("other/client", "shop/db", "ok")
 			e.Kind = flows.Live
-			return []flows.Event{*e}
+			return slices.Values([]flows.Event{*e})
 		},
 	}, l
 }

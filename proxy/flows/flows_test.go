@@ -111,7 +111,7 @@ func TestNoLog(t *testing.T) {
 		t.Error("a log of size 0 asks for events")
 	}
 	l.Add(event(noon))
-	if l.Flows(nil, time.Time{}, 9) != nil || l.Pairs(nil) != nil {
+	if l.Flows(nil, time.Time{}, 9) != nil || l.Pairs(slices.Values([]Event{})) != nil {
 		t.Error("a log of size 0 remembers")
 	}
 	if _, err := l.Tap(nil); err == nil {
@@ -154,7 +154,7 @@ func TestSampling(t *testing.T) {
 	if denials != 10*seconds {
 		t.Errorf("%d of %d denials are kept", denials, 10*seconds)
 	}
-	for _, p := range l.Pairs(nil) {
+	for _, p := range l.Pairs(slices.Values([]Event{})) {
 		if p.Connections != rate*seconds || p.Denied != 10*seconds {
 			t.Errorf("the pair has %d connections, %d denials", p.Connections, p.Denied)
 		}
@@ -368,7 +368,7 @@ func TestPairs(t *testing.T) {
 	l.Add(event(noon, outcome("failed")))
 	l.Add(event(noon, func(e *Event) { e.Kind, e.Sent = Requested, 1000 }))
 	l.Add(event(noon, func(e *Event) { e.Kind = Opened }))
-	pairs := l.Pairs([]Event{*event(noon, func(e *Event) { e.Kind = Live })})
+	pairs := l.Pairs(slices.Values([]Event{*event(noon, func(e *Event) { e.Kind = Live })}))
 	if len(pairs) != 1 {
 		t.Fatalf("%d pairs: %+v", len(pairs), pairs)
 	}
@@ -382,7 +382,7 @@ func TestPairs(t *testing.T) {
 	if p.Latency[bucket(time.Millisecond)] != 1 || p.Latency[bucket(time.Second)] != 1 {
 		t.Errorf("latency %v", p.Latency)
 	}
-	if again := l.Pairs(nil)[0]; again.Live != 0 || again.Sent != 40 {
+	if again := l.Pairs(slices.Values([]Event{}))[0]; again.Live != 0 || again.Sent != 40 {
 		t.Errorf("a live connection was counted for good: %+v", again.Counts)
 	}
 	since, matched := l.Matched()

@@ -2,6 +2,7 @@ package flows
 
 import (
 	"cmp"
+	"iter"
 	"math/bits"
 	"slices"
 	"strings"
@@ -185,23 +186,23 @@ func (t *pairTable) sweep(now time.Time) {
 }
 
 // Pairs are all pairs, live connections included, sorted by their keys.
-func (l *Log) Pairs(live []Event) []Pair {
+func (l *Log) Pairs(live iter.Seq[Event]) []Pair {
 	if l == nil {
 		return nil
 	}
 	l.mu.Lock()
 	n := len(l.pairs.pairs)
 	l.mu.Unlock()
-	all := make(map[PairKey]Counts, n+len(live)+room)
+	all := make(map[PairKey]Counts, n+room)
 	l.mu.Lock()
 	for key, p := range l.pairs.pairs {
 		all[key] = p.Counts
 	}
 	l.mu.Unlock()
-	for i := range live {
-		key := keyOf(&live[i])
+	for e := range live {
+		key := keyOf(&e)
 		counts := all[key]
-		counts.live(&live[i])
+		counts.live(&e)
 		all[key] = counts
 	}
 	out := make([]Pair, 0, len(all))

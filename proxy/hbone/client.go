@@ -51,6 +51,7 @@ func (a *answer) settle() {
 	if a.client && !a.settled {
 		a.settled = true
 		a.timer.Stop()
+		a.timer = nil // with what it would have done
 		close(a.ready)
 	}
 }
@@ -122,9 +123,11 @@ func (s *stream) onAnswer(m message) error {
 		}
 	}
 	unfinished := !s.localEnd || !m.end
+	told := s.answer.told
+	s.answer.told = nil // with the request, which it knows
 	s.mu.Unlock()
-	if established && s.answer.told != nil {
-		s.answer.told()
+	if established && told != nil {
+		told()
 	}
 	switch {
 	case status != 200:
@@ -162,23 +165,40 @@ func (s *Stream) Answer(ctx context.Context) (Answer, error) {
 // It owns app and closes it, except when it returns a *RefusedError: then app
 // is open, and the error holds what it had sent.
 func (s *Stream) Relay(ctx context.Context, app *net.TCPConn, replay *Replay) (relay.Result, error) {
-	var kept *Replay
+	kept := s.kept(replay)
+	refused := s.relay(ctx, app, kept)
+	return s.ended(kept, refused)
+}
+
+//go:noinline // as above
+func (s *Stream) ended(kept *Replay, refused bool) (relay.Result, error) {
+	if !refused {
+		return s.result(), nil
+	}
+	return s.result(), s.refused(kept)
+}
+
+// kept is where to remember what is sent before the answer, and nil once there
+// is one and nothing to be sent again.
+//
+//go:noinline // Relay's own stack is to stay small
+func (s *Stream) kept(replay *Replay) *Replay {
 	if replay == nil {
 		replay = new(Replay)
 	}
-	if !s.answered.Load() || len(replay.Data) > 0 || replay.FIN {
-		kept = &Replay{Data: replay.Data, FIN: replay.FIN}
+	if s.answered.Load() && len(replay.Data) == 0 && !replay.FIN {
+		return nil
 	}
-	result, refused := s.relay(ctx, app, kept)
-	if !refused {
-		return result, nil
-	}
+	return &Replay{Data: replay.Data, FIN: replay.FIN}
+}
+
+func (s *Stream) refused(kept *Replay) error {
 	if kept == nil {
 		kept = new(Replay)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return result, s.refusal(kept)
+	return s.refusal(kept)
 }
 
 // refusal is called with mu held.

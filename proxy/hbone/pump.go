@@ -15,33 +15,22 @@ const bulkRead = relay.LargeSize - 4*(5+1+16) - 2*frameHeader
 // over. kept is not nil where the stream has not been answered; it receives
 // what the application sends until then. The application's connection stays
 // open only if refused is true.
-func (s *stream) relay(ctx context.Context, tcp *net.TCPConn, kept *Replay) (result relay.Result, refused bool) {
+//
+// It waits on a small stack: the runtime halves one of which less than a
+// quarter is in use.
+func (s *stream) relay(ctx context.Context, tcp *net.TCPConn, kept *Replay) (refused bool) {
 	app, err := relay.NewSocket(tcp)
 	if err != nil {
 		s.brokenApp(err)
 		tcp.Close()
-		return s.result(), false
+		return false
 	}
 	stop := context.AfterFunc(ctx, func() { s.abort(context.Cause(ctx)) })
-	defer stop()
 	s.attach(app)
 	p := pump{stream: s, app: app, kept: kept}
 	p.run()
-
-	s.mu.Lock()
-	s.app = nil
-	refused = s.answer.keepsApp(s.failure.end)
-	end := s.failure.end
-	s.mu.Unlock()
-	switch {
-	case refused:
-		app.Resume()
-	case end == relay.Finished:
-		app.Close()
-	default:
-		app.Reset()
-	}
-	return s.result(), refused
+	stop()
+	return s.detach(app)
 }
 
 // attach makes the application known to the reading goroutine and gives it
@@ -57,6 +46,25 @@ func (s *stream) attach(app *relay.Socket) {
 	if s.remoteEnd && s.inbox.empty() {
 		_ = app.CloseWrite()
 	}
+}
+
+// detach ends the application's connection as the stream has ended, unless
+// refused is true.
+func (s *stream) detach(app *relay.Socket) (refused bool) {
+	s.mu.Lock()
+	s.app = nil
+	refused = s.answer.keepsApp(s.failure.end)
+	end := s.failure.end
+	s.mu.Unlock()
+	switch {
+	case refused:
+		app.Resume()
+	case end == relay.Finished:
+		app.Close()
+	default:
+		app.Reset()
+	}
+	return refused
 }
 
 // pump carries the application's bytes into the tunnel. All of its waits are

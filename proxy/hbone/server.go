@@ -113,22 +113,29 @@ func (srv *server) open(c *conn, id uint32, m message) error {
 	if m.end {
 		s.remoteFIN()
 	}
-	srv.running.Go(func() { srv.serve(ctx, s, m) })
+	status := invalid(m)
+	srv.running.Go(func() { srv.serve(ctx, s, status) })
 	return nil
 }
 
-func (srv *server) serve(ctx context.Context, s *ServerStream, m message) {
-	defer s.c.handlerDone()
-	defer s.cancel()
-	defer s.Reset()
-	if status := invalid(m); status != 0 {
+// serve has the request handled, or refused with a status that is not 0.
+func (srv *server) serve(ctx context.Context, s *ServerStream, status int) {
+	defer s.served()
+	if status != 0 {
 		s.Refuse(status)
 		return
 	}
 	srv.handler(ctx, s)
 }
 
-// invalid returns the status for a request that no handler needs to see. Plain
+// served ends a stream with its handler.
+func (s *ServerStream) served() {
+	s.Reset()
+	s.cancel()
+	s.c.handlerDone()
+}
+
+// invalid returns the status for a request that no handler needs to see, or 0. Plain
 // CONNECT has a method and an authority and no other pseudo header (RFC 9113
 // section 8.5); the extended form of RFC 8441 is not offered.
 func invalid(m message) int {
@@ -186,8 +193,9 @@ func (s *ServerStream) answerWith(status int, headers []Header, end bool) {
 // directions have ended, either side resets, or ctx ends. It follows Accept,
 // owns app and closes it.
 func (s *ServerStream) Relay(ctx context.Context, app *net.TCPConn) relay.Result {
-	result, _ := s.relay(ctx, app, nil)
-	return result
+	s.authority, s.headers = "", nil // which would outlast their use
+	s.relay(ctx, app, nil)
+	return s.result()
 }
 
 func (c *conn) handlerDone() {

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -50,7 +51,7 @@ type Reporter struct {
 	Server caclient.Config
 	Flows  *flows.Log
 	// Live are the connections that carry bytes now.
-	Live func() []flows.Event
+	Live func() iter.Seq[flows.Event]
 	// Certificates are those of the node.
 	Certificates func() []admin.Certificate
 	Log          *zap.Logger

@@ -6,11 +6,13 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"iter"
 	"net"
 	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -158,7 +160,7 @@ func reporter(c *control, address string, log *flows.Log) *Reporter {
 	server := c.config
 	server.Address = address
 	return &Reporter{
-		Server: server, Flows: log, Live: func() []flows.Event { return nil }, Log: zap.NewNop(),
+		Server: server, Flows: log, Live: noneLive, Log: zap.NewNop(),
 		Certificates: func() []admin.Certificate {
 			return []admin.Certificate{{Identity: "spiffe://cluster.local/ns/shop/sa/api", NotAfter: time.Unix(1e9, 0)}}
 		},
@@ -178,7 +180,7 @@ func TestReports(t *testing.T) {
 	address, stop := c.start("127.0.0.1:0")
 	r := reporter(c, address, log)
 	live := event(6, func(e *flows.Event) { e.Kind, e.Sent = flows.Live, 1000 })
-	r.Live = func() []flows.Event { return []flows.Event{*live} }
+	r.Live = func() iter.Seq[flows.Event] { return slices.Values([]flows.Event{*live}) }
 	defer c.run(r)()
 	c.await("what was before it began", func(seen map[flows.PairKey]flows.Counts) bool {
 		n := seen[mtls]
@@ -254,7 +256,7 @@ func TestReplicas(t *testing.T) {
 func TestLongAway(t *testing.T) {
 	log := flows.New(10, time.Now())
 	began := time.Now().Add(-time.Hour)
-	tell := newTeller(&Reporter{Flows: log, Live: func() []flows.Event { return nil }, Certificates: func() []admin.Certificate { return nil }}, began)
+	tell := newTeller(&Reporter{Flows: log, Live: noneLive, Certificates: func() []admin.Certificate { return nil }}, began)
 	log.Add(event(1))
 	tell.begin(1, time.Now())
 	log.Add(event(2))
@@ -278,7 +280,7 @@ func TestNoPaths(t *testing.T) {
 	log.Add(event(1, denied, func(e *flows.Event) {
 		e.Kind, e.Method, e.Host, e.Path, e.Status = flows.Requested, "GET", "secret.test", "/?token=secret", 403
 	}))
-	tell := newTeller(&Reporter{Flows: log, Live: func() []flows.Event { return nil }, Certificates: func() []admin.Certificate { return nil }}, time.Now())
+	tell := newTeller(&Reporter{Flows: log, Live: noneLive, Certificates: func() []admin.Certificate { return nil }}, time.Now())
 	s, _ := tell.summary(time.Now())
 	if len(s.GetDenials()) != 1 || s.GetDenials()[0].GetMethod() != "GET" || s.GetDenials()[0].GetStatus() != 403 {
 		t.Fatalf("told: %v", s)
@@ -295,7 +297,7 @@ func BenchmarkSummary(b *testing.B) {
 			e.Source.Workload = workload(flows.Party{Namespace: "web", Name: fmt.Sprint("w", i)})
 		}))
 	}
-	tell := newTeller(&Reporter{Flows: log, Live: func() []flows.Event { return nil }, Certificates: func() []admin.Certificate { return nil }}, time.Now())
+	tell := newTeller(&Reporter{Flows: log, Live: noneLive, Certificates: func() []admin.Certificate { return nil }}, time.Now())
 	for more := true; more; {
 		_, more = tell.summary(time.Now())
 		tell.done(time.Now())
@@ -311,3 +313,5 @@ func BenchmarkSummary(b *testing.B) {
 		tell.done(time.Now())
 	}
 }
+
+func noneLive() iter.Seq[flows.Event] { return slices.Values([]flows.Event{}) }
