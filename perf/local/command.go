@@ -49,8 +49,7 @@ func Command(use string, self ...string) (*cobra.Command, *suite.Flags) {
 	cmd.Flags().StringVar(&c.Programs, "programs", filepath.Dir(own), "`directory` of tacitd, tacit-agent and tacit-proxy")
 	cmd.Flags().BoolVar(&c.SplitCPUs, "split-cpus", false, "give each node CPUs of its own, as far as there are enough")
 	cmd.Flags().BoolVar(&c.EncryptLocal, "encrypt-local", false, "let Tacit encrypt within a node as well")
-	cmd.Flags().StringVar(&c.Ztunnel, "ztunnel", os.Getenv("TACIT_BENCH_ZTUNNEL"), "`file` of ztunnel, to measure a pair of it as well")
-	cmd.Flags().StringVar(&c.Linkerd, "linkerd", os.Getenv("TACIT_BENCH_LINKERD"), "`file` of linkerd2-proxy, to measure a pair of it as well")
+	cmd.Flags().StringVar(&c.Ztunnel, "ztunnel", os.Getenv("TACIT_BENCH_ZTUNNEL"), "`file` of ztunnel, built with --features testing, to measure a pair of it as well")
 	cmd.AddCommand(partCommands()...)
 	return cmd, f
 }

@@ -47,9 +47,9 @@ type Config struct {
 	SplitCPUs bool
 	// EncryptLocal has Tacit encrypt within a node as well.
 	EncryptLocal bool
-	// Ztunnel and Linkerd are the files of these programs, empty if there are
-	// none to compare with.
-	Ztunnel, Linkerd string
+	// Ztunnel is the file of this program, empty if there is none to compare
+	// with.
+	Ztunnel string
 }
 
 // Measure measures everything in a world made for that. It needs to be in
@@ -60,7 +60,7 @@ func Measure(ctx context.Context, c Config, o suite.Options) (r *report.Report, 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	m := &maker{Config: c, world: w, wanted: o.Paths}
+	m := &maker{Config: c, world: w, wanted: o.Paths, measurements: o.Measurements}
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
 		cancel()
@@ -70,7 +70,14 @@ func Measure(ctx context.Context, c Config, o suite.Options) (r *report.Report, 
 		return nil, err
 	}
 	r = newReport(c, o, m)
-	return r, suite.Run(ctx, o, m.paths, r)
+	if err := suite.Run(ctx, o, m.paths, r); err != nil {
+		return nil, err
+	}
+	for _, name := range m.derived {
+		suite.Derive(r, name)
+	}
+	suite.Judge(r)
+	return r, nil
 }
 
 func newWorld(ctx context.Context, c Config) (w *world.World, err error) {

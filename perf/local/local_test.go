@@ -1,6 +1,7 @@
 package local
 
 import (
+	"math"
 	"os"
 	"regexp"
 	"slices"
@@ -39,6 +40,27 @@ func TestEverythingIsMeasured(t *testing.T) {
 	}
 }
 
+// A peer that does not work is absent, with the reason, and figures are derived
+// for it.
+func TestPeerThatDoesNotWork(t *testing.T) {
+	o := options("^round trips of 1 KB, 1 connection$", "^(direct|envoy|ztunnel)$", 50*time.Millisecond)
+	r, err := Measure(t.Context(), Config{Programs: "none", Ztunnel: "/bin/false"}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Absent: ztunnel: /bin/false carries no connection", "Absent: linkerd2-proxy: it does not run without"} {
+		if !slices.ContainsFunc(r.Notes, func(n string) bool { return strings.HasPrefix(n, want) }) {
+			t.Errorf("no %q in %q", want, r.Notes)
+		}
+	}
+	x := r.Row("round trips of 1 KB, 1 connection", "p50")
+	envoy, ok1 := x.Median(suite.Envoy)
+	derived, ok2 := x.Median("ztunnel, derived")
+	if !ok1 || !ok2 || math.Abs(derived/envoy-1) > 1e-9 { // in the published run they are alike in this
+		t.Errorf("envoy %v, ztunnel %v", envoy, derived)
+	}
+}
+
 // What a round trip takes of reads and writes does not depend on the machine:
 // one of each for each of the four ways through a proxy, and a read that finds
 // nothing, which tells that it has to wait.
@@ -54,10 +76,13 @@ func TestCallsOfRoundTrip(t *testing.T) {
 	}
 }
 
+func options(what, paths string, time time.Duration) suite.Options {
+	return suite.Options{Rounds: 1, Time: time, Measurements: regexp.MustCompile(what), Paths: regexp.MustCompile(paths), Progress: func(string, ...any) {}}
+}
+
 func measured(t *testing.T, what, paths string, time time.Duration) *report.Report {
 	t.Helper()
-	o := suite.Options{Rounds: 1, Time: time, Measurements: regexp.MustCompile(what), Paths: regexp.MustCompile(paths), Progress: func(string, ...any) {}}
-	r, err := Measure(t.Context(), Config{}, o)
+	r, err := Measure(t.Context(), Config{}, options(what, paths, time))
 	if err != nil {
 		t.Fatal(err)
 	}

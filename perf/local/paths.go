@@ -33,12 +33,14 @@ var httpOnly = map[uint16]uint16{load.HTTPPort: load.HTTPPort}
 // maker makes the paths, and what they need.
 type maker struct {
 	Config
-	world    *world.World
-	wanted   *regexp.Regexp
-	programs []suite.Program // that there are
-	started  processes
-	paths    []*suite.Path
-	absent   []string
+	world        *world.World
+	wanted       *regexp.Regexp // paths
+	measurements *regexp.Regexp
+	programs     []suite.Program // that there are
+	started      processes
+	paths        []*suite.Path
+	absent       []string
+	derived      []string // those whose figures are taken from others
 }
 
 // make starts servers and proxies. What is not there is left out, and said.
@@ -71,6 +73,10 @@ func (m *maker) make(ctx context.Context) error {
 			r.ports = httpOnly
 		}
 		m.add(r)
+	}
+	m.derive(pathLinkerd, "it does not run without Linkerd's control plane")
+	if err := m.addZtunnel(ctx); err != nil {
+		return err
 	}
 	for _, p := range m.paths {
 		if err := p.Settle(ctx, settleTimeout); err != nil {

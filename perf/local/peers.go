@@ -122,7 +122,7 @@ func (m *maker) peers(ctx context.Context) []peer {
 		return []string{program, "--disable-hot-restart", "--log-level", "error", "-c", file}
 	}
 	return append(found,
-		peer{name: pathEnvoy, pods: "envoy", host: loopback, config: envoyConfig, command: command},
+		peer{name: suite.Envoy, pods: "envoy", host: loopback, config: envoyConfig, command: command},
 		peer{name: suite.EnvoyHTTP, pods: "envoy-http", host: loopback, config: envoyConfig, command: command, http: true})
 }
 

@@ -35,9 +35,12 @@ exec postgres -c listen_addresses="*" -c unix_socket_directories= -c fsync=off -
 // databases are the servers of others by their ports.
 var databases = map[uint16]string{suite.RedisPort: runRedis, suite.PostgresPort: runPostgres}
 
-// findPrograms finds out which of others' loads there are.
+// findPrograms finds out which of others' loads there are, of those wanted.
 func (m *maker) findPrograms() {
 	for _, p := range suite.Programs {
+		if !m.measurements.MatchString(p.Load()) {
+			continue
+		}
 		missing := slices.IndexFunc([]string{p.Name, p.Server}, func(name string) bool { return name != "" && !installed(name) })
 		if missing >= 0 {
 			m.absent = append(m.absent, fmt.Sprintf("%s: %s is not installed", p.Name, []string{p.Name, p.Server}[missing]))
@@ -66,7 +69,7 @@ func (m *maker) program(kind string) int {
 // others' beside it.
 func (m *maker) startServers(ctx context.Context) error {
 	for _, pod := range m.world.Pods() {
-		if !isServer(pod) {
+		if !isServer(pod) || m.Ztunnel == "" && strings.Contains(pod.Key, pathZtunnel) {
 			continue
 		}
 		if err := m.started.start(pod.Command(ctx, "/proc/self/exe", append(slices.Clone(m.Self), "serve")...)); err != nil {

@@ -82,6 +82,16 @@ func judge(all []Difference) {
 	}
 }
 
+// Alike says whether two paths differ by no more than noise.
+func (x *Row) Alike(path, other string) bool {
+	a, ok1 := x.Median(path)
+	b, ok2 := x.Median(other)
+	if !ok1 || !ok2 {
+		return false
+	}
+	return math.Abs(a-b) < notable*b || benchmath.AssumeNothing.Compare(sample(x, path), sample(x, other)).P > significance
+}
+
 func sample(x *Row, path string) *benchmath.Sample {
 	return benchmath.NewSample(x.Samples[path], &benchmath.DefaultThresholds)
 }

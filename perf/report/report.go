@@ -18,6 +18,33 @@ type Report struct {
 	Paths  []Path   `json:"paths"`
 	Rows   []*Row   `json:"metrics"`
 	Rounds int      `json:"rounds"`
+	// Verdicts say of some figures whether they are what they are to be.
+	Verdicts []Verdict `json:"verdicts,omitempty"`
+}
+
+// Verdict is about one figure.
+type Verdict struct {
+	What string `json:"what"`
+	Text string `json:"text"` // what it is, and is to be
+	Met  bool   `json:"met"`
+}
+
+// Word is the verdict in one word.
+func (v Verdict) Word() string {
+	if v.Met {
+		return "met"
+	}
+	return "MISSED"
+}
+
+// Row is the figure of a load, nil if it was not measured.
+func (r *Report) Row(load, name string) *Row {
+	for _, x := range r.Rows {
+		if x.Load == load && x.Name == name {
+			return x
+		}
+	}
+	return nil
 }
 
 // Path is one way from a client to a server.
@@ -34,6 +61,8 @@ const (
 	Plain Class = "plain" // nothing in between
 	Tacit Class = "tacit"
 	Peer  Class = "peer" // what Tacit is compared with
+	// Derived is a peer that is absent, by what others have found about it.
+	Derived Class = "derived"
 )
 
 // Metric is what a row is about: a figure of a load.
@@ -94,7 +123,7 @@ func (x *Row) Ratio(path, than string) (float64, bool) {
 func (r *Report) BestPeer(x *Row) string {
 	best := ""
 	for _, p := range r.Paths {
-		if _, ok := x.Median(p.Name); !ok || p.Class != Peer {
+		if _, ok := x.Median(p.Name); !ok || p.Class != Peer && p.Class != Derived {
 			continue
 		}
 		if ratio, ok := x.Ratio(p.Name, best); best == "" || ok && ratio > 1 {

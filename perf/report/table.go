@@ -49,6 +49,15 @@ func (r *Report) Print(out io.Writer, comparisons []Comparison) {
 		}
 		return cells
 	})
+	if len(r.Verdicts) == 0 {
+		return
+	}
+	_, _ = fmt.Fprint(out, "\nWhat the figures are to be, by the medians.\n\n")
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, v := range r.Verdicts {
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\n", v.Word(), v.What, v.Text)
+	}
+	_ = w.Flush() // a terminal that is gone needs no table
 }
 
 // table has a line for each figure that has cells, under one for its load.

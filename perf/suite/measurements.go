@@ -36,6 +36,11 @@ type finding struct {
 const (
 	ofProxies = "proxies'" // begins the names of figures that only paths with proxies have
 	calls     = ofProxies + " reads and writes each"
+	cpuEach   = ofProxies + " CPU each"
+	cpuPerGB  = ofProxies + " CPU per GB"
+	rate      = "how many"
+	bytesEach = "bytes"
+	toServer  = "bulk to the server"
 	gigabyte  = 1e9
 	bulkWrite = 128 << 10
 )
@@ -53,7 +58,7 @@ func All() []Measurement {
 		roundTrips(16, 64), roundTrips(16, 1024), roundTrips(16, 16<<10),
 		roundTrips(64, 1024), roundTrips(256, 1024),
 		fixedRate(atRate),
-		bulk("bulk to the server", load.Up, 1), bulk("bulk to the server", load.Up, 4), bulk("bulk to the server", load.Up, 16),
+		bulk(toServer, load.Up, 1), bulk(toServer, load.Up, 4), bulk(toServer, load.Up, 16),
 		bulk("bulk from the server", load.Down, 1), bulk("bulk from the server", load.Down, 4), bulk("bulk from the server", load.Down, 16),
 		bulk("bulk both ways", load.Both, 1), bulk("bulk both ways", load.Both, 4), bulk("bulk both ways", load.Both, 16),
 		newConnections(16),
@@ -110,8 +115,8 @@ func fixedRate(name string) Measurement {
 
 func bulk(name, kind string, conns int) Measurement {
 	m := Measurement{name: name + ", " + connections(conns), Config: load.Config{Kind: kind, Conns: conns, Size: bulkWrite}}
-	m.find("bytes", "MB/s", true, func(r load.Result, _ Usage) float64 { return float64(r.Bytes) / 1e6 / r.Elapsed.Seconds() })
-	m.find(ofProxies+" CPU per GB", "s", false, func(r load.Result, u Usage) float64 {
+	m.find(bytesEach, "MB/s", true, func(r load.Result, _ Usage) float64 { return float64(r.Bytes) / 1e6 / r.Elapsed.Seconds() })
+	m.find(cpuPerGB, "s", false, func(r load.Result, u Usage) float64 {
 		return u.CPU.Seconds() / (float64(max(1, r.Bytes)) / gigabyte)
 	})
 	return m
@@ -150,12 +155,12 @@ func (m *Measurement) latencies() {
 }
 
 func (m *Measurement) rate() {
-	m.find("how many", "/s", true, func(r load.Result, _ Usage) float64 { return float64(r.Requests) / r.Elapsed.Seconds() })
+	m.find(rate, "/s", true, func(r load.Result, _ Usage) float64 { return float64(r.Requests) / r.Elapsed.Seconds() })
 }
 
 // processorTime is that of the proxies for each request.
 func (m *Measurement) processorTime() {
-	m.find(ofProxies+" CPU each", "µs", false, func(r load.Result, u Usage) float64 { return micros(u.CPU) / float64(max(1, r.Requests)) })
+	m.find(cpuEach, "µs", false, func(r load.Result, u Usage) float64 { return micros(u.CPU) / float64(max(1, r.Requests)) })
 }
 
 func (m *Measurement) find(name, unit string, higherBetter bool, read func(load.Result, Usage) float64) {

@@ -42,8 +42,11 @@ var Programs = []Program{
 	{Name: "pgbench", Server: "initdb", Port: PostgresPort, what: "selects of pgbench", Arguments: pgbench, Input: "SELECT 1;\n", Read: readPgbench},
 }
 
+// Load is the name of its measurement.
+func (p Program) Load() string { return p.what + ", " + connections(programConns) }
+
 func (p Program) measurement() Measurement {
-	m := Measurement{name: p.what + ", " + connections(programConns), Config: load.Config{Kind: p.Name}}
+	m := Measurement{name: p.Load(), Config: load.Config{Kind: p.Name}}
 	m.rate()
 	if p.tail {
 		for _, f := range fixedRate(m.name).found {

@@ -9,7 +9,9 @@
 package suite
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -78,10 +80,11 @@ func (p *Path) Settle(ctx context.Context, most time.Duration) error {
 		kind = load.HTTP
 	}
 	for {
-		_, err := p.Load(ctx, load.Config{Kind: kind, Conns: 1, Time: time.Millisecond})
-		if err == nil {
+		r, err := p.Load(ctx, load.Config{Kind: kind, Conns: 1, Time: time.Millisecond})
+		if err == nil && r.Requests > 0 {
 			return nil
 		}
+		err = cmp.Or(err, errors.New("the client was too late for its own load"))
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%s: %w, last: %w", p.Name, ctx.Err(), err)

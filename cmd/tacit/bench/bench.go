@@ -92,6 +92,7 @@ func (b *bench) measure(ctx context.Context, o suite.Options) (r *report.Report,
 	if err := suite.Run(ctx, o, paths, r); err != nil {
 		return nil, err
 	}
+	suite.Judge(r)
 	r.Notes = append(r.Notes, overhead(r)...)
 	return r, nil
 }
