@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -111,12 +109,13 @@ func (x *exchange) agreed() {
 
 func (x *exchange) question(early http.Content) *extauthz.Question {
 	c := x.requests.conn
+	to := x.decision.Provider
 	q := &extauthz.Question{
-		ID: c.record.ID, Method: x.http.Method, Target: x.http.Path + withQuery(x.request.Query()), Host: x.http.Host,
+		As: c.proxy.callsAs(c.pod, to.Host, to.Port), ID: c.record.ID, Method: x.http.Method, Target: x.http.Path + withQuery(x.request.Query()), Host: x.http.Host,
 		Protocol: version(x.request), Headers: x.fields,
 		Source: c.source, Destination: c.original, Principal: c.peer.String(), Local: c.pod.identity.String(),
 	}
-	if visible(x.decision.Provider) > 0 {
+	if visible(to) > 0 {
 		q.Body, q.Partial = early.Bytes, !early.Whole
 	}
 	return q
@@ -163,7 +162,7 @@ func (x *exchange) limit() {
 		if a.Limit.Unit == model.LimitBytes { // counted when they have passed
 			take, n = x.requests.proxy.limits.Charge, 0
 		}
-		o := take(x.requests.conn.ctx, a, n)
+		o := take(x.requests.conn.ctx, x.requests.proxy.countsAs(x.requests.conn.pod, a), a, n)
 		if o.Alone {
 			x.requests.proxy.Recorder.LimitsAlone()
 		}
@@ -185,13 +184,17 @@ func (x *exchange) limit() {
 // bytes none have passed yet.
 func (p *Proxy) limited(ctx context.Context, d policy.Decision, r *policy.Request, unit model.LimitUnit) policy.Decision {
 	limits := policy.Limits(nil, p.State.Snapshot(), r, unit)
+	var pod *pod
+	if r.Workload != nil {
+		pod = p.localPod(r.Workload.PodUID)
+	}
 	for i := range limits {
 		a := &limits[i]
 		take, n := p.limits.Take, uint64(1)
 		if unit == model.LimitBytes {
 			take, n = p.limits.Charge, 0
 		}
-		o := take(ctx, a, n)
+		o := take(ctx, p.countsAs(pod, a), a, n)
 		if o.Alone {
 			p.Recorder.LimitsAlone()
 		}
@@ -210,47 +213,8 @@ func (p *Proxy) limited(ctx context.Context, d policy.Decision, r *policy.Reques
 func (x *exchange) charge(n uint64) {
 	for i := range x.limits {
 		if a := &x.limits[i]; a.Limit.Unit == model.LimitBytes && n > 0 {
-			_ = x.requests.proxy.limits.Charge(context.WithoutCancel(x.requests.conn.ctx), a, n)
+			p, c := x.requests.proxy, x.requests.conn
+			_ = p.limits.Charge(context.WithoutCancel(c.ctx), p.countsAs(c.pod, a), a, n)
 		}
 	}
-}
-
-// dialOut connects to what a decision needs: from the proxy's own network
-// namespace, not through a pod's, to an endpoint of the mesh where the host is
-// a service's name.
-func (p *Proxy) dialOut(ctx context.Context, network, address string) (net.Conn, error) {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := netip.ParseAddr(host); err != nil {
-		if at, ok := p.endpoint(host, port); ok {
-			address = at
-		}
-	}
-	return (&net.Dialer{}).DialContext(ctx, network, address)
-}
-
-// endpoint is some healthy member of a service.
-func (p *Proxy) endpoint(host, port string) (address string, ok bool) {
-	wanted, err := strconv.ParseUint(port, 10, 16)
-	if err != nil {
-		return "", false
-	}
-	s := p.State.Snapshot()
-	for _, v := range s.ServicesNamed(host) {
-		for e := range s.Endpoints(v.Key()) {
-			if e.Workload.Unhealthy || len(e.Workload.Addresses) == 0 {
-				continue
-			}
-			for _, ports := range [][]model.Port{e.Ports, v.Ports} {
-				for _, pt := range ports {
-					if uint64(pt.Service) == wanted && pt.Target != 0 {
-						return netip.AddrPortFrom(e.Workload.Addresses[0], pt.Target).String(), true
-					}
-				}
-			}
-		}
-	}
-	return "", false
 }

@@ -80,13 +80,14 @@ func (p *Proxy) count(c *Connection, counted int64) {
 func (p *Proxy) charge(c *Connection, limits []policy.AppliedLimit, n uint64) {
 	for i := range limits {
 		a := &limits[i]
-		o := p.limits.Charge(context.WithoutCancel(c.ctx), a, n)
+		as := p.countsAs(c.pod, a)
+		o := p.limits.Charge(context.WithoutCancel(c.ctx), as, a, n)
 		if o.Alone {
 			p.Recorder.LimitsAlone()
 		}
 		if o.Allowed {
 			// What has just passed may be too much for anything to follow.
-			o = p.limits.Charge(context.WithoutCancel(c.ctx), a, 0)
+			o = p.limits.Charge(context.WithoutCancel(c.ctx), as, a, 0)
 		}
 		switch {
 		case o.Allowed:

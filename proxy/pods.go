@@ -104,6 +104,7 @@ func (p *Proxy) Remove(uid string, gone bool) {
 		left.kill()
 	}
 	p.pool.Evict(func(k hbone.Key) bool { return k.SourceUID == uid }, gone)
+	go p.endCalls(uid) // without mu
 }
 
 // leave forgets a pod once its last connection has ended, and those from

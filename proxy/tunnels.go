@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -18,15 +19,19 @@ import (
 // key separates connections: one is shared only by streams that agree in
 // every part of it.
 func (p *Proxy) key(c *Connection, to route.Candidate) hbone.Key {
+	return tunnelKey(c.pod, c.sourceFor(to.Dial()), to)
+}
+
+func tunnelKey(from *pod, source netip.Addr, to route.Candidate) hbone.Key {
 	var accepted []string
 	for _, id := range to.Identities() {
 		accepted = append(accepted, id.String())
 	}
 	slices.Sort(accepted)
 	return hbone.Key{
-		SourceUID:      c.pod.UID,
-		Source:         c.sourceFor(to.Dial()),
-		Identity:       c.pod.identity,
+		SourceUID:      from.UID,
+		Source:         source,
+		Identity:       from.identity,
 		DestinationUID: tunnelUID(to.Workload, to.ByGateway()),
 		Destination:    to.Dial(),
 		Accepted:       strings.Join(accepted, ","),

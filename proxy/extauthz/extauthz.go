@@ -17,8 +17,10 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -29,16 +31,19 @@ import (
 const (
 	// maxAsking bounds the questions under way, maxProviders the connections.
 	maxAsking    = 1000
-	maxProviders = 32
+	maxProviders = 256
 	// maxAnswer bounds the body of a denial.
 	maxAnswer = 64 << 10
 )
 
-// Dialer connects to "HOST:PORT".
-type Dialer func(ctx context.Context, network, address string) (net.Conn, error)
+// Dialer connects to "HOST:PORT" as somebody; as is a Question's As.
+type Dialer func(ctx context.Context, as, network, address string) (net.Conn, error)
 
 // Question is a request to ask about.
 type Question struct {
+	// As is on whose behalf the provider is asked: connections to it are not
+	// shared with others. Empty is nobody in particular.
+	As          string
 	ID          string // of the connection
 	Method      string
 	Target      string // path and query
@@ -80,6 +85,7 @@ type Client struct {
 }
 
 type provider struct {
+	as   string
 	grpc *grpc.ClientConn
 	http *http.Client
 }
@@ -96,6 +102,18 @@ func (c *Client) Close() {
 	for key, p := range c.conns {
 		p.close()
 		delete(c.conns, key)
+	}
+}
+
+// Forget ends the connections that were made as somebody.
+func (c *Client) Forget(as string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key, p := range c.conns {
+		if p.as == as {
+			p.close()
+			delete(c.conns, key)
+		}
 	}
 }
 
@@ -119,7 +137,7 @@ func (c *Client) Ask(ctx context.Context, to *model.Provider, q *Question) (*Ans
 	case <-ctx.Done():
 		return nil, errors.New("too many questions to providers are under way")
 	}
-	p, err := c.provider(to)
+	p, err := c.provider(to, q.As)
 	if err != nil {
 		return nil, err
 	}
@@ -129,9 +147,9 @@ func (c *Client) Ask(ctx context.Context, to *model.Provider, q *Question) (*Ans
 	return p.askGRPC(ctx, to, q)
 }
 
-func (c *Client) provider(to *model.Provider) (*provider, error) {
+func (c *Client) provider(to *model.Provider, as string) (*provider, error) {
 	address := net.JoinHostPort(to.Host, strconv.Itoa(int(to.Port)))
-	key := fmt.Sprint(to.Protocol, " ", address, " ", to.TLS, " ", to.ServerName, " ", to.Roots)
+	key := fmt.Sprint(as, " ", to.Protocol, " ", address, " ", to.TLS, " ", to.ServerName, " ", to.Roots)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if p := c.conns[key]; p != nil {
@@ -151,12 +169,15 @@ func (c *Client) provider(to *model.Provider) (*provider, error) {
 			return nil, err
 		}
 	}
-	p := &provider{}
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		return c.dial(ctx, as, network, address)
+	}
+	p := &provider{as: as}
 	if to.Protocol == model.ProviderHTTP {
-		p.http = httpClient(c.dial, secure)
+		p.http = httpClient(dial, secure)
 	} else {
 		var err error
-		if p.grpc, err = grpcClient(c.dial, address, secure); err != nil {
+		if p.grpc, err = grpcClient(dial, address, secure); err != nil {
 			return nil, fmt.Errorf("provider %s: %w", to.Name, err)
 		}
 	}
@@ -164,7 +185,12 @@ func (c *Client) provider(to *model.Provider) (*provider, error) {
 	return p, nil
 }
 
-func grpcClient(dial Dialer, address string, secure *tls.Config) (*grpc.ClientConn, error) {
+// retries are soon: what is asked about meanwhile is denied.
+var retries = backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}
+
+type dialContext = func(ctx context.Context, network, address string) (net.Conn, error)
+
+func grpcClient(dial dialContext, address string, secure *tls.Config) (*grpc.ClientConn, error) {
 	transport := insecure.NewCredentials()
 	if secure != nil {
 		transport = credentials.NewTLS(secure)
@@ -172,11 +198,12 @@ func grpcClient(dial Dialer, address string, secure *tls.Config) (*grpc.ClientCo
 	return grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(transport),
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) { return dial(ctx, "tcp", address) }),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retries, MinConnectTimeout: 5 * time.Second}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<20)),
 		grpc.WithNoProxy())
 }
 
-func httpClient(dial Dialer, secure *tls.Config) *http.Client {
+func httpClient(dial dialContext, secure *tls.Config) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
 			DialContext: dial, TLSClientConfig: secure, MaxIdleConnsPerHost: 64, MaxConnsPerHost: 256,

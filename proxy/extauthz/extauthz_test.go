@@ -31,6 +31,10 @@ type authorizer struct {
 	asked chan *authv3.CheckRequest
 }
 
+func dial(ctx context.Context, _, network, address string) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, network, address)
+}
+
 func option(name, value string, add bool) *corev3.HeaderValueOption {
 	o := &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: name, Value: value}}
 	if add {
@@ -84,7 +88,7 @@ func TestGRPC(t *testing.T) {
 	authv3.RegisterAuthorizationServer(s, a)
 	go func() { _ = s.Serve(l) }()
 	defer s.Stop()
-	c := New((&net.Dialer{}).DialContext)
+	c := New(dial)
 	defer c.Close()
 	to := declared(t, model.ProviderGRPC, l.Addr())
 
@@ -137,7 +141,7 @@ func TestHTTP(t *testing.T) {
 		}
 	}))
 	defer s.Close()
-	c := New((&net.Dialer{}).DialContext)
+	c := New(dial)
 	defer c.Close()
 	to := declared(t, model.ProviderHTTP, s.Listener.Addr())
 	to.PathPrefix = "/check"
@@ -183,7 +187,7 @@ func TestBodies(t *testing.T) {
 		overHTTP <- seen{r.Method, string(body), strings.Join(r.Header.Values("X-Envoy-Auth-Partial-Body"), ",")}
 	}))
 	defer web.Close()
-	c := New((&net.Dialer{}).DialContext)
+	c := New(dial)
 	defer c.Close()
 	for _, test := range []struct {
 		name, body    string

@@ -24,6 +24,10 @@ type carried struct {
 
 func newCarried(t *Terminal) *carried { return &carried{t: t} }
 
+// Conn gives the stream's bytes to the caller as a connection, in the place of
+// Relay. It follows Answer.
+func (s *Stream) Conn() net.Conn { return newCarried(s.Terminate()) }
+
 // Read implements net.Conn.
 func (c *carried) Read(p []byte) (int, error) {
 	for len(p) > 0 {

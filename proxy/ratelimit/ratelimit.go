@@ -53,22 +53,26 @@ func New(dial Dialer) *Limiter {
 }
 
 // Close ends the connections to stores.
-func (l *Limiter) Close() { l.stores.close() }
+func (l *Limiter) Close() { l.stores.close(func(storeKey) bool { return true }) }
 
-// Take counts n if that many are allowed now.
-func (l *Limiter) Take(ctx context.Context, a *policy.AppliedLimit, n uint64) Outcome {
-	return l.count(ctx, a, n, false)
+// Take counts n if that many are allowed now; in a store, as who the Dialer
+// takes as for.
+func (l *Limiter) Take(ctx context.Context, as string, a *policy.AppliedLimit, n uint64) Outcome {
+	return l.count(ctx, as, a, n, false)
 }
 
 // Charge counts n, also beyond the limit: what has happened already. With 0 it
 // only asks.
-func (l *Limiter) Charge(ctx context.Context, a *policy.AppliedLimit, n uint64) Outcome {
-	return l.count(ctx, a, n, true)
+func (l *Limiter) Charge(ctx context.Context, as string, a *policy.AppliedLimit, n uint64) Outcome {
+	return l.count(ctx, as, a, n, true)
 }
 
-func (l *Limiter) count(ctx context.Context, a *policy.AppliedLimit, n uint64, charge bool) Outcome {
+// Forget ends the connections to stores that were made as somebody.
+func (l *Limiter) Forget(as string) { l.stores.close(func(k storeKey) bool { return k.as == as }) }
+
+func (l *Limiter) count(ctx context.Context, as string, a *policy.AppliedLimit, n uint64, charge bool) Outcome {
 	if a.Store != nil {
-		if o, err := l.stores.count(ctx, a, n, charge); err == nil {
+		if o, err := l.stores.count(ctx, as, a, n, charge); err == nil {
 			return o
 		}
 	}

@@ -15,6 +15,10 @@ import (
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
+func dial(ctx context.Context, _, network, address string) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, network, address)
+}
+
 func applied(amount, burst uint64, key string, store *model.LimitStore) *policy.AppliedLimit {
 	l := &model.Limit{Unit: model.LimitRequests, Amount: amount, Interval: time.Second, Burst: burst}
 	return &policy.AppliedLimit{Policy: "mesh/limit", Limit: l, Key: key, Store: store}
@@ -61,14 +65,14 @@ func TestCharges(t *testing.T) {
 // No number of bytes is so large that it counts for little.
 func TestLargeCharges(t *testing.T) {
 	for name, store := range map[string]*model.LimitStore{"here": nil, "shared": startRedis(t)} {
-		l := New((&net.Dialer{}).DialContext)
+		l := New(dial)
 		defer l.Close()
 		l.stores.timeout = time.Minute
 		for n := uint64(2); n < 1<<62; n <<= 1 {
 			a := applied(1, 1, fmt.Sprint(n), store)
 			a.Limit.Interval = 1000 * time.Hour
-			l.Charge(t.Context(), a, n)
-			if o := l.Charge(t.Context(), a, n); o.Allowed || o.Alone {
+			l.Charge(t.Context(), "", a, n)
+			if o := l.Charge(t.Context(), "", a, n); o.Allowed || o.Alone {
 				t.Errorf("%s: %d bytes, and %+v", name, n, o)
 			}
 		}
@@ -127,7 +131,7 @@ func startRedis(t *testing.T) *model.LimitStore {
 // Nodes that share a store share what is allowed.
 func TestSharedByNodes(t *testing.T) {
 	store := startRedis(t)
-	nodes := []*Limiter{New((&net.Dialer{}).DialContext), New((&net.Dialer{}).DialContext)}
+	nodes := []*Limiter{New(dial), New(dial)}
 	for _, n := range nodes {
 		n.stores.timeout = time.Minute // on a busy machine a request may take longer than the store's
 	}
@@ -135,7 +139,7 @@ func TestSharedByNodes(t *testing.T) {
 	for i := range 40 {
 		a := applied(1, 10, "", store)
 		a.Limit.Interval = time.Minute
-		o := nodes[i%2].Take(t.Context(), a, 1)
+		o := nodes[i%2].Take(t.Context(), "", a, 1)
 		if o.Alone {
 			t.Fatal("the store is there, and was not used")
 		}
@@ -150,7 +154,7 @@ func TestSharedByNodes(t *testing.T) {
 	}
 	bytes := applied(1000, 500, "bytes", store)
 	bytes.Limit.Interval = time.Minute
-	if !nodes[0].Charge(t.Context(), bytes, 2000).Allowed || nodes[1].Charge(t.Context(), bytes, 0).Allowed {
+	if !nodes[0].Charge(t.Context(), "", bytes, 2000).Allowed || nodes[1].Charge(t.Context(), "", bytes, 0).Allowed {
 		t.Error("bytes that one node has counted are not the other's")
 	}
 	for _, n := range nodes {
@@ -160,7 +164,7 @@ func TestSharedByNodes(t *testing.T) {
 
 // A store that is away leaves each node with the limit for itself, at once.
 func TestStoreIsAway(t *testing.T) {
-	l := New(func(ctx context.Context, _, _ string) (net.Conn, error) {
+	l := New(func(ctx context.Context, _, _, _ string) (net.Conn, error) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	})
@@ -169,7 +173,7 @@ func TestStoreIsAway(t *testing.T) {
 	a := applied(1, 2, "", &model.LimitStore{Host: "192.0.2.1", Port: 6379})
 	began := time.Now()
 	for i := range 50 {
-		if o := l.Take(t.Context(), a, 1); !o.Alone || o.Allowed != (i < 2) {
+		if o := l.Take(t.Context(), "", a, 1); !o.Alone || o.Allowed != (i < 2) {
 			t.Errorf("request %d: %+v", i, o)
 		}
 	}
@@ -182,6 +186,6 @@ func BenchmarkTake(b *testing.B) {
 	l, a := New(nil), applied(1e9, 1e9, "", nil)
 	b.ReportAllocs()
 	for b.Loop() {
-		l.Take(b.Context(), a, 1)
+		l.Take(b.Context(), "", a, 1)
 	}
 }

@@ -20,8 +20,9 @@ import (
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-// Dialer connects to "HOST:PORT".
-type Dialer func(ctx context.Context, network, address string) (net.Conn, error)
+// Dialer connects to "HOST:PORT" as somebody, whose connections are not shared
+// with others; empty is nobody in particular.
+type Dialer func(ctx context.Context, as, network, address string) (net.Conn, error)
 
 const (
 	// storeTimeout is what a request waits for its count at most.
@@ -30,7 +31,7 @@ const (
 	storePause = time.Second
 	// storeConns bounds the connections to a store, and maxStores the stores.
 	storeConns = 16
-	maxStores  = 16
+	maxStores  = 256
 )
 
 // script is advance, in microseconds of Redis's own clock, which all nodes
@@ -65,6 +66,7 @@ type stores struct {
 }
 
 type storeKey struct {
+	as         string
 	host       string
 	port       uint16
 	tls        bool
@@ -80,8 +82,8 @@ type store struct {
 
 var errAway = errors.New("the store of rate limits is away")
 
-func (s *stores) count(ctx context.Context, a *policy.AppliedLimit, n uint64, charge bool) (Outcome, error) {
-	st, err := s.get(a.Store)
+func (s *stores) count(ctx context.Context, as string, a *policy.AppliedLimit, n uint64, charge bool) (Outcome, error) {
+	st, err := s.get(as, a.Store)
 	if err != nil {
 		return Outcome{}, err
 	}
@@ -118,15 +120,15 @@ func redisKey(a *policy.AppliedLimit) string {
 	return "tacit:limit:" + a.Policy + ":" + strconv.Itoa(a.Index) + ":" + hex.EncodeToString(sum[:16])
 }
 
-func (s *stores) get(at *model.LimitStore) (*store, error) {
-	k := storeKey{at.Host, at.Port, at.TLS, at.ServerName, at.Roots}
+func (s *stores) get(as string, at *model.LimitStore) (*store, error) {
+	k := storeKey{as, at.Host, at.Port, at.TLS, at.ServerName, at.Roots}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if st := s.clients[k]; st != nil {
 		return st, nil
 	}
 	if len(s.clients) >= maxStores {
-		for old, st := range s.clients { // any: policies name one store, or few
+		for old, st := range s.clients { // any: policies name few
 			_ = st.pool.Close()
 			delete(s.clients, old)
 			break
@@ -141,7 +143,7 @@ func (s *stores) get(at *model.LimitStore) (*store, error) {
 		}
 	}
 	st.pool = &redis.Pool{
-		DialContext: func(ctx context.Context) (redis.Conn, error) { return s.connect(ctx, st.address, secure) },
+		DialContext: func(ctx context.Context) (redis.Conn, error) { return s.connect(ctx, as, st.address, secure) },
 		MaxActive:   storeConns, MaxIdle: storeConns, Wait: true,
 		TestOnBorrow: func(c redis.Conn, lastUsed time.Time) (err error) {
 			if time.Since(lastUsed) >= s.pause { // the store may have been away
@@ -155,8 +157,8 @@ func (s *stores) get(at *model.LimitStore) (*store, error) {
 }
 
 // connect makes a connection, over TLS if secure is not nil.
-func (s *stores) connect(ctx context.Context, address string, secure *tls.Config) (redis.Conn, error) {
-	c, err := s.dial(ctx, "tcp", address)
+func (s *stores) connect(ctx context.Context, as, address string, secure *tls.Config) (redis.Conn, error) {
+	c, err := s.dial(ctx, as, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
@@ -185,11 +187,13 @@ func tlsConfig(at *model.LimitStore) (*tls.Config, error) {
 	return config, nil
 }
 
-func (s *stores) close() {
+func (s *stores) close(those func(storeKey) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for k, st := range s.clients {
-		_ = st.pool.Close()
-		delete(s.clients, k)
+		if those(k) {
+			_ = st.pool.Close()
+			delete(s.clients, k)
+		}
 	}
 }

@@ -1,0 +1,136 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"github.com/tacit-mesh/tacit/proxy/hbone"
+	"github.com/tacit-mesh/tacit/proxy/policy"
+	"github.com/tacit-mesh/tacit/proxy/route"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// This file is about the proxy's own calls, to what decisions need: providers
+// and stores of limits. What is in the mesh is called as the pod that the
+// decision is for, with its identity and from its network namespace, over HBONE,
+// as a sidecar would; whoever is called can authorize that by policies. All
+// else is called from the proxy's own network namespace, over TLS where that is
+// configured.
+
+// callsAs is the UID of the pod as which a call to a host and port goes out on
+// its behalf; empty if that is not in the mesh.
+func (p *Proxy) callsAs(pod *pod, host string, port uint16) string {
+	s := p.State.Snapshot()
+	if _, inMesh := callee(s, networkOf(s, pod), host, port); inMesh {
+		return pod.UID
+	}
+	return ""
+}
+
+// countsAs is the same for the store of a limit, on behalf of a pod.
+func (p *Proxy) countsAs(pod *pod, a *policy.AppliedLimit) string {
+	if a.Store == nil || pod == nil {
+		return ""
+	}
+	return p.callsAs(pod, a.Store.Host, a.Store.Port)
+}
+
+// callee is where a host and port are, seen from a network: at some healthy
+// member of the service of this name if it is one's. It also says whether that
+// takes HBONE. It is not valid where only the DNS may know.
+func callee(s *model.Snapshot, network, host string, port uint16) (at netip.AddrPort, inMesh bool) {
+	if a, err := netip.ParseAddr(host); err == nil {
+		at = netip.AddrPortFrom(a.Unmap(), port)
+	} else {
+		at = endpoint(s, host, port)
+	}
+	w := s.WorkloadAt(network, at.Addr())
+	return at, w != nil && w.Protocol == model.ProtocolHBONE
+}
+
+// endpoint is some healthy member of a service.
+func endpoint(s *model.Snapshot, host string, port uint16) netip.AddrPort {
+	for _, v := range s.ServicesNamed(host) {
+		for e := range s.Endpoints(v.Key()) {
+			if e.Workload.Unhealthy || len(e.Workload.Addresses) == 0 {
+				continue
+			}
+			for _, ports := range [][]model.Port{e.Ports, v.Ports} {
+				for _, pt := range ports {
+					if pt.Service == port && pt.Target != 0 {
+						return netip.AddrPortFrom(e.Workload.Addresses[0], pt.Target)
+					}
+				}
+			}
+		}
+	}
+	return netip.AddrPort{}
+}
+
+// dialOut connects to "HOST:PORT", as a pod unless as is empty.
+func (p *Proxy) dialOut(ctx context.Context, as, network, address string) (net.Conn, error) {
+	host, text, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	port, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", address, err)
+	}
+	s := p.State.Snapshot()
+	if as == "" {
+		if at, _ := callee(s, p.NodeNetwork(), host, uint16(port)); at.IsValid() {
+			address = at.String()
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, address)
+	}
+	pod := p.localPod(as)
+	if pod == nil {
+		return nil, fmt.Errorf("call %s as pod %s: it is no longer captured", address, as)
+	}
+	at, inMesh := callee(s, networkOf(s, pod), host, uint16(port))
+	if !inMesh {
+		return nil, fmt.Errorf("%s has left the mesh meanwhile", address)
+	}
+	return p.dialAs(ctx, s, pod, at)
+}
+
+// endCalls ends the connections of calls as a pod.
+func (p *Proxy) endCalls(as string) {
+	p.providers.Forget(as)
+	p.limits.Forget(as)
+}
+
+// dialAs connects to a pod of the mesh with the identity of a pod of this node.
+func (p *Proxy) dialAs(ctx context.Context, s *model.Snapshot, pod *pod, at netip.AddrPort) (net.Conn, error) {
+	var source netip.Addr
+	for _, a := range pod.Addresses {
+		if a.Is4() == at.Addr().Is4() {
+			source = a
+		}
+	}
+	r := route.Resolve(s, route.Source{
+		Workload: workloadOf(s, pod), Address: source, Namespace: pod.Namespace, Node: p.Node, Network: pod.network,
+	}, at)
+	err := fmt.Errorf("no route to %v: %v", at, r.Refusal)
+	for to := range r.Candidates(rand.Uint64()) {
+		if to.Means != route.HBONE || to.Beyond() != nil {
+			continue // in clear it would have no identity
+		}
+		var stream *hbone.Stream
+		if stream, err = p.pool.Open(ctx, tunnelKey(pod, source, to), hbone.Request{
+			Authority: to.Target.String(), Headers: []hbone.Header{{Name: traceparentHeader, Value: traceparent(newID())}},
+		}); err != nil {
+			continue
+		}
+		if _, err = stream.Answer(ctx); err == nil {
+			return stream.Conn(), nil
+		}
+		stream.Reset()
+	}
+	return nil, err
+}
