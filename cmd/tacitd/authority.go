@@ -162,9 +162,9 @@ func (s *secretStore) Requested(ctx context.Context) (string, error) {
 }
 
 // Published implements ca.Store.
-func (s *secretStore) Published(ctx context.Context) (*ca.Rotation, error) {
+func (s *secretStore) Published(ctx context.Context) (ca.Status, error) {
 	roots, err := s.published(ctx)
-	return ca.PublishedRotation([]byte(roots.Data[ca.StatusKey])), err
+	return ca.PublishedStatus([]byte(roots.Data[ca.StatusKey])), err
 }
 
 // published is the ConfigMap, an empty one if it is still to be made.

@@ -142,9 +142,10 @@ func TestLastRotationOfACluster(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return store.Published(t.Context())
+		s, err := store.Published(t.Context())
+		return s.Rotation, err
 	}
-	if last, err := store.Published(t.Context()); last != nil || err != nil {
+	if last, err := store.Published(t.Context()); last.Rotation != nil || err != nil {
 		t.Errorf("without a ConfigMap: %+v, %v", last, err)
 	}
 	if last, err := published("none"); last != nil || err != nil {

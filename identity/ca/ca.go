@@ -37,6 +37,8 @@ type Authority struct {
 	store  Store
 	config Config
 	now    func() time.Time
+	// longerUntil is as in Status, or in the past.
+	longerUntil time.Time
 
 	mu      sync.Mutex
 	current *issuer
@@ -56,14 +58,13 @@ func New(ctx context.Context, store Store, config Config) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	if state.Rotation == nil {
-		last, err := store.Published(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("which rotation was the last: %w", err)
-		}
-		state = state.after(last)
+	last, err := store.Published(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("which rotation was the last: %w", err)
 	}
+	state = state.after(last.Rotation)
 	a := &Authority{store: store, config: config, now: time.Now, changed: make(chan struct{})}
+	a.longerUntil = a.lowered(last)
 	if a.current, err = newIssuer(state, config.TrustDomain, a.now()); err != nil {
 		return nil, err
 	}

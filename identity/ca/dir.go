@@ -263,12 +263,12 @@ func (d *Dir) Requested(context.Context) (string, error) {
 }
 
 // Published implements Store.
-func (d *Dir) Published(context.Context) (*Rotation, error) {
+func (d *Dir) Published(context.Context) (Status, error) {
 	text, err := d.read(statusFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return Status{}, nil
 	}
-	return PublishedRotation(text), err
+	return PublishedStatus(text), err
 }
 
 // Request asks the tacitd of this directory for a rotation. The id tells it

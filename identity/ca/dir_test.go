@@ -195,7 +195,7 @@ func TestDirCatchesUp(t *testing.T) {
 func TestDirRemembersTheLastRotation(t *testing.T) {
 	dir, c := t.TempDir(), &clock{time.Now().Truncate(time.Second)}
 	d := must(OpenDir(dir, "cluster.local"))
-	if last := must(d.Published(t.Context())); last != nil {
+	if last := must(d.Published(t.Context())).Rotation; last != nil {
 		t.Errorf("before there was any: %+v", last)
 	}
 	a := replica(t, d, c)
@@ -206,7 +206,7 @@ func TestDirRemembersTheLastRotation(t *testing.T) {
 	if err := d.publish(a.Status()); err != nil {
 		t.Fatal(err)
 	}
-	last := must(d.Published(t.Context()))
+	last := must(d.Published(t.Context())).Rotation
 	if last == nil || last.Request != "1" || last.Phase != Distribute || len(last.NextKey) > 0 {
 		t.Errorf("published: %+v", last)
 	}
@@ -220,7 +220,7 @@ func TestDirRemembersTheLastRotation(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, statusFile), []byte("none"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if last, err := another.Published(t.Context()); last != nil || err != nil {
+	if last, err := another.Published(t.Context()); last.Rotation != nil || err != nil {
 		t.Errorf("of what is no status: %+v, %v", last, err)
 	}
 }

@@ -14,6 +14,18 @@ func (a *Authority) phaseLength() time.Duration {
 	return max(a.config.MaxTTL, MinTTL) + a.config.Settle
 }
 
+// lowered is when the last certificates end that lived longer before, by what
+// was published then; what they lived is lowered at the earliest now.
+func (a *Authority) lowered(before Status) time.Time {
+	until := before.LongerUntil
+	if before.Phase > a.phaseLength() {
+		if ends := a.now().Add(before.Phase); ends.After(until) {
+			until = ends
+		}
+	}
+	return until
+}
+
 // fixed says why the root cannot be replaced here, "" if it can.
 func (i *issuer) fixed() string {
 	switch {
@@ -97,6 +109,9 @@ func (i *issuer) replaced() bool {
 // signed ends with it.
 func (a *Authority) until(now time.Time, old ...*x509.Certificate) time.Time {
 	until := now.Add(a.phaseLength())
+	if a.longerUntil.After(until) {
+		until = a.longerUntil
+	}
 	for _, root := range old {
 		if root.NotAfter.Before(until) {
 			until = root.NotAfter

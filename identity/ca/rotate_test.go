@@ -53,10 +53,10 @@ func (m *memory) Requested(context.Context) (string, error) {
 	return m.request, m.broken
 }
 
-func (m *memory) Published(context.Context) (*Rotation, error) {
+func (m *memory) Published(context.Context) (Status, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return PublishedRotation(m.published), m.broken
+	return PublishedStatus(m.published), m.broken
 }
 
 // publish tells people what the authority is, as tacitd does.

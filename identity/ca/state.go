@@ -36,9 +36,9 @@ type Store interface {
 	// Requested is the id of the newest request for a rotation, "" if there
 	// was none yet.
 	Requested(ctx context.Context) (string, error)
-	// Published is the last rotation of which people were told, nil if there
-	// was none: it outlives a state that somebody replaces whole.
-	Published(ctx context.Context) (*Rotation, error)
+	// Published is what people were told last, zero if that was nothing: it
+	// outlives a state that somebody replaces whole.
+	Published(ctx context.Context) (Status, error)
 }
 
 // State is everything that an authority is.
@@ -120,18 +120,20 @@ type Status struct {
 	Fixed string `json:"fixed,omitempty"`
 	// Phase is how long a phase of a rotation lasts.
 	Phase time.Duration `json:"phaseNanoseconds"`
+	// LongerUntil is when the last certificates end that were signed while they
+	// lived longer; zero if there are none.
+	LongerUntil time.Time `json:"longerUntil,omitzero"`
 	// Rotation is the last one, without keys.
 	Rotation *Rotation `json:"rotation,omitempty"`
 }
 
-// PublishedRotation is the rotation in a status as JSON. What is no status
-// tells of none: it is about to be written anew.
-func PublishedRotation(status []byte) *Rotation {
-	var s Status
-	if json.Unmarshal(status, &s) != nil {
-		return nil
+// PublishedStatus reads a status as JSON. What is none tells nothing: it is
+// about to be written anew.
+func PublishedStatus(text []byte) (s Status) {
+	if json.Unmarshal(text, &s) != nil {
+		return Status{}
 	}
-	return s.Rotation
+	return s
 }
 
 // Root is a certificate, for people.
@@ -149,6 +151,9 @@ func (a *Authority) Status() Status {
 	}
 	for _, c := range i.roots {
 		s.Roots = append(s.Roots, Root{c.Subject.String(), c.NotAfter.UTC()})
+	}
+	if a.longerUntil.After(a.now()) {
+		s.LongerUntil = a.longerUntil.UTC()
 	}
 	if r := i.state.Rotation; r != nil {
 		public := *r

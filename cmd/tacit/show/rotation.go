@@ -38,8 +38,11 @@ func (p Printer) RotationPlan(s ca.Status) error {
 		return err
 	}
 	rows := [][]string{{"PHASE", "UNTIL ABOUT", "WHAT HAPPENS"}}
-	for _, w := range left {
+	for i, w := range left {
 		begin = begin.Add(s.Phase)
+		if i == 0 && !s.Rotation.Active() && begin.Before(s.LongerUntil) {
+			begin = s.LongerUntil
+		}
 		rows = append(rows, []string{string(w.phase), fmt.Sprintf("%s (%s)", begin.UTC().Format(time.DateTime), p.when(begin)), w.text})
 	}
 	if err := p.table(rows); err != nil {
