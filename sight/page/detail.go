@@ -180,7 +180,7 @@ func (t *Traffic) add(p *traffic.Pair) {
 	for i, n := range p.Latency {
 		t.latency[i] += n
 	}
-	t.Median, t.P90, t.P99 = quantile(t.latency, 0.5), quantile(t.latency, 0.9), quantile(t.latency, 0.99)
+	t.Median, t.P90, t.P99 = traffic.Quantile(&t.latency, 0.5), traffic.Quantile(&t.latency, 0.9), traffic.Quantile(&t.latency, 0.99)
 }
 
 // explain says how a denial came about, from who called to who refused.

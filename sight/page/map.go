@@ -196,25 +196,11 @@ func (d *drawing) concerns(p flows.Party) bool {
 
 func (d *drawing) finish() {
 	for _, e := range d.edges {
-		e.Median, e.P99 = quantile(e.latency, 0.5), quantile(e.latency, 0.99)
+		e.Median, e.P99 = traffic.Quantile(&e.latency, 0.5), traffic.Quantile(&e.latency, 0.99)
 		slices.Sort(e.Why)
 		d.Edges = append(d.Edges, e.Edge)
 	}
 	slices.SortFunc(d.Edges, func(a, b Edge) int { return cmp.Or(a.From-b.From, a.To-b.To) })
-}
-
-// quantile is the upper end of the bucket in which it falls, in microseconds.
-func quantile(buckets [flows.LatencyBuckets]uint64, q float64) uint64 {
-	var total, sum uint64
-	for _, n := range buckets {
-		total += n
-	}
-	for i, n := range buckets {
-		if sum += n; n > 0 && float64(sum) >= q*float64(total) {
-			return 64 << i
-		}
-	}
-	return 0
 }
 
 // words are our own words as people read them.
