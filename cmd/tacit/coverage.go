@@ -5,9 +5,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/tacit-mesh/tacit/sight/traffic"
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/flows"
+	"github.com/tacit-mesh/tacit/sight/traffic"
 )
 
 // outputPrometheus is the text form of Prometheus' metrics.

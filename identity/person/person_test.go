@@ -100,14 +100,16 @@ func TestProofsThatProveNothing(t *testing.T) {
 		change func(*page.Proof)
 		want   string
 	}{
-		"a challenge of nobody":    {func(p *page.Proof) { p.Challenge = "x" }, "no challenge of ours"},
-		"another's request":        {func(p *page.Proof) { p.Request = other.Request }, "signature"},
-		"another's signature":      {func(p *page.Proof) { p.Signature = other.Signature }, "signature"},
-		"no signature":             {func(p *page.Proof) { p.Signature = nil }, "signature"},
-		"a request that is not":    {func(p *page.Proof) { p.Request = "tacit-ui-none" }, "not found"},
-		"a request of others":      {func(p *page.Proof) { p.Request = "node-csr-x" }, "no request of tacit ui"},
-		"a request for another":    {edit(func(r *certificates.CertificateSigningRequest) { r.Spec.SignerName = "example.com/signer" }), "for certificates"},
-		"an old request":           {edit(func(r *certificates.CertificateSigningRequest) { r.CreationTimestamp = meta.NewTime(time.Now().Add(-time.Hour)) }), "old"},
+		"a challenge of nobody": {func(p *page.Proof) { p.Challenge = "x" }, "no challenge of ours"},
+		"another's request":     {func(p *page.Proof) { p.Request = other.Request }, "signature"},
+		"another's signature":   {func(p *page.Proof) { p.Signature = other.Signature }, "signature"},
+		"no signature":          {func(p *page.Proof) { p.Signature = nil }, "signature"},
+		"a request that is not": {func(p *page.Proof) { p.Request = "tacit-ui-none" }, "not found"},
+		"a request of others":   {func(p *page.Proof) { p.Request = "node-csr-x" }, "no request of tacit ui"},
+		"a request for another": {edit(func(r *certificates.CertificateSigningRequest) { r.Spec.SignerName = "example.com/signer" }), "for certificates"},
+		"an old request": {edit(func(r *certificates.CertificateSigningRequest) {
+			r.CreationTimestamp = meta.NewTime(time.Now().Add(-time.Hour))
+		}), "old"},
 		"a request of nobody":      {edit(func(r *certificates.CertificateSigningRequest) { r.Spec.Username = "" }), "who made it"},
 		"a request of other bytes": {edit(func(r *certificates.CertificateSigningRequest) { r.Spec.Request = []byte("x") }), "PEM"},
 	} {

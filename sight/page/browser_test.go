@@ -61,7 +61,7 @@ func browser(t *testing.T) (ctx context.Context, complaints func() []string) {
 }
 
 // do runs actions, which have to come to an end.
-func do(t *testing.T, ctx context.Context, what string, actions ...chromedp.Action) {
+func do(ctx context.Context, t *testing.T, what string, actions ...chromedp.Action) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -76,21 +76,21 @@ func until(expression string) chromedp.Action {
 }
 
 // value is what an expression is on the page.
-func value[T any](t *testing.T, ctx context.Context, expression string) (v T) {
+func value[T any](ctx context.Context, t *testing.T, expression string) (v T) {
 	t.Helper()
-	do(t, ctx, expression, chromedp.Evaluate(expression, &v))
+	do(ctx, t, expression, chromedp.Evaluate(expression, &v))
 	return v
 }
 
 // screenshot keeps a picture for people to look at, where one is wanted.
-func screenshot(t *testing.T, ctx context.Context, name string) {
+func screenshot(ctx context.Context, t *testing.T, name string) {
 	t.Helper()
 	dir := os.Getenv("SCREENSHOTS")
 	if dir == "" {
 		return
 	}
 	var picture []byte
-	do(t, ctx, "screenshot", chromedp.FullScreenshot(&picture, 100))
+	do(ctx, t, "screenshot", chromedp.FullScreenshot(&picture, 100))
 	if err := os.WriteFile(filepath.Join(dir, name+".png"), picture, 0o600); err != nil {
 		t.Error(err)
 	}
@@ -105,29 +105,29 @@ func TestBrowser(t *testing.T) {
 	s := serve(t, namespaces, workloads)
 	ctx, complaints := browser(t)
 	began := time.Now()
-	do(t, ctx, "enter", chromedp.EmulateViewport(1280, 800), chromedp.Navigate(s.entrance(t)), until(`document.body.dataset.loaded && `+nodes+` > 0`))
+	do(ctx, t, "enter", chromedp.EmulateViewport(1280, 800), chromedp.Navigate(s.entrance(t)), until(`document.body.dataset.loaded && `+nodes+` > 0`))
 	t.Logf("%d workloads are drawn %v after the start of the browser", workloads, time.Since(began))
 
-	if got := value[int](t, ctx, nodes); got != namespaces {
+	if got := value[int](ctx, t, nodes); got != namespaces {
 		t.Errorf("%d nodes are drawn, want the %d namespaces", got, namespaces)
 	}
-	if got := value[string](t, ctx, `document.getElementById("notice").textContent`); !strings.Contains(got, "Partial: a node says nothing (n2)") {
+	if got := value[string](ctx, t, `document.getElementById("notice").textContent`); !strings.Contains(got, "Partial: a node says nothing (n2)") {
 		t.Errorf("of the node that says nothing: %q", got)
 	}
-	screenshot(t, ctx, "mesh")
+	screenshot(ctx, t, "mesh")
 
 	// By keyboard: a namespace, one of its workloads, back, and back again.
-	do(t, ctx, "open a namespace", chromedp.Evaluate(`document.querySelector('[data-key="nteam-01"]').focus()`, nil), chromedp.KeyEvent(kb.Enter),
+	do(ctx, t, "open a namespace", chromedp.Evaluate(`document.querySelector('[data-key="nteam-01"]').focus()`, nil), chromedp.KeyEvent(kb.Enter),
 		until(`document.querySelectorAll("#map .node.open").length === 50`))
 	for _, state := range []string{"mtls", "plain", "denied"} {
-		if value[int](t, ctx, fmt.Sprintf(`document.querySelectorAll("#map path.%s").length`, state)) == 0 {
+		if value[int](ctx, t, fmt.Sprintf(`document.querySelectorAll("#map path.%s").length`, state)) == 0 {
 			t.Errorf("no edge is drawn as %s", state)
 		}
 	}
-	screenshot(t, ctx, "namespace")
-	do(t, ctx, "open a workload", chromedp.Evaluate(`[...document.querySelectorAll("#map .node")].find((n) => n.textContent.includes("app-0001")).focus()`, nil),
+	screenshot(ctx, t, "namespace")
+	do(ctx, t, "open a workload", chromedp.Evaluate(`[...document.querySelectorAll("#map .node")].find((n) => n.textContent.includes("app-0001")).focus()`, nil),
 		chromedp.KeyEvent(" "), until(`!document.getElementById("panel").hidden && document.querySelector("#panel details[open]")`))
-	panel := value[string](t, ctx, `document.getElementById("panel").innerText`)
+	panel := value[string](ctx, t, `document.getElementById("panel").innerText`)
 	for _, part := range []string{
 		"team-01/app-0001", "closest was team-01/only-web (not matched: principals)", "Name the client in an ALLOW policy", "team-00/" + markup,
 		"team-01/only-web (ALLOW, namespace)", "spiffe://cluster.local/ns/team-01/sa/app-0001 on n1", "app-0001-x on n1", "median < ",
@@ -136,26 +136,26 @@ func TestBrowser(t *testing.T) {
 			t.Errorf("the panel lacks %q:\n%s", part, panel)
 		}
 	}
-	screenshot(t, ctx, "denial")
+	screenshot(ctx, t, "denial")
 
-	do(t, ctx, "telephone", chromedp.EmulateViewport(390, 844, chromedp.EmulateMobile), until(`innerWidth === 390`))
-	if wide := value[int](t, ctx, `document.documentElement.scrollWidth`); wide > 390 {
+	do(ctx, t, "telephone", chromedp.EmulateViewport(390, 844, chromedp.EmulateMobile), until(`innerWidth === 390`))
+	if wide := value[int](ctx, t, `document.documentElement.scrollWidth`); wide > 390 {
 		t.Errorf("the page is %d wide on a telephone of 390", wide)
 	}
-	screenshot(t, ctx, "telephone")
-	do(t, ctx, "back", chromedp.EmulateViewport(1280, 800), chromedp.KeyEvent(kb.Escape), until(`document.getElementById("panel").hidden`),
+	screenshot(ctx, t, "telephone")
+	do(ctx, t, "back", chromedp.EmulateViewport(1280, 800), chromedp.KeyEvent(kb.Escape), until(`document.getElementById("panel").hidden`),
 		chromedp.KeyEvent(kb.Escape), until(nodes+fmt.Sprintf(" === %d", namespaces)))
 
 	// Live: what is told now is there without anybody asking.
 	s.take(&sight.Summary{Minute: time.Now().Unix() / 60, Pairs: []*sight.Pair{{Security: "mtls", Connections: 1, Source: &sight.Party{Namespace: markup, Name: "x"}, Destination: &sight.Party{Namespace: "team-01", Name: "app-0001"}}}})
-	do(t, ctx, "live", until(nodes+fmt.Sprintf(" === %d", namespaces+1)))
-	if value[bool](t, ctx, `document.title === "owned" || document.querySelector("img") !== null`) {
+	do(ctx, t, "live", until(nodes+fmt.Sprintf(" === %d", namespaces+1)))
+	if value[bool](ctx, t, `document.title === "owned" || document.querySelector("img") !== null`) {
 		t.Error("a name became markup")
 	}
 	// Half an hour ago nobody had told of anything.
-	do(t, ctx, "time travel", chromedp.Evaluate(`document.getElementById("ago").value = -30; document.getElementById("ago").dispatchEvent(new Event("change"))`, nil),
+	do(ctx, t, "time travel", chromedp.Evaluate(`document.getElementById("ago").value = -30; document.getElementById("ago").dispatchEvent(new Event("change"))`, nil),
 		until(`document.querySelectorAll("#map path").length === 0 && document.getElementById("at").textContent.includes(" to ")`))
-	screenshot(t, ctx, "past")
+	screenshot(ctx, t, "past")
 	if said := complaints(); len(said) > 0 {
 		t.Errorf("the browser complains %d times, first: %.500q", len(said), said[0])
 	}

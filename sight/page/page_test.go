@@ -234,22 +234,22 @@ func TestWhoIsLetIn(t *testing.T) {
 func TestTokensAndSessionsEnd(t *testing.T) {
 	var r rooms
 	now := time.Now()
-	token := add(&r.tokens, maxTokens, person(nil), tokenLife, now)
+	token := add(&r.tokens, person(nil), tokenLife, now)
 	if r.session(token, now.Add(tokenLife+time.Second)) != "" {
 		t.Error("an old token is good")
 	}
-	token = add(&r.tokens, maxTokens, person(nil), tokenLife, now)
+	token = add(&r.tokens, person(nil), tokenLife, now)
 	session := r.session(token, now)
 	if r.viewer(session, now) == nil || r.viewer(session, now.Add(sessionLife+time.Second)) != nil || r.viewer("", now) != nil {
 		t.Error("a session is good for too long, or too short")
 	}
-	for range 2 * maxTokens {
-		add(&r.tokens, maxTokens, person(nil), tokenLife, now)
+	for range 2 * maxWaiting {
+		add(&r.tokens, person(nil), tokenLife, now)
 	}
-	if len(r.tokens) != maxTokens {
+	if len(r.tokens) != maxWaiting {
 		t.Errorf("%d tokens are good", len(r.tokens))
 	}
-	if add(&r.tokens, maxTokens, person(nil), tokenLife, now.Add(2*tokenLife)) == "" {
+	if add(&r.tokens, person(nil), tokenLife, now.Add(2*tokenLife)) == "" {
 		t.Error("old tokens keep new ones out")
 	}
 }

@@ -14,8 +14,7 @@ import (
 const (
 	tokenLife   = time.Minute
 	sessionLife = 4 * time.Hour // by then who a person is has to be shown again
-	maxTokens   = 64
-	maxSessions = 64
+	maxWaiting  = 64            // tokens, and as many sessions
 	maxProof    = 16 << 10
 	cookieName  = "tacit-session"
 )
@@ -33,13 +32,13 @@ type room struct {
 }
 
 // add makes a secret for a viewer; "" if there are too many.
-func add(all *map[[sha256.Size]byte]room, most int, v Viewer, life time.Duration, now time.Time) string {
+func add(all *map[[sha256.Size]byte]room, v Viewer, life time.Duration, now time.Time) string {
 	for key, r := range *all {
 		if now.After(r.until) {
 			delete(*all, key)
 		}
 	}
-	if len(*all) >= most {
+	if len(*all) >= maxWaiting {
 		return ""
 	}
 	if *all == nil {
@@ -60,7 +59,7 @@ func (r *rooms) session(token string, now time.Time) string {
 	if !ok || now.After(found.until) {
 		return ""
 	}
-	return add(&r.sessions, maxSessions, found.viewer, sessionLife, now)
+	return add(&r.sessions, found.viewer, sessionLife, now)
 }
 
 func (r *rooms) viewer(session string, now time.Time) Viewer {
@@ -105,7 +104,7 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.rooms.mu.Lock()
-	token := add(&s.rooms.tokens, maxTokens, viewer, tokenLife, time.Now())
+	token := add(&s.rooms.tokens, viewer, tokenLife, time.Now())
 	s.rooms.mu.Unlock()
 	if token == "" {
 		answer(w, http.StatusTooManyRequests, problem{"too many people are on their way in: try again in a minute"})

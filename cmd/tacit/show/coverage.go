@@ -6,8 +6,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/tacit-mesh/tacit/sight/traffic"
 	"github.com/tacit-mesh/tacit/proxy/flows"
+	"github.com/tacit-mesh/tacit/sight/traffic"
 )
 
 // Coverage writes the two figures, then what they are made of.

@@ -3,8 +3,8 @@ package show
 import (
 	"testing"
 
-	"github.com/tacit-mesh/tacit/sight/traffic"
 	"github.com/tacit-mesh/tacit/proxy/flows"
+	"github.com/tacit-mesh/tacit/sight/traffic"
 )
 
 func TestCoverage(t *testing.T) {

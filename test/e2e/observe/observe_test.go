@@ -16,8 +16,8 @@ import (
 	"testing"
 
 	"github.com/tacit-mesh/tacit/cmd/tacit/replay"
-	"github.com/tacit-mesh/tacit/sight/traffic"
 	"github.com/tacit-mesh/tacit/proxy/flows"
+	"github.com/tacit-mesh/tacit/sight/traffic"
 	"github.com/tacit-mesh/tacit/test/e2e"
 )
 
