@@ -24,6 +24,8 @@ ip iproute2
 conntrack conntrack"
   case $1 in
     test) echo "gcc gcc
+dig bind9-dnsutils
+dnsmasq dnsmasq-base
 haproxy haproxy
 h2load nghttp2-client
 pip3 python3-pip

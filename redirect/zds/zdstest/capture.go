@@ -29,6 +29,42 @@ COMMIT
 COMMIT
 `
 
+// dnsRules are those for DNS capture, which come first.
+const dnsRules = `*raw
+:ISTIO_PRERT - [0:0]
+:ISTIO_OUTPUT - [0:0]
+-A PREROUTING -j ISTIO_PRERT
+-A OUTPUT -j ISTIO_OUTPUT
+-A ISTIO_PRERT -p udp -m mark ! --mark 0x539/0xfff -m udp --sport 53 -j CT --zone 1
+-A ISTIO_OUTPUT -p udp -m mark --mark 0x539/0xfff -m udp --dport 53 -j CT --zone 1
+COMMIT
+*nat
+-I ISTIO_OUTPUT 1 ! -o lo -p udp -m mark ! --mark 0x539/0xfff -m udp --dport 53 -j REDIRECT --to-ports 15053
+-I ISTIO_OUTPUT 2 ! -d LOOPBACK -p tcp -m tcp --dport 53 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15053
+COMMIT
+`
+
+// CaptureDNS does the same for DNS capture, once Capture has been done.
+func CaptureDNS(pod interface{ Do(func() error) error }) error {
+	for tables, loopback := range map[string]string{"iptables-restore": "127.0.0.1/32", "ip6tables-restore": "::1/128"} {
+		if err := run(pod, strings.ReplaceAll(dnsRules, "LOOPBACK", loopback), tables, "--noflush"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func run(pod interface{ Do(func() error) error }, stdin string, args ...string) error {
+	return pod.Do(func() error {
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Stdin = strings.NewReader(stdin)
+		if said, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, said)
+		}
+		return nil
+	})
+}
+
 // Capture does in a pod what Istio's CNI agent does there, with both families.
 func Capture(pod interface{ Do(func() error) error }) error {
 	for _, f := range []struct{ tables, ip, probes, loopback string }{
@@ -43,15 +79,7 @@ func Capture(pod interface{ Do(func() error) error }) error {
 			{"", []string{"ip", f.ip, "rule", "add", "fwmark", "0x111/0xfff", "pref", "32764", "lookup", "100"}},
 			{"", []string{"ip", f.ip, "route", "add", "local", "default", "dev", "lo", "table", "100"}},
 		} {
-			err := pod.Do(func() error {
-				cmd := exec.Command(step.args[0], step.args[1:]...)
-				cmd.Stdin = strings.NewReader(step.stdin)
-				if said, err := cmd.CombinedOutput(); err != nil {
-					return fmt.Errorf("%s: %w: %s", strings.Join(step.args, " "), err, said)
-				}
-				return nil
-			})
-			if err != nil {
+			if err := run(pod, step.stdin, step.args...); err != nil {
 				return err
 			}
 		}
