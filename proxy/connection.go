@@ -31,6 +31,7 @@ type Connection struct {
 	takenBack func() bool
 	original  netip.AddrPort // where the application meant to go
 	place     chan struct{}  // where it takes one, if anywhere
+	working   func()         // tells the caller that it takes longer; nil if it cannot be told
 	ctx       context.Context
 	cancel    context.CancelCauseFunc
 

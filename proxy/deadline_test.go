@@ -43,7 +43,7 @@ func TestDeadlineLeavesOutTheAgentsAbsence(t *testing.T) {
 				began := time.Now()
 				agent := outage{began.Add(tt.away), began.Add(tt.back)}
 				ended := make(chan time.Duration, 1)
-				d := newDeadline(agent.absence, 10*second, func() { ended <- time.Since(began) })
+				d := newDeadline(agent.absence, 10*second, func() { ended <- time.Since(began) }, nil)
 				if tt.done > 0 {
 					time.AfterFunc(tt.peer, func() { d.wait(true) })
 					time.AfterFunc(tt.done, func() { d.wait(false) })
@@ -59,7 +59,7 @@ func TestDeadlineLeavesOutTheAgentsAbsence(t *testing.T) {
 
 func TestStoppedDeadlineEndsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := newDeadline(func() time.Duration { return 0 }, time.Second, func() { t.Error("ended") })
+		d := newDeadline(func() time.Duration { return 0 }, time.Second, func() { t.Error("ended") }, nil)
 		d.stop()
 		d.wait(true)
 		d.check() // which was under way

@@ -128,19 +128,14 @@ func (p *Proxy) serve(pod *pod, from *caller, s *hbone.ServerStream) {
 // and accepts it. If a local pod is to be joined with that, it returns the
 // offer instead. Without an application the stream was refused.
 func (p *Proxy) admit(c *Connection, from *caller, s *hbone.ServerStream) (app *net.TCPConn, offer *handover) {
-	c.peer, c.takenBack = from.peer, from.takenBack
+	c.peer, c.takenBack, c.working = from.peer, from.takenBack, s.Working
 	c.record.ID = traceID(s.Header(traceparentHeader))
 	c.record.Security = telemetry.MTLS
 	c.record.Source.Identity = from.peer
 	c.record.Phases[telemetry.PhaseHandshake] = from.handshake()
 
 	to, err := p.aim(c.pod, s.Authority(), from.arrived.Addr())
-	switch {
-	case errors.Is(err, errNotServed):
-		c.fail("no_such_service", err)
-		s.Refuse(statusUnavailable)
-		return nil, nil
-	case err != nil:
+	if err != nil {
 		c.fail("bad_request", err)
 		s.Refuse(statusBadRequest)
 		return nil, nil
@@ -220,7 +215,7 @@ func (p *Proxy) authorize(c *Connection) (allowed bool) {
 // the pod calls itself.
 func (p *Proxy) dialApp(c *Connection) (*net.TCPConn, error) {
 	defer c.phase(telemetry.PhaseDial)()
-	ctx, cancel := p.withTimeout(c.ctx, dialTimeout)
+	ctx, cancel := p.withTimeoutAnd(c.ctx, dialTimeout, c.working)
 	defer cancel()
 	src := c.source.Addr()
 	if src == c.original.Addr() || src.Is4() != c.original.Addr().Is4() {

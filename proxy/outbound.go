@@ -74,7 +74,7 @@ func (a *attempt) start() bool {
 		return false
 	}
 	a.setDestination(dst)
-	a.deadline = newDeadline(a.proxy.Sockets.Absence, connectTimeout, func() { a.cancel(errNoAnswer) })
+	a.deadline = newDeadline(a.proxy.Sockets.Absence, connectTimeout, func() { a.cancel(errNoAnswer) }, nil)
 	return true
 }
 
@@ -256,10 +256,9 @@ func (a *attempt) openStream(to route.Candidate) (err error) {
 			a.proxy.opening(a.Connection, telemetry.MTLS, s.Counts())
 		}
 	}
+	request.Working = func() { a.deadline.wait(true) }
 	a.stream, err = a.proxy.open(a, to, request)
 	if err == nil {
-		// The peer's proxy dials under a deadline of its own.
-		a.deadline.wait(true)
 		return nil
 	}
 	if a.offer != nil {

@@ -24,7 +24,7 @@ func (p *Proxy) dial(c *Connection, to target) (*net.TCPConn, error) {
 // loopback device, so that nobody can tell it anything but this proxy.
 func (p *Proxy) dialTunnel(c *Connection, to target) (*net.TCPConn, error) {
 	defer c.phase(telemetry.PhaseDial)()
-	ctx, cancel := context.WithTimeout(c.ctx, dialTimeout)
+	ctx, cancel := p.withTimeoutAnd(c.ctx, dialTimeout, c.working)
 	defer cancel()
 	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	if to.dst.Addr().Is6() {

@@ -20,7 +20,7 @@ type target struct {
 	named netip.AddrPort
 }
 
-// errNotServed refuses a name that is nobody's here, or is not yet.
+// errNotServed refuses a name that is nobody's here.
 var errNotServed = errors.New("which is no service of the pod")
 
 // aim reads what a peer asks for. It waits for the control plane's first word on

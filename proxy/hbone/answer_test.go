@@ -224,6 +224,26 @@ func TestNoAnswerInTime(t *testing.T) {
 	}
 }
 
+// A server may say again and again that it is at work, before it answers.
+func TestServerIsAtWork(t *testing.T) {
+	heard := make(chan struct{}, 3)
+	w := newWorld(t, func(ctx context.Context, s *ServerStream) {
+		for range cap(heard) {
+			s.Working()
+			<-heard
+		}
+		s.Accept()
+		s.Working() // is no more of interest
+		<-s.Done()
+	})
+	s, err := w.pool.Open(t.Context(), w.key, Request{Authority: "10.0.0.1:80", Working: func() { heard <- struct{}{} }})
+	must(t, err)
+	if _, err := s.Answer(t.Context()); err != nil {
+		t.Error(err)
+	}
+	s.Reset()
+}
+
 // An application that is gone before the answer needs no other endpoint.
 func TestApplicationResetsBeforeAnswer(t *testing.T) {
 	w := newWorld(t, func(ctx context.Context, s *ServerStream) { <-s.Done() })

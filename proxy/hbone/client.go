@@ -17,9 +17,11 @@ import (
 type Request struct {
 	Authority string   // "IP:port" of the workload, as the server is to dial it
 	Headers   []Header // such as baggage, forwarded, traceparent
-	// Answered, if set, is called once if the answer is 200, by the
-	// goroutine that reads the connection: it must not wait.
+	// Answered, if set, is called once if the answer is 200, and Working
+	// each time the peer says that its answer takes longer: by the goroutine
+	// that reads the connection, so they must not wait.
 	Answered func(*Stream)
+	Working  func()
 }
 
 // Answer is the server's response.
@@ -42,9 +44,11 @@ type answer struct {
 	ready   chan struct{} // closed when there is one, or never will be
 	settled bool
 	Answer
-	wanted bool // the pump waits for it
-	timer  *time.Timer
-	told   func() // of 200; nil: nobody is
+	wanted  bool // the pump waits for it
+	timer   *time.Timer
+	timeout time.Duration
+	told    func() // of 200; nil: nobody is
+	working func() // of 1xx; nil: nobody is
 }
 
 func (a *answer) settle() {
@@ -77,7 +81,7 @@ func (c *conn) openStream(r Request, timeout time.Duration) *Stream {
 	}
 	s := new(Stream)
 	s.stream.init(c, c.lastID)
-	s.answer = answer{client: true, ready: make(chan struct{})}
+	s.answer = answer{client: true, ready: make(chan struct{}), timeout: timeout, working: r.Working}
 	if r.Answered != nil {
 		s.answer.told = func() { r.Answered(s) }
 	}
@@ -110,7 +114,8 @@ func (s *stream) onAnswer(m message) error {
 		return nil
 	}
 	if status < 200 && !m.end {
-		return nil // informational
+		s.stillWorking()
+		return nil
 	}
 	s.mu.Lock()
 	s.answer.Answer = Answer{Status: status, Headers: m.fields[1:]}
@@ -124,7 +129,7 @@ func (s *stream) onAnswer(m message) error {
 	}
 	unfinished := !s.localEnd || !m.end
 	told := s.answer.told
-	s.answer.told = nil // with the request, which it knows
+	s.answer.told, s.answer.working = nil, nil // with the request, which they know
 	s.mu.Unlock()
 	if established && told != nil {
 		told()
@@ -136,6 +141,19 @@ func (s *stream) onAnswer(m message) error {
 		s.remoteFIN()
 	}
 	return nil
+}
+
+// stillWorking gives a peer that says so more time for its answer.
+func (s *stream) stillWorking() {
+	s.mu.Lock()
+	working := s.answer.working
+	if !s.answer.settled && s.answer.timer.Stop() {
+		s.answer.timer.Reset(s.answer.timeout)
+	}
+	s.mu.Unlock()
+	if working != nil {
+		working()
+	}
 }
 
 var errStatus = errors.New("peer refused the stream")

@@ -156,6 +156,21 @@ func invalid(m message) int {
 	return 0
 }
 
+// Working tells the client that the answer takes longer.
+func (s *ServerStream) Working() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.taken || s.over {
+		return
+	}
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	if !s.sealed {
+		s.c.writeHeaders(s.id, []Header{{":status", "102"}}, false)
+		s.c.wake()
+	}
+}
+
 // Accept answers 200. Until then the client may send no more than 64 KB.
 func (s *ServerStream) Accept(headers ...Header) {
 	s.answerWith(200, headers, false)
