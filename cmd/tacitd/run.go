@@ -108,12 +108,12 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	for _, task := range append(p.tasks, mesh.followStatus, mesh.followTime, mesh.keys.Run, mesh.audit.Run) {
 		group.Go(func() error { return task(ctx) })
 	}
-	if metrics != nil {
-		log.Info("serving metrics and readiness", zap.Stringer("address", metrics.Addr()))
-		group.Go(func() error {
 	if o.ui != "" {
 		group.Go(func() error { return o.serveUI(ctx, seen, p.door, log) })
 	}
+	if metrics != nil {
+		log.Info("serving metrics and readiness", zap.Stringer("address", metrics.Addr()))
+		group.Go(func() error {
 			return httpserve.Run(ctx, metrics, answers(mesh, p.waiting, registry(mesh, ads, certificates, seen)))
 		})
 	}
