@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -59,7 +61,7 @@ func TestMapAndCoverage(t *testing.T) {
 		ended := make(chan error, 1)
 		r := &report.Reporter{
 			Server: caclient.Config{Address: f.address, ServerName: serverName, RootsFile: f.path("ca/ca.crt"), TokenFile: f.path(token)}, Flows: log,
-			Live: func() []flows.Event { return nil }, Certificates: func() []admin.Certificate { return nil }, Log: zap.NewNop(),
+			Live: func() iter.Seq[flows.Event] { return slices.Values([]flows.Event{}) }, Certificates: func() []admin.Certificate { return nil }, Log: zap.NewNop(),
 		}
 		go func() { ended <- r.Run(ctx) }()
 		return func() { cancel(); <-ended }
