@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -109,9 +110,11 @@ func Open(c Config) (*Log, error) {
 	if err := l.claim(); err != nil {
 		return nil, err
 	}
-	if err := l.open(); err != nil {
-		return nil, errors.Join(err, l.lock.Close())
+	f, err := os.OpenFile(l.config.Path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("audit log: %w", err), l.lock.Close())
 	}
+	l.file = f
 	if err := l.resume(); err != nil {
 		return nil, errors.Join(err, l.file.Close(), l.lock.Close())
 	}
@@ -138,15 +141,6 @@ func (l *Log) claim() error {
 		}
 		l.config.Path = fmt.Sprintf("%s-%d", name, n)
 	}
-}
-
-func (l *Log) open() error {
-	f, err := os.OpenFile(l.config.Path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return fmt.Errorf("audit log: %w", err)
-	}
-	l.file, l.size = f, 0
-	return nil
 }
 
 // resume finds the last record, in the file or, if that is empty, in the one
@@ -195,10 +189,14 @@ func (l *Log) Write(event string, fields map[string]string) {
 	select {
 	case l.queue <- r:
 	default:
-		l.mu.Lock()
-		l.lost++
-		l.mu.Unlock()
+		l.lose(1)
 	}
+}
+
+func (l *Log) lose(records uint64) {
+	l.mu.Lock()
+	l.lost += records
+	l.mu.Unlock()
 }
 
 func bounded(fields map[string]string) map[string]string {
@@ -208,7 +206,8 @@ func bounded(fields map[string]string) map[string]string {
 	out := make(map[string]string, len(fields))
 	for key, text := range fields {
 		if text != "" {
-			out[key] = text[:min(len(text), maxText)]
+			// Other bytes would be read back as something else, which has another hash.
+			out[key] = strings.ToValidUTF8(text[:min(len(text), maxText)], "?")
 		}
 	}
 	return out
@@ -227,7 +226,7 @@ func (l *Log) Run(ctx context.Context) error {
 	for {
 		select {
 		case r := <-l.queue:
-			l.append(r)
+			l.append(r, 1)
 			dirty = true
 			continue
 		case <-ticker.C:
@@ -248,7 +247,7 @@ func (l *Log) drain() {
 	for {
 		select {
 		case r := <-l.queue:
-			l.append(r)
+			l.append(r, 1)
 		default:
 			l.tellLost()
 			return
@@ -262,7 +261,7 @@ func (l *Log) tellLost() {
 	l.lost = 0
 	l.mu.Unlock()
 	if n > 0 {
-		l.append(Record{Time: time.Now().UTC(), Program: l.config.Program, Node: l.config.Node, Event: EventLost, Fields: map[string]string{"records": fmt.Sprint(n)}})
+		l.append(Record{Time: time.Now().UTC(), Program: l.config.Program, Node: l.config.Node, Event: EventLost, Fields: map[string]string{"records": fmt.Sprint(n)}}, n)
 	}
 }
 
@@ -273,8 +272,9 @@ func (l *Log) sync() {
 }
 
 // append chains a record to the last one and writes it. What cannot be written
-// is as if it had not been: the chain goes on from what was.
-func (l *Log) append(r Record) {
+// is as if it had not been: the chain goes on from what was, and so many records
+// are lost with it.
+func (l *Log) append(r Record, records uint64) {
 	r.Sequence, r.Previous = l.last.Sequence+1, l.last.Hash
 	hash, err := r.hash()
 	r.Hash = hash
@@ -289,9 +289,7 @@ func (l *Log) append(r Record) {
 		_, err = l.file.WriteAt(append(text, '\n'), l.size)
 	}
 	if err != nil {
-		l.mu.Lock()
-		l.lost++
-		l.mu.Unlock()
+		l.lose(records)
 		l.config.Log.Error("audit record not written", zap.String("event", r.Event), zap.Error(err))
 		return
 	}
@@ -299,21 +297,44 @@ func (l *Log) append(r Record) {
 	l.last = r
 }
 
-// rotate puts the file behind the older ones, of which the oldest goes.
+// rotate puts the file behind the older ones, of which the oldest goes. Nothing
+// moves before there is a file to go on with, and what a failure leaves half done
+// the next record finishes.
 func (l *Log) rotate() error {
 	l.sync()
-	for n := l.config.Keep; n > 1; n-- {
-		if err := os.Rename(l.older(n-1), l.older(n)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("audit log: %w", err)
-		}
-	}
-	if err := os.Rename(l.config.Path, l.older(1)); err != nil {
+	name := l.config.Path + ".next"
+	next, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
 		return fmt.Errorf("audit log: %w", err)
+	}
+	if err = l.shift(); err == nil {
+		err = os.Rename(name, l.config.Path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("audit log: %w", err), next.Close())
 	}
 	l.config.Log.Info("audit log begins another file", zap.Uint64("records", l.last.Sequence), zap.String("hash", l.last.Hash))
 	old := l.file
-	if err := l.open(); err != nil {
-		return err
-	}
+	l.file, l.size = next, 0
 	return old.Close()
+}
+
+// shift makes each file one older, down to the first that is missing, unless
+// that has happened already.
+func (l *Log) shift() error {
+	if _, err := os.Lstat(l.config.Path); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	free := 1
+	for ; free < l.config.Keep; free++ {
+		if _, err := os.Lstat(l.older(free)); errors.Is(err, os.ErrNotExist) {
+			break
+		}
+	}
+	for n := free; n > 1; n-- {
+		if err := os.Rename(l.older(n-1), l.older(n)); err != nil {
+			return err
+		}
+	}
+	return os.Rename(l.config.Path, l.older(1))
 }

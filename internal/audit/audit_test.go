@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/goleak"
 	"go.uber.org/zap/zaptest"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -144,6 +145,103 @@ func TestTwoWriters(t *testing.T) {
 			t.Errorf("%s: %d records, want %d; %v", name, v.Records, want, err)
 		}
 	}
+}
+
+// A file that cannot be begun keeps records out for as long as that lasts, and
+// costs none that were there.
+func TestRotationThatFails(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	l, err := Open(Config{Path: path, MaxSize: 1000, Keep: 5, Log: zaptest.NewLogger(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func(records int) {
+		for range records {
+			l.append(Record{Event: EventDenied}, 1)
+		}
+	}
+	add(4)
+	withoutFiles(t, func() { add(10) })
+	lost := l.lost
+	if lost == 0 {
+		t.Fatal("every record was written: the file was never full")
+	}
+	l.tellLost()
+	// Only half of it was done: the file is behind the others, and none in its place.
+	if err := l.shift(); err != nil {
+		t.Fatal(err)
+	}
+	add(4)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_ = l.Run(ctx)
+	var texts []string
+	for n := l.config.Keep; n > 0; n-- {
+		if text, err := os.ReadFile(l.older(n)); err == nil {
+			texts = append(texts, string(text))
+		}
+	}
+	v, err := verify(t, append(texts, read(t, path))...)
+	if err != nil || v.First.Sequence != 1 || v.Records != 4+10-lost+1+4+1 {
+		t.Errorf("%+v, %v; %d were lost", v, err, lost)
+	}
+}
+
+// withoutFiles runs while this process can open no file.
+func withoutFiles(t *testing.T, run func()) {
+	t.Helper()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Max: limit.Max}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	run()
+}
+
+// Callers choose some of the texts, such as a path of HTTP.
+func TestTextThatIsNone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	l, err := Open(Config{Path: path, Log: zaptest.NewLogger(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Write(EventDenied, map[string]string{"bytes": "a\xffb", "cut": strings.Repeat("a", maxText-1) + "\u00fc"})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_ = l.Run(ctx)
+	v, err := verify(t, read(t, path))
+	if err != nil || v.Last.Fields["bytes"] != "a?b" || !strings.HasSuffix(v.Last.Fields["cut"], "a?") {
+		t.Errorf("%+v, %v", v, err)
+	}
+}
+
+// How many were lost is told once that can be written.
+func TestLostIsToldLater(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	l, err := Open(Config{Path: path, MaxSize: 100, Log: zaptest.NewLogger(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.append(Record{Event: EventDenied}, 1) // it fills a file
+	l.lose(7)
+	withoutFiles(t, l.tellLost)
+	if l.lost != 7 {
+		t.Errorf("%d are to be told, want 7", l.lost)
+	}
+	l.tellLost()
+	if l.lost != 0 || l.last.Event != EventLost || l.last.Fields["records"] != "7" {
+		t.Errorf("%d are to be told; the last record is %+v", l.lost, l.last)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_ = l.Run(ctx)
 }
 
 // What comes faster than it is written is counted, waits for nobody, and shows.
