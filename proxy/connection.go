@@ -101,6 +101,7 @@ func (p *Proxy) end(c *Connection) {
 		c.record.Sent, c.record.Received = c.moved()
 		c.counts = nil // a part of the stream, which is not to be remembered
 	}
+	c.working = nil // nor is what knows it
 	p.Recorder.Closed(&c.record)
 	c.mu.Unlock()
 	p.conns.End(c)

@@ -134,19 +134,24 @@ func (p *Proxy) admit(c *Connection, from *caller, s *hbone.ServerStream) (app *
 	c.record.Source.Identity = from.peer
 	c.record.Phases[telemetry.PhaseHandshake] = from.handshake()
 
-	to, err := p.aim(c.pod, s.Authority(), from.arrived.Addr())
-	if err != nil {
-		c.fail("bad_request", err)
-		s.Refuse(statusBadRequest)
-		return nil, nil
-	}
-	c.setDestination(to.dst)
 	if !take(c.pod.share.inbound) {
 		c.fail("too_many_connections", errConnections)
 		s.Refuse(statusUnavailable)
 		return nil, nil
 	}
 	c.place = c.pod.share.inbound
+	to, err := p.aim(c.pod, s.Authority(), from.arrived.Addr())
+	switch {
+	case errors.Is(err, errNotServed):
+		c.fail("no_such_service", err)
+		s.Refuse(statusUnavailable)
+		return nil, nil
+	case err != nil:
+		c.fail("bad_request", err)
+		s.Refuse(statusBadRequest)
+		return nil, nil
+	}
+	c.setDestination(to.dst)
 	if !p.authorize(c) {
 		s.Refuse(statusDenied)
 		return nil, nil

@@ -115,6 +115,10 @@ func (a *attempt) next() (to route.Candidate, ok bool) {
 			return to, false
 		}
 		a.route, a.seed, a.tried, a.again = r, rand.Uint64(), 0, false
+		if a.lookAhead(); len(a.ahead) == 0 {
+			a.fail("no_route", fmt.Errorf("no route to %v", a.original))
+			return to, false
+		}
 	}
 	to, a.ahead = a.ahead[0], a.ahead[1:]
 	a.tried++
@@ -245,7 +249,7 @@ func (a *attempt) leave() {
 // process if both ends are on this node.
 func (a *attempt) openStream(to route.Candidate) (err error) {
 	request := hbone.Request{Authority: to.Target.String(), Headers: a.headers()}
-	if !to.ByGateway() && a.proxy.isLocal(to.Workload) {
+	if a.replay == nil && !to.ByGateway() && a.proxy.isLocal(to.Workload) {
 		a.offer = a.proxy.local.offer(to.Workload.PodUID, to.Target)
 		request.Headers = append(request.Headers, hbone.Header{Name: localTokenHeader, Value: a.offer.token})
 	}
@@ -302,7 +306,27 @@ func (a *attempt) carried(result relay.Result, err error) error {
 
 func (a *attempt) carryPlain() {
 	a.deadline.stop()
+	a.route, a.ahead = route.Route{}, nil // with the snapshot that they know
 	counts := new(relay.Counts)
 	a.proxy.opening(a.Connection, a.record.Security, counts)
+	if err := a.resend(counts); err != nil {
+		reset(a.server)
+		a.closed(relay.Result{End: relay.ResetByPeer, Err: err})
+		return
+	}
 	a.closed(relay.Copy(a.ctx, a.conn, a.server, counts))
+}
+
+// resend gives a server in plain TCP what a stream that was refused has taken
+// from the application. Its FIN is read from the application once more.
+func (a *attempt) resend(counts *relay.Counts) error {
+	if a.replay == nil || len(a.replay.Data) == 0 {
+		return nil
+	}
+	stop := context.AfterFunc(a.ctx, func() { reset(a.server) })
+	defer stop()
+	n, err := a.server.Write(a.replay.Data)
+	counts.Sent.Add(int64(n))
+	a.replay = nil
+	return err
 }

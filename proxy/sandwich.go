@@ -26,11 +26,14 @@ func (p *Proxy) dialTunnel(c *Connection, to target) (*net.TCPConn, error) {
 	defer c.phase(telemetry.PhaseDial)()
 	ctx, cancel := p.withTimeoutAnd(c.ctx, dialTimeout, c.working)
 	defer cancel()
-	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	if to.dst.Addr().Is6() {
-		loopback = netip.IPv6Loopback()
+	at := to.dst
+	if to.tunnel { // at any other port the peer could reach what is for the pod alone
+		loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		if to.dst.Addr().Is6() {
+			loopback = netip.IPv6Loopback()
+		}
+		at = netip.AddrPortFrom(loopback, to.dst.Port())
 	}
-	at := netip.AddrPortFrom(loopback, to.dst.Port())
 	app, err := p.Sockets.Dial(ctx, c.pod.UID, netip.Addr{}, at)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the application's tunnel at %v: %w", at, err)

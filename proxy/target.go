@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -18,9 +19,11 @@ type target struct {
 	// named is what the peer has asked for, which an application that takes
 	// what is meant for others is told; invalid unless the pod has one.
 	named netip.AddrPort
+	// tunnel says that dst's port is that of such an application, on loopback.
+	tunnel bool
 }
 
-// errNotServed refuses a name that is nobody's here.
+// errNotServed refuses a name that is nobody's here, or is not yet.
 var errNotServed = errors.New("which is no service of the pod")
 
 // aim reads what a peer asks for. It waits for the control plane's first word on
@@ -59,7 +62,7 @@ func aimAt(s *model.Snapshot, w *model.Workload, authority string, arrived netip
 			to.named = named
 		}
 		if w.Tunnel.Port != 0 {
-			to.dst = netip.AddrPortFrom(arrived, w.Tunnel.Port)
+			to.dst, to.tunnel = netip.AddrPortFrom(arrived, w.Tunnel.Port), true
 		}
 	}
 	if ownPort(port) || ownPort(to.dst.Port()) {
@@ -101,6 +104,8 @@ func aimAtName(s *model.Snapshot, w *model.Workload, authority string) (named ne
 		return named, 0, errors.New("want ADDRESS:PORT or HOSTNAME:PORT")
 	case isAddress(host):
 		return named, 0, errors.New("want ADDRESS:PORT, an IPv6 address in brackets and without a zone")
+	case !isHostname(host):
+		return named, 0, errors.New("want ADDRESS:PORT or HOSTNAME:PORT")
 	case w == nil:
 		return named, 0, errNotServed
 	}
@@ -118,6 +123,21 @@ func aimAtName(s *model.Snapshot, w *model.Workload, authority string) (named ne
 		return addressOf(v, w.Network, uint16(asked)), port, nil
 	}
 	return named, 0, errNotServed
+}
+
+// isHostname reports whether a text could name a service: labels as of DNS, of
+// which the last is no number (RFC 1123 section 2.1, RFC 3696 section 2).
+func isHostname(host string) bool {
+	last := host[strings.LastIndexByte(host, '.')+1:]
+	if len(host) > 253 || strings.Trim(last, "0123456789") == "" {
+		return false
+	}
+	for label := range strings.SplitSeq(host, ".") {
+		if label == "" || len(label) > 63 || strings.Trim(label, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
+			return false
+		}
+	}
+	return true
 }
 
 func isAddress(host string) bool {

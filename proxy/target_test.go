@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -119,6 +120,21 @@ func TestWhatAPodIsGiven(t *testing.T) {
 				t.Errorf("leads to %v as %q (%v), want %s as %q", got.dst, named, err, tt.dst, tt.named)
 			}
 		})
+	}
+}
+
+// Only what may be a name could be one's of which the control plane has not
+// told yet.
+func TestWhatIsNoHostname(t *testing.T) {
+	for authority, name := range map[string]bool{
+		"shop.mesh.svc.cluster.local:80": true, "localhost:80": true, "a_b.example:80": true,
+		"user@shop:80": false, "0306.022.02.012:80": false, "a..b:80": false, ".a:80": false, "a b:80": false,
+		strings.Repeat("a", 64) + ".b:80": false, strings.Repeat("a.", 127) + "b:80": false,
+	} {
+		s, w := sandwich()
+		if _, err := aimAt(s, w, authority, arrived4); err == nil || errors.Is(err, errNotServed) != name {
+			t.Errorf("%.70q: %v", authority, err)
+		}
 	}
 }
 

@@ -20,8 +20,12 @@ func (p *Proxy) workloadUID(facts sockets.Pod) string {
 // workloadOf finds a pod of this node in a snapshot. An address may still
 // belong to a predecessor there, whose policies are not this pod's.
 func workloadOf(s *model.Snapshot, pod *pod) *model.Workload {
-	if w := s.Workload(pod.workload); w != nil && pod.is(w) && slices.ContainsFunc(pod.Addresses, w.HasAddress) {
-		return w
+	if pod.workload != "" {
+		// By nothing else: another cluster may have a namesake at the address.
+		if w := s.Workload(pod.workload); w != nil && pod.is(w) && slices.ContainsFunc(pod.Addresses, w.HasAddress) {
+			return w
+		}
+		return nil
 	}
 	for _, a := range pod.Addresses {
 		if w := s.WorkloadAt(pod.network, a); w != nil && pod.is(w) {
