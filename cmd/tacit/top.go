@@ -127,7 +127,7 @@ func (s *screen) run(cmd *cobra.Command) error {
 	program := tea.NewProgram(s, tea.WithContext(cmd.Context()), tea.WithInput(cmd.InOrStdin()), tea.WithOutput(cmd.OutOrStdout()), tea.WithAltScreen(), tea.WithoutSignalHandler())
 	_, err := program.Run()
 	if errors.Is(err, tea.ErrProgramKilled) && cmd.Context().Err() != nil {
-		return nil
+		return nil //nolint:nilerr // the person has ended it
 	}
 	return err
 }

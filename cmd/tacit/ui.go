@@ -94,7 +94,7 @@ func (u *ui) run(cmd *cobra.Command) error {
 			return fmt.Errorf("the way to tacitd is lost: %w", err)
 		}
 	case <-ctx.Done():
-		<-ended
+		<-ended //nolint:errcheck // the person has ended it
 	}
 	return nil
 }

@@ -118,7 +118,7 @@ func TestUIOfSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: mapOf(anybody{})}
+	server := &http.Server{Handler: mapOf(anybody{}), ReadHeaderTimeout: time.Minute}
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() { _ = server.Close() })
 	where := lead(t, &ui{socket: socket})
