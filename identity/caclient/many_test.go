@@ -1,14 +1,19 @@
 package caclient_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -34,10 +39,18 @@ type many struct {
 	failures chan error
 }
 
-// startMany runs the node against the control plane's own authority.
-func startMany(t *testing.T, n int, life time.Duration) *many {
-	t.Helper()
-	signer, err := ca.Open(t.TempDir(), "td.test")
+// authorityEnv names the directory of TestAuthorityProcess.
+const authorityEnv = "TACIT_TEST_AUTHORITY"
+
+// TestAuthorityProcess is no test: it is the control plane's own authority, in
+// a process of its own for the sake of what the node's process uses, until it
+// is killed or its standard input ends. It prints its address.
+func TestAuthorityProcess(t *testing.T) {
+	dir := os.Getenv(authorityEnv)
+	if dir == "" {
+		t.Skip("runs for TestManyIdentities")
+	}
+	signer, err := ca.Open(dir, "td.test")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,11 +62,40 @@ func startMany(t *testing.T, n int, life time.Duration) *many {
 		Authority: signer, TrustDomain: "td.test", Log: zap.NewNop(),
 		Node: func(context.Context) string { return "node-a" }, Authorize: func(string, model.Identity) error { return nil },
 	}
-	config := newAuthority(t).config
-	config.Address = listen(t, grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificate})),
-		func(s *grpc.Server) { api.RegisterIstioCertificateServiceServer(s, service) })
-	writeFile(t, config.RootsFile, string(signer.Roots()))
-	config.Lifetime, config.Clock = life, nil
+	fmt.Println(listen(t, grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificate})),
+		func(s *grpc.Server) { api.RegisterIstioCertificateServiceServer(s, service) }))
+	_, _ = io.Copy(io.Discard, os.Stdin)
+}
+
+// startAuthority runs TestAuthorityProcess, and returns how it is asked.
+func startAuthority(t *testing.T) caclient.Config {
+	t.Helper()
+	dir := t.TempDir()
+	process := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestAuthorityProcess$")
+	process.Env, process.Stderr = append(os.Environ(), authorityEnv+"="+dir), os.Stderr
+	_, stdinErr := process.StdinPipe() // ends with this process, if that is killed
+	stdout, stdoutErr := process.StdoutPipe()
+	if err := errors.Join(stdinErr, stdoutErr, process.Start()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = process.Wait() }) // t.Context has ended, and killed it
+	address, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		t.Fatalf("the authority has not told its address: %v", err)
+	}
+	config := caclient.Config{
+		Address: strings.TrimSpace(address), ServerName: serverName, ClusterID: "Kubernetes",
+		RootsFile: filepath.Join(dir, "ca.crt"), TokenFile: filepath.Join(dir, "token"),
+	}
+	writeFile(t, config.TokenFile, "secret")
+	return config
+}
+
+// startMany runs the node against the control plane's own authority.
+func startMany(t *testing.T, n int, life time.Duration) *many {
+	t.Helper()
+	config := startAuthority(t)
+	config.Lifetime = life
 	client, err := caclient.New(config)
 	if err != nil {
 		t.Fatal(err)
@@ -146,8 +188,8 @@ func cpu(t *testing.T) time.Duration {
 
 // Many identities are renewed again and again, and no connection between them
 // fails. With TACIT_LONG it is 500 with a life of a minute, for ten minutes,
-// and what the whole process uses, the authority and the load included, stays
-// below a tenth of a core in every second.
+// and what the node's process uses, the load included, stays below a tenth of a
+// core in every second.
 func TestManyIdentities(t *testing.T) {
 	n, life, perSecond := 50, 30*time.Second, 20
 	end := time.Time{}
