@@ -1,18 +1,15 @@
 package identity
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -21,51 +18,6 @@ import (
 	"github.com/tacit-mesh/tacit/test/e2e"
 	"github.com/tacit-mesh/tacit/test/world"
 )
-
-// nginx serves a page on node b.
-const nginx = `
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: nginx, namespace: mesh}
-data:
-  nginx.conf: |
-    user root;
-    worker_processes 1;
-    daemon off;
-    pid /tmp/nginx.pid;
-    error_log /dev/stderr;
-    events {}
-    http {
-      access_log off;
-      client_body_temp_path /tmp/body;
-      proxy_temp_path /tmp/proxy;
-      fastcgi_temp_path /tmp/fastcgi;
-      uwsgi_temp_path /tmp/uwsgi;
-      scgi_temp_path /tmp/scgi;
-      server {
-        listen 80;
-        location / { return 200 "hello\n"; }
-      }
-    }
----
-apiVersion: v1
-kind: Pod
-metadata: {name: nginx, namespace: mesh, annotations: {tacit.mesh/redirection: enabled}}
-spec:
-  nodeName: b
-  serviceAccountName: nginx
-  containers:
-  - name: nginx
-    image: nginx
-    command: ["nginx", "-e", "/dev/stderr", "-c", "/etc/nginx/nginx.conf"]
-    ports: [{name: http, containerPort: 80}]
-    volumeMounts: [{name: config, mountPath: /etc/nginx}, {name: tmp, mountPath: /tmp}]
-  volumes: [{name: config, configMap: {name: nginx}}, {name: tmp, emptyDir: {}}]
-status:
-  podIPs: [{ip: "198.18.2.50"}]
-`
-
-const page = "http://198.18.2.50/"
 
 // certificateLife is short, for each phase of a rotation is somewhat longer;
 // half of it has to do for a restart of tacitd.
@@ -82,90 +34,6 @@ func startCA(t *testing.T) (m *e2e.Mesh, dir string) {
 	return m, filepath.Join(filepath.Dir(m.NetnsDir()), "ca")
 }
 
-// background does something ten times a second until it fails or end is
-// called, which returns how often it went well, and the failure.
-func background(t *testing.T, once func() error) (end func() (int, error)) {
-	t.Helper()
-	stop, done := make(chan struct{}), make(chan struct{})
-	var n int
-	var failure error
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(time.Second / 10)
-		defer tick.Stop()
-		for failure == nil {
-			select {
-			case <-tick.C:
-			case <-stop:
-				return
-			}
-			if failure = once(); failure == nil {
-				n++
-			}
-		}
-	}()
-	end = sync.OnceValues(func() (int, error) {
-		close(stop)
-		<-done
-		return n, failure
-	})
-	t.Cleanup(func() { _, _ = end() })
-	return end
-}
-
-// everyWay is traffic of all kinds: end fails the test if any was lost.
-func everyWay(t *testing.T, m *e2e.Mesh) (end func()) {
-	t.Helper()
-	live := dialLive(t, m) // one connection through all of it
-	ends := map[string]func() (int, error){
-		"new connections": background(t, func() error {
-			_, err := m.Call("mesh/client", server)
-			return err
-		}),
-		"new connections of another pod": background(t, func() error {
-			_, err := m.Call("mesh/near", server)
-			return err
-		}),
-		"requests to nginx": background(t, func() error {
-			ctx, cancel := context.WithTimeout(t.Context(), rotationPatience)
-			defer cancel()
-			text, err := m.Pod("mesh/client").Command(ctx, "curl", "-sSf", page, page, page).CombinedOutput()
-			if want := strings.Repeat("hello\n", 3); err != nil || string(text) != want {
-				return fmt.Errorf("curl: %w: %s", err, text)
-			}
-			return nil
-		}),
-		"a connection that lives on": background(t, func() error {
-			text, got := []byte("still here"), make([]byte, 10)
-			if err := live.SetDeadline(time.Now().Add(e2e.Patience)); err != nil {
-				return err
-			}
-			if _, err := live.Write(text); err != nil {
-				return err
-			}
-			if _, err := io.ReadFull(live, got); err != nil {
-				return err
-			}
-			if !bytes.Equal(text, got) {
-				return fmt.Errorf("%q came back", got)
-			}
-			return nil
-		}),
-	}
-	return func() {
-		t.Helper()
-		for name, end := range ends {
-			n, err := end()
-			if err != nil {
-				t.Errorf("%s: after %d that went well: %v", name, n, err)
-			}
-			if n < 10 {
-				t.Errorf("%s: only %d", name, n)
-			}
-		}
-	}
-}
-
 // issuers are those of all certificates of both nodes, with their numbers.
 func issuers(t *testing.T, m *e2e.Mesh) map[string]int {
 	t.Helper()
@@ -180,16 +48,16 @@ func issuers(t *testing.T, m *e2e.Mesh) map[string]int {
 	return all
 }
 
-// forged is a certificate of the client's identity that whoever has the CA's
-// key may make, good for long.
-func forged(t *testing.T, dir string) tls.Certificate {
+// forged is a certificate of the identity of the client in the trust domain
+// that whoever has the CA's key may make, good for long.
+func forged(t *testing.T, dir, trustDomain string) tls.Certificate {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "ca.crt"), filepath.Join(dir, "ca.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	key := identitytest.NewKey(t)
-	der, err := x509.CreateCertificate(rand.Reader, identitytest.Template(t, "spiffe://cluster.local/ns/mesh/sa/client"), pair.Leaf, key.Public(), pair.PrivateKey)
+	der, err := x509.CreateCertificate(rand.Reader, identitytest.Template(t, "spiffe://"+trustDomain+"/ns/mesh/sa/client"), pair.Leaf, key.Public(), pair.PrivateKey)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -247,11 +115,11 @@ func TestRootRotation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stolen := forged(t, dir)
+	stolen := forged(t, dir, "cluster.local")
 	if err := show(t, m, stolen); err != nil {
 		t.Fatalf("a certificate of the present root: %v", err)
 	}
-	finish := everyWay(t, m)
+	traffic := everyWay(t, m)
 	patience, cancel := context.WithTimeout(t.Context(), rotationPatience)
 	defer cancel()
 	tacit := func(args ...string) (string, error) {
@@ -304,7 +172,7 @@ func TestRootRotation(t *testing.T) {
 			t.Fatalf("the command says %q, %v; want %q", seen.text, seen.err, want)
 		}
 	}
-	finish()
+	traffic.finish()
 	if err := show(t, m, stolen); err == nil || !strings.Contains(err.Error(), "remote error: tls") {
 		t.Errorf("a certificate of the old root: %v, want a refusal", err)
 	}
