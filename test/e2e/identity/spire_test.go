@@ -8,6 +8,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -191,6 +193,18 @@ status:
 `
 )
 
+// takeAway kills SPIRE's agent, and waits until the server's proxy has noticed.
+func takeAway(t *testing.T, m *e2e.Mesh, s *servers.SPIRE) {
+	t.Helper()
+	mark := m.Node("b").Proxy().Mark()
+	s.KillAgent()
+	if _, err := m.Node("b").Proxy().WaitLog(m.Context(), mark, func(line string) bool {
+		return strings.Contains(line, "the one there is serves until it ends") && strings.Contains(line, "is it running")
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
 // While SPIRE's agent is away everything goes on, as long as certificates are
 // valid; once it is back they are renewed, and nobody has noticed.
 func TestSPIREAway(t *testing.T) {
@@ -199,13 +213,7 @@ func TestSPIREAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := presented(t, m)
-	mark := m.Node("b").Proxy().Mark()
-	s.KillAgent()
-	if _, err := m.Node("b").Proxy().WaitLog(m.Context(), mark, func(line string) bool {
-		return strings.Contains(line, "the one there is serves until it ends") && strings.Contains(line, "is it running")
-	}); err != nil {
-		t.Error(err)
-	}
+	takeAway(t, m, s)
 	if m.Metric("b", "tacit_certificate_failures_total", "identity=spiffe://cluster.local/ns/mesh/sa/server") == 0 {
 		t.Error("the metrics know of no failure")
 	}
@@ -236,4 +244,47 @@ func TestSPIREAway(t *testing.T) {
 	if _, err := m.Call("mesh/client", server); err != nil {
 		t.Error(err)
 	}
+}
+
+// Connections to a pod whose SPIRE is down all succeed, and what they take is
+// what they took before. Calls share the tunnels that there are, so handshakes,
+// which need the certificate itself, are measured too.
+func TestLatencyWithoutSPIRE(t *testing.T) {
+	if os.Getenv("TACIT_LONG") == "" {
+		t.Skip("a figure, for a machine with nothing else to do: set TACIT_LONG=1")
+	}
+	m, s := startSPIRE(t, time.Hour)
+	call := func() error {
+		_, err := m.Call("mesh/client", server)
+		return err
+	}
+	handshake := func() error {
+		presented(t, m)
+		return nil
+	}
+	calls, handshakes := median(t, call), median(t, handshake)
+	takeAway(t, m, s)
+	callsAway, handshakesAway := median(t, call), median(t, handshake)
+	for _, c := range certificates(t, m, "b")["server"] {
+		if c.Error == "" {
+			t.Error("SPIRE was back before the end")
+		}
+	}
+	t.Logf("calls take %v, and while SPIRE is down %v: %.2f of that", calls, callsAway, float64(callsAway)/float64(calls))
+	t.Logf("handshakes take %v, and while SPIRE is down %v: %.2f of that", handshakes, handshakesAway, float64(handshakesAway)/float64(handshakes))
+}
+
+// median is how long the one in the middle takes of 1,000 in a row.
+func median(t *testing.T, once func() error) time.Duration {
+	t.Helper()
+	took := make([]time.Duration, 1000)
+	for i := range took {
+		began := time.Now()
+		if err := once(); err != nil {
+			t.Fatalf("after %d that went well: %v", i, err)
+		}
+		took[i] = time.Since(began)
+	}
+	slices.Sort(took)
+	return took[len(took)/2]
 }
