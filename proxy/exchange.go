@@ -61,6 +61,7 @@ func (x *exchange) gather(s *model.Snapshot) {
 	now := time.Now()
 	x.snapshot, x.refusal = s, nil
 	x.facts, _ = r.conn.facts(s, now)
+	x.facts.Bypass = "" // one that is over lets no new request in
 	if x.fields = x.request.Fields; r.proxy.TellIdentity {
 		x.fields = identified(x.fields, r.conn.peer, r.conn.pod.identity)
 	}

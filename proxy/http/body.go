@@ -178,20 +178,23 @@ func (b *body) trailer(text []byte) error {
 		return err
 	}
 	b.names = append(b.names, f.Name)
-	return b.checkTrailers()
+	return b.checkTrailer(f.Name)
 }
 
 // reserve says which names trailers must not have, also those that have come.
 func (b *body) reserve(own []string) error {
 	b.own = own
-	return b.checkTrailers()
+	for _, name := range b.names {
+		if err := b.checkTrailer(name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func (b *body) checkTrailers() error {
-	for _, name := range b.names {
-		if isDecisive(name) || isOwn(b.own, name) {
-			return malformed(400, "a trailer %.64s, which belongs into the header", name)
-		}
+func (b *body) checkTrailer(name string) error {
+	if isDecisive(name) || isOwn(b.own, name) {
+		return malformed(400, "a trailer %.64s, which belongs into the header", name)
 	}
 	return nil
 }

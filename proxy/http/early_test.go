@@ -392,6 +392,31 @@ func TestRoomForBodies(t *testing.T) {
 	}
 }
 
+// A client that resets its request gets the room for its body back when nobody
+// looks at that any more: a decision under way does.
+func TestRoomOfResetRequests(t *testing.T) {
+	gate := newGate(allowAll)
+	seen := make(chan Content, 1)
+	gate.wants, gate.see = 10, func(c Content) { seen <- c }
+	gate.slow, gate.slowPath = make(chan struct{}), "/slow"
+	decide := sync.OnceFunc(func() { close(gate.slow) })
+	defer decide()
+	f := dialFrames(t, proxied(t, server(t, sum), Undeclared, gate))
+	f.open(1, false, ":method", "POST", ":scheme", "http", ":path", "/slow", ":authority", "x")
+	must(t, f.WriteData(1, false, []byte("0123456789")))
+	within(t, seen)
+	must(t, f.WriteRSTStream(1, http2.ErrCodeCancel))
+	f.open(3, true, ":method", "GET", ":scheme", "http", ":path", "/", ":authority", "x")
+	if answer, ok := f.next().(*http2.MetaHeadersFrame); !ok || answer.StreamID != 3 {
+		t.Fatalf("%v", answer)
+	}
+	if held := gate.held.Load(); held != 10 {
+		t.Errorf("%d bytes count as held while a decision looks at 10", held)
+	}
+	decide()
+	freed(t, gate)
+}
+
 // freed waits until nothing is held.
 func freed(t *testing.T, gate *testGate) {
 	t.Helper()

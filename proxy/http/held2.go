@@ -237,19 +237,24 @@ func (s *stream2) free(n int) {
 	}
 }
 
-// drop forgets what is held of a stream, and that it is waited for. Called with
-// mu held.
+// drop forgets what is held of a stream, and that it is waited for. What a
+// decision under way looks at keeps its room until that is made. Called with mu
+// held.
 func (c *conn2) drop(s *stream2) {
 	delete(c.holding, s)
 	c.unwait(s)
 	c.grant(len(s.held) - s.lent)
 	c.lent -= s.lent
-	s.free(s.room)
 	s.held, s.lent = nil, 0
 	if s.wants > 0 { // the gate is not to be asked any more
 		s.wants = 0
 		s.slow.Stop()
 		close(s.asked)
+	}
+	select {
+	case <-s.asked:
+		s.free(s.room)
+	default: // decide does
 	}
 }
 

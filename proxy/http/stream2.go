@@ -156,6 +156,7 @@ func (c *conn2) decide(s *stream2, early Content) {
 	}
 	c.mu.Lock()
 	if c.byClient[s.id] != s { // reset meanwhile
+		s.free(s.room)
 		c.mu.Unlock()
 		return
 	}

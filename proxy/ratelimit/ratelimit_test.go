@@ -182,6 +182,28 @@ func TestStoreIsAway(t *testing.T) {
 	}
 }
 
+// A caller that goes away while it is counted says nothing about the store.
+func TestCallersThatGoAway(t *testing.T) {
+	ctx, leave := context.WithCancel(t.Context())
+	dials := 0
+	l := New(func(ctx context.Context, _, _, _ string) (net.Conn, error) {
+		dials++
+		leave()
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	defer l.Close()
+	l.stores.pause = time.Hour
+	a := applied(1, 1, "", &model.LimitStore{Host: "192.0.2.1", Port: 6379})
+	l.Take(ctx, "", a, 1)
+	for range 2 { // the second one is not to wait again
+		l.Take(t.Context(), "", a, 1)
+	}
+	if dials != 2 {
+		t.Errorf("the store was tried %d times, want once for who has gone and once until it failed", dials)
+	}
+}
+
 func BenchmarkTake(b *testing.B) {
 	l, a := New(nil), applied(1e9, 1e9, "", nil)
 	b.ReportAllocs()

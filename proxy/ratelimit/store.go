@@ -90,12 +90,14 @@ func (s *stores) count(ctx context.Context, as string, a *policy.AppliedLimit, n
 	if time.Now().UnixNano() < st.broken.Load() {
 		return Outcome{}, errAway
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	waits, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	each := float64(a.Limit.Interval.Microseconds()) / float64(max(a.Limit.Amount, 1))
-	over, err := st.run(ctx, redisKey(a), strconv.FormatFloat(each, 'g', -1, 64), max(a.Limit.Burst, 1), n, charge)
+	over, err := st.run(waits, redisKey(a), strconv.FormatFloat(each, 'g', -1, 64), max(a.Limit.Burst, 1), n, charge)
 	if err != nil {
-		st.broken.Store(time.Now().Add(s.pause).UnixNano())
+		if ctx.Err() == nil { // else who asked has gone, which says nothing about the store
+			st.broken.Store(time.Now().Add(s.pause).UnixNano())
+		}
 		return Outcome{}, fmt.Errorf("store of rate limits %s: %w", st.address, err)
 	}
 	if over > 0 {
