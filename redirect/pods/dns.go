@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -42,4 +43,27 @@ func (d DNSSettings) read(p *corev1.Pod) (servers []netip.Addr, fault string) {
 		return nil, ""
 	}
 	return slices.Clone(d.Servers), ""
+}
+
+// endDNS lets the queries of a pod go that are to be captured no more, while the
+// sockets for them are still there. What an agent of before captured is not
+// known, so that all that is in place is brought to what is wanted.
+func (w *worker) endDNS(ctx context.Context, p Pod) error {
+	if p.DNS {
+		return nil
+	}
+	captured := w.applied.pod.DNS
+	if w.applied.pod.UID == "" {
+		var err error
+		if captured, err = w.place.isCaptured(); err != nil {
+			return err
+		}
+	}
+	if !captured {
+		return nil
+	}
+	if _, err := w.place.capture(ctx, p); err != nil {
+		return err
+	}
+	return w.place.forgetQueries()
 }

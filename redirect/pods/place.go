@@ -196,6 +196,15 @@ func (p *place) find(ctx context.Context) (found bool, err error) {
 	return found, err
 }
 
+// isCaptured reports, at little cost, whether an agent has captured the pod.
+func (p *place) isCaptured() (captured bool, err error) {
+	err = p.ns.Do(func() error {
+		captured, err = hasReturn(rules.IPv4)
+		return err
+	})
+	return captured, err
+}
+
 // clean takes away everything of ours, of whatever version and backend.
 func (p *place) clean(ctx context.Context) error {
 	return p.ns.Do(func() error {

@@ -224,6 +224,9 @@ func (w *worker) ensure(ctx context.Context, want wish, same bool) error {
 	if err := w.verify(want.pod); err != nil {
 		return err
 	}
+	if err := w.endDNS(ctx, want.pod); err != nil {
+		return err
+	}
 	if err := w.set.cfg.Sockets.Add(want.pod.Pod, w.ns); err != nil {
 		return fmt.Errorf("make listeners: %w", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -123,4 +124,50 @@ func TestDescriptorsAreClosed(t *testing.T) {
 	stopProxy()
 	// The other ends of those dials are the echo server's.
 	eventually(t, 5*time.Second, "as many descriptors as before", func() bool { return count() <= before })
+}
+
+// A resolver that asks from one port for ever is answered by its server once its
+// queries are captured no more, by whatever way that ends.
+func TestDNSCaptureEnds(t *testing.T) {
+	for name, end := range map[string]func(*node){
+		"of the pod": func(n *node) { n.update(func(p *pods.Pod) { p.DNS, p.DNSServers = false, nil }) },
+		"with the agent's": func(n *node) {
+			n.stop()
+			n.pod.DNS, n.pod.DNSServers = false, nil
+			n.startAgent(pods.BackendAuto)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod, peer := newPair(t)
+			n := newNode(t, pod)
+			n.pod.DNS, n.pod.DNSServers = true, []netip.Addr{peer4}
+			n.start(pods.BackendAuto)
+			var server net.PacketConn
+			peer.do(t, func() (err error) {
+				server, err = net.ListenPacket("udp4", peer4.String()+":53")
+				return err
+			})
+			defer server.Close()
+			var resolver net.Conn
+			pod.do(t, func() (err error) {
+				resolver, err = net.Dial("udp4", server.LocalAddr().String())
+				return err
+			})
+			defer resolver.Close()
+			if _, err := resolver.Write([]byte("query")); err != nil {
+				t.Fatal(err)
+			}
+			if flows := pod.run(t, "cat", "/proc/net/nf_conntrack"); !strings.Contains(flows, "sport=15053") {
+				t.Fatalf("the query was not captured:\n%s", flows)
+			}
+			end(n)
+			n.await(pods.StateCaptured)
+			eventually(t, 10*time.Second, "a query arrives", func() bool {
+				_, _ = resolver.Write([]byte("query")) // it may hear of one before that nobody read
+				_ = server.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+				_, _, err := server.ReadFrom(make([]byte, 16))
+				return err == nil
+			})
+		})
+	}
 }
