@@ -108,17 +108,30 @@ func (f *Forwarder) attempt(ctx context.Context, server netip.AddrPort, q query)
 	if _, err := conn.Write(sent); err != nil {
 		return nil, err
 	}
-	buffer := f.buffers.Get().(*[]byte)
-	defer f.buffers.Put(buffer)
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
 	for {
-		n, err := conn.Read(*buffer)
+		if err := awaitPacket(raw); err != nil {
+			return nil, err
+		}
+		got, err := f.read(conn)
 		if err != nil {
 			return nil, err
 		}
-		if got := (*buffer)[:n]; isAnswer(q, id, got) {
-			return numbered(bytes.Clone(got), q.id), nil
+		if isAnswer(q, id, got) {
+			return numbered(got, q.id), nil
 		}
 	}
+}
+
+// read reads a packet that is there, so that nobody holds a buffer who waits.
+func (f *Forwarder) read(conn *net.UDPConn) ([]byte, error) {
+	buffer := f.buffers.Get().(*[]byte)
+	defer f.buffers.Put(buffer)
+	n, err := conn.Read(*buffer)
+	return bytes.Clone((*buffer)[:n]), err
 }
 
 // renumbered is a copy of a message with another id, which nobody can guess.

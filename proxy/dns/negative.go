@@ -105,7 +105,7 @@ func (n *negatives) find(q query, now time.Time) []byte {
 	for _, record := range m.Ns {
 		record.Header().Ttl -= min(age, record.Header().Ttl)
 	}
-	m.Id, m.Question[0].Name = q.id, q.name
+	m.Id, m.Question[0].Name, m.Compress = q.id, q.name, true // as short as it came
 	out, err := m.Pack()
 	if err != nil {
 		return nil
