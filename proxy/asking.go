@@ -180,14 +180,10 @@ func (x *exchange) limit() {
 	}
 }
 
-// limited counts a connection that is allowed against all limits of a unit. Of
-// bytes none have passed yet.
-func (p *Proxy) limited(ctx context.Context, d policy.Decision, r *policy.Request, unit model.LimitUnit) policy.Decision {
+// limited counts a pod's connection that is allowed against all limits of a
+// unit. Of bytes none have passed yet.
+func (p *Proxy) limited(ctx context.Context, pod *pod, d policy.Decision, r *policy.Request, unit model.LimitUnit) policy.Decision {
 	limits := policy.Limits(nil, p.State.Snapshot(), r, unit)
-	var pod *pod
-	if r.Workload != nil {
-		pod = p.localPod(r.Workload.PodUID)
-	}
 	for i := range limits {
 		a := &limits[i]
 		take, n := p.limits.Take, uint64(1)

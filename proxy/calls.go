@@ -33,7 +33,7 @@ func (p *Proxy) callsAs(pod *pod, host string, port uint16) string {
 
 // countsAs is the same for the store of a limit, on behalf of a pod.
 func (p *Proxy) countsAs(pod *pod, a *policy.AppliedLimit) string {
-	if a.Store == nil || pod == nil {
+	if a.Store == nil {
 		return ""
 	}
 	return p.callsAs(pod, a.Store.Host, a.Store.Port)
@@ -46,17 +46,18 @@ func callee(s *model.Snapshot, network, host string, port uint16) (at netip.Addr
 	if a, err := netip.ParseAddr(host); err == nil {
 		at = netip.AddrPortFrom(a.Unmap(), port)
 	} else {
-		at = endpoint(s, host, port)
+		at = endpoint(s, network, host, port)
 	}
 	w := s.WorkloadAt(network, at.Addr())
 	return at, w != nil && w.Protocol == model.ProtocolHBONE
 }
 
-// endpoint is some healthy member of a service.
-func endpoint(s *model.Snapshot, host string, port uint16) netip.AddrPort {
+// endpoint is some healthy member of a service, in the same network: elsewhere
+// its address may be that of another.
+func endpoint(s *model.Snapshot, network, host string, port uint16) netip.AddrPort {
 	for _, v := range s.ServicesNamed(host) {
 		for e := range s.Endpoints(v.Key()) {
-			if e.Workload.Unhealthy || len(e.Workload.Addresses) == 0 {
+			if w := e.Workload; w.Unhealthy || w.Network != network || len(w.Addresses) == 0 {
 				continue
 			}
 			for _, ports := range [][]model.Port{e.Ports, v.Ports} {
@@ -71,6 +72,19 @@ func endpoint(s *model.Snapshot, host string, port uint16) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
+// meshed reports whether a service has pods in the mesh, healthy or not: none
+// may be asked in clear.
+func meshed(s *model.Snapshot, host string) bool {
+	for _, v := range s.ServicesNamed(host) {
+		for e := range s.Endpoints(v.Key()) {
+			if e.Workload.Protocol == model.ProtocolHBONE {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // dialOut connects to "HOST:PORT", as a pod unless as is empty.
 func (p *Proxy) dialOut(ctx context.Context, as, network, address string) (net.Conn, error) {
 	host, text, err := net.SplitHostPort(address)
@@ -83,7 +97,13 @@ func (p *Proxy) dialOut(ctx context.Context, as, network, address string) (net.C
 	}
 	s := p.State.Snapshot()
 	if as == "" {
-		if at, _ := callee(s, p.NodeNetwork(), host, uint16(port)); at.IsValid() {
+		at, inMesh := callee(s, p.NodeNetwork(), host, uint16(port))
+		switch {
+		case !at.IsValid() && meshed(s, host):
+			return nil, fmt.Errorf("%s: no healthy pod of the service takes this port", address)
+		case inMesh:
+			return nil, fmt.Errorf("%s has joined the mesh meanwhile", address)
+		case at.IsValid():
 			address = at.String()
 		}
 		return (&net.Dialer{}).DialContext(ctx, network, address)

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -12,6 +13,7 @@ import (
 func TestWhoIsCalledAsWhom(t *testing.T) {
 	address := func(n byte) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, n}) }
 	meshed := &model.Workload{UID: "k//Pod/mesh/gate", Name: "gate", Namespace: "mesh", Protocol: model.ProtocolHBONE, Addresses: []netip.Addr{address(1)}}
+	far := &model.Workload{UID: "k//Pod/mesh/far", Name: "far", Namespace: "mesh", Network: "far", Protocol: model.ProtocolHBONE, Addresses: []netip.Addr{address(1)}}
 	plain := &model.Workload{UID: "k//Pod/mesh/plain", Name: "plain", Namespace: "mesh", Addresses: []netip.Addr{address(2)}}
 	service := func(name string, w *model.Workload) *model.Service {
 		s := &model.Service{Name: name, Namespace: "mesh", Hostname: name + ".mesh.svc.cluster.local", Ports: []model.Port{{Service: 80, Target: 9000}}}
@@ -19,7 +21,7 @@ func TestWhoIsCalledAsWhom(t *testing.T) {
 		return s
 	}
 	s := model.NewSnapshot().Apply(model.Update{
-		Services: []*model.Service{service("gate", meshed), service("plain", plain)}, Workloads: []*model.Workload{meshed, plain},
+		Services: []*model.Service{service("gate", meshed), service("plain", plain), service("far", far)}, Workloads: []*model.Workload{meshed, plain, far},
 	})
 	for _, test := range []struct {
 		host   string
@@ -34,6 +36,7 @@ func TestWhoIsCalledAsWhom(t *testing.T) {
 		{"gate.mesh.svc.cluster.local", 80, "10.0.0.1:9000", true},
 		{"plain.mesh.svc.cluster.local", 80, "10.0.0.2:9000", false},
 		{"gate.mesh.svc.cluster.local", 81, "invalid AddrPort", false},
+		{"far.mesh.svc.cluster.local", 80, "invalid AddrPort", false},
 		{"gate.example.com", 80, "invalid AddrPort", false},
 	} {
 		at, inMesh := callee(s, "", test.host, test.port)
@@ -50,5 +53,38 @@ func TestCallsOfPodsThatAreGone(t *testing.T) {
 	if c, err := s.dialOut(t.Context(), "uid", "tcp", s.address); err == nil {
 		_ = c.Close()
 		t.Error("a pod that is gone has called")
+	}
+}
+
+// What is in the mesh is not called in clear, as nobody.
+func TestNoCallsInClearIntoTheMesh(t *testing.T) {
+	s := startOneServer(t, echoing(t))
+	app := netip.MustParseAddrPort(s.address)
+	call := func() error {
+		c, err := s.dialOut(t.Context(), "", "tcp", s.address)
+		if err == nil {
+			_ = c.Close()
+		}
+		return err
+	}
+	if err := call(); err != nil {
+		t.Fatal(err)
+	}
+	s.State.Apply(model.Update{Workloads: []*model.Workload{{
+		UID: "k//Pod/mesh/gate", Name: "gate", Namespace: "mesh", Protocol: model.ProtocolHBONE, Addresses: []netip.Addr{app.Addr()},
+	}}})
+	if call() == nil {
+		t.Error("a pod of the mesh was called in clear")
+	}
+	s.State.Apply(model.Update{
+		Services: []*model.Service{{Name: "gate", Namespace: "mesh", Hostname: "localhost", Ports: []model.Port{{Service: app.Port(), Target: app.Port()}}}},
+		Workloads: []*model.Workload{{
+			UID: "k//Pod/mesh/gate", Name: "gate", Namespace: "mesh", Protocol: model.ProtocolHBONE, Unhealthy: true,
+			Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Services: map[string][]model.Port{"mesh/localhost": nil},
+		}},
+	})
+	if c, err := s.dialOut(t.Context(), "", "tcp", fmt.Sprintf("localhost:%d", app.Port())); err == nil {
+		_ = c.Close()
+		t.Error("whoever has the name of a service without healthy pods was called in clear")
 	}
 }

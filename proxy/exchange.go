@@ -32,34 +32,51 @@ type exchange struct {
 
 	// Guarded by the requests' mu.
 	asked   string // policy whose provider has agreed
-	bypass  string // that has let the request live, and lets it to its end
+	bypass  string // without which it would have been denied, and which lets it live to its end
 	revoked *policy.Decision
 }
 
-// begin gathers the facts, enters the exchange into the live ones, and decides:
+// begin decides, and enters the exchange into the live ones unless it is refused:
 // whichever of request and policy comes first, one sees the other.
 func (x *exchange) begin() {
-	r := x.requests
 	for {
-		s := r.proxy.State.Snapshot()
-		x.gather(s)
-		r.mu.Lock()
-		r.live[x] = struct{}{}
-		r.mu.Unlock()
-		if r.proxy.State.Snapshot() == s {
-			break
+		s := x.requests.proxy.State.Snapshot()
+		x.attempt(s)
+		if x.requests.proxy.State.Snapshot() == s {
+			return
 		}
 	}
-	x.decide()
 }
 
-// gather finds out what a decision is about.
+// attempt decides in one snapshot. A review may look at an earlier attempt, and
+// at this one only once it is decided.
+func (x *exchange) attempt(s *model.Snapshot) {
+	r := x.requests
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	x.gather(s)
+	x.decide()
+	if x.refusal != nil {
+		delete(r.live, x)
+		return
+	}
+	r.live[x] = struct{}{}
+}
+
+// refused takes a request out of what is reviewed: nothing of it goes any
+// further, and a change of policy is not to cut off the answer.
+func (x *exchange) refused() {
+	x.requests.mu.Lock()
+	defer x.requests.mu.Unlock()
+	delete(x.requests.live, x)
+}
+
+// gather finds out what a decision is about. Called with the requests' mu held.
 func (x *exchange) gather(s *model.Snapshot) {
 	r := x.requests
-	r.mu.Lock() // a review may look at an earlier attempt
-	defer r.mu.Unlock()
 	now := time.Now()
 	x.snapshot, x.refusal = s, nil
+	x.decision, x.limits, x.bypass = policy.Decision{}, nil, ""
 	x.facts, _ = r.conn.facts(s, now)
 	x.facts.Bypass = "" // one that is over lets no new request in
 	if x.fields = x.request.Fields; r.proxy.TellIdentity {
@@ -92,7 +109,8 @@ func (x *exchange) refuse(status int, reason string, err error) {
 	x.reason, x.err = reason, errRefused(status, err)
 }
 
-// decide settles what it can without asking anybody.
+// decide settles what it can without asking anybody. Called with the requests'
+// mu held.
 func (x *exchange) decide() {
 	if x.refusal != nil {
 		return
@@ -110,23 +128,15 @@ func (x *exchange) decide() {
 		return
 	}
 	x.decision = d
-	x.mayLive(d)
+	if d.Reason == policy.ReasonBypassed {
+		x.bypass = d.Bypass
+	}
 	if !d.Allowed && d.Reason != policy.ReasonAsk {
 		x.denied(d)
 		return
 	}
 	x.limits = policy.Limits(nil, x.snapshot, &x.facts, model.LimitRequests)
 	x.limits = policy.Limits(x.limits, x.snapshot, &x.facts, model.LimitBytes)
-}
-
-// mayLive notes a bypass without which the request would have been denied.
-func (x *exchange) mayLive(d policy.Decision) {
-	if d.Reason != policy.ReasonBypassed {
-		return
-	}
-	x.requests.mu.Lock()
-	defer x.requests.mu.Unlock()
-	x.bypass = d.Bypass
 }
 
 // namesConnect reports whether the request is allowed for its method alone:
@@ -173,6 +183,7 @@ func (x *exchange) Decision(early http.Content) http.Decision {
 		x.limit()
 	}
 	if out.Refusal = x.refusal; out.Refusal != nil {
+		x.refused()
 		return out
 	}
 	x.edit(&out.Edits)

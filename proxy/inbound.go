@@ -204,10 +204,10 @@ func (p *Proxy) authorize(c *Connection) (allowed bool) {
 	p.conns.Add(c)
 	d, request := p.coverage(c)
 	if d.Allowed {
-		d = p.limited(ctx, d, &request, model.LimitConnections)
+		d = p.limited(ctx, c.pod, d, &request, model.LimitConnections)
 	}
 	if d.Allowed && c.requests == nil {
-		d = p.limited(ctx, d, &request, model.LimitBytes)
+		d = p.limited(ctx, c.pod, d, &request, model.LimitBytes)
 	}
 	c.judged(d, request)
 	if !d.Allowed {

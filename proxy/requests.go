@@ -106,7 +106,7 @@ func (r *requests) Opaque(serverName string) error {
 	facts.ServerName = serverName
 	d := r.conn.mayLive(policy.Evaluate(s, &facts))
 	if d.Allowed {
-		d = r.proxy.limited(r.conn.ctx, d, &facts, model.LimitBytes)
+		d = r.proxy.limited(r.conn.ctx, r.conn.pod, d, &facts, model.LimitBytes)
 	}
 	r.conn.judged(d, facts)
 	if !d.Allowed {

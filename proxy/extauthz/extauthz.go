@@ -86,6 +86,7 @@ type Client struct {
 
 type provider struct {
 	as   string
+	used time.Time // guarded by Client.mu
 	grpc *grpc.ClientConn
 	http *http.Client
 }
@@ -153,14 +154,11 @@ func (c *Client) provider(to *model.Provider, as string) (*provider, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if p := c.conns[key]; p != nil {
+		p.used = time.Now()
 		return p, nil
 	}
 	if len(c.conns) >= maxProviders {
-		for old, p := range c.conns { // any: policies name few
-			p.close()
-			delete(c.conns, old)
-			break
-		}
+		c.forgetOldest()
 	}
 	var secure *tls.Config
 	if to.TLS {
@@ -172,7 +170,7 @@ func (c *Client) provider(to *model.Provider, as string) (*provider, error) {
 	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
 		return c.dial(ctx, as, network, address)
 	}
-	p := &provider{as: as}
+	p := &provider{as: as, used: time.Now()}
 	if to.Protocol == model.ProviderHTTP {
 		p.http = httpClient(dial, secure)
 	} else {
@@ -183,6 +181,19 @@ func (c *Client) provider(to *model.Provider, as string) (*provider, error) {
 	}
 	c.conns[key] = p
 	return p, nil
+}
+
+// forgetOldest makes room in the place of what nobody has asked for the longest
+// time. Called with mu held.
+func (c *Client) forgetOldest() {
+	oldest := ""
+	for key, p := range c.conns {
+		if o := c.conns[oldest]; o == nil || p.used.Before(o.used) {
+			oldest = key
+		}
+	}
+	c.conns[oldest].close()
+	delete(c.conns, oldest)
 }
 
 // retries are soon: what is asked about meanwhile is denied.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -229,5 +230,38 @@ func TestBodies(t *testing.T) {
 				t.Errorf("over HTTP it saw %q, want %q", got, want)
 			}
 		})
+	}
+}
+
+// Beyond its bound a client gives up the connection that was asked over the
+// longest time ago.
+func TestConnectionsAreBounded(t *testing.T) {
+	c := New(dial)
+	defer c.Close()
+	to := &model.Provider{Name: "gate", Protocol: model.ProviderHTTP, Host: "192.0.2.1", Port: 80}
+	get := func(as string) *provider {
+		t.Helper()
+		p, err := c.provider(to, as)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	first, second := get("0"), get("1")
+	for i := 2; i < maxProviders; i++ {
+		get(strconv.Itoa(i))
+	}
+	if get("0") != first {
+		t.Error("the first is gone before there are too many")
+	}
+	get("another")
+	if n := len(c.conns); n != maxProviders {
+		t.Errorf("%d connections", n)
+	}
+	if get("0") != first {
+		t.Error("the one in use is gone")
+	}
+	if get("1") == second {
+		t.Error("the one that was used the longest time ago is still there")
 	}
 }

@@ -24,9 +24,20 @@ type carried struct {
 
 func newCarried(t *Terminal) *carried { return &carried{t: t} }
 
-// Conn gives the stream's bytes to the caller as a connection, in the place of
-// Relay. It follows Answer.
-func (s *Stream) Conn() net.Conn { return newCarried(s.Terminate()) }
+// Conn gives the stream to the caller as a connection, in the place of Relay. It
+// follows Answer.
+func (s *Stream) Conn() net.Conn { return owner{newCarried(s.Terminate())} }
+
+// owner is a connection whose stream ends with it.
+type owner struct{ *carried }
+
+// Close implements net.Conn. A peer that does not end its side either is reset.
+func (o owner) Close() error {
+	err := o.carried.Close()
+	_ = o.t.CloseWrite()
+	time.AfterFunc(lastWords, o.t.Reset)
+	return err
+}
 
 // Read implements net.Conn.
 func (c *carried) Read(p []byte) (int, error) {

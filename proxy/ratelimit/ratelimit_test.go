@@ -7,6 +7,7 @@ import (
 	"net"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -209,5 +210,37 @@ func BenchmarkTake(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		l.Take(b.Context(), "", a, 1)
+	}
+}
+
+// Beyond their bound the connections to the store go that were used the longest
+// time ago.
+func TestStoresAreBounded(t *testing.T) {
+	l := New(dial)
+	defer l.Close()
+	get := func(as string) *store {
+		t.Helper()
+		st, err := l.stores.get(as, &model.LimitStore{Host: "192.0.2.1", Port: 6379})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	first, second := get("0"), get("1")
+	for i := 2; i < maxStores; i++ {
+		get(strconv.Itoa(i))
+	}
+	if get("0") != first {
+		t.Error("the first is gone before there are too many")
+	}
+	get("another")
+	if n := len(l.stores.clients); n != maxStores {
+		t.Errorf("%d stores", n)
+	}
+	if get("0") != first {
+		t.Error("the one in use is gone")
+	}
+	if get("1") == second {
+		t.Error("the one that was used the longest time ago is still there")
 	}
 }

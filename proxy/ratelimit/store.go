@@ -78,6 +78,7 @@ type store struct {
 	pool    *redis.Pool
 	address string
 	broken  atomic.Int64 // Unix nanoseconds until which it is left alone
+	used    time.Time    // guarded by stores.mu
 }
 
 var errAway = errors.New("the store of rate limits is away")
@@ -127,16 +128,13 @@ func (s *stores) get(as string, at *model.LimitStore) (*store, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if st := s.clients[k]; st != nil {
+		st.used = time.Now()
 		return st, nil
 	}
 	if len(s.clients) >= maxStores {
-		for old, st := range s.clients { // any: policies name few
-			_ = st.pool.Close()
-			delete(s.clients, old)
-			break
-		}
+		s.forgetOldest()
 	}
-	st := &store{address: net.JoinHostPort(at.Host, strconv.Itoa(int(at.Port)))}
+	st := &store{address: net.JoinHostPort(at.Host, strconv.Itoa(int(at.Port))), used: time.Now()}
 	var secure *tls.Config
 	if at.TLS {
 		var err error
@@ -156,6 +154,19 @@ func (s *stores) get(as string, at *model.LimitStore) (*store, error) {
 	}
 	s.clients[k] = st
 	return st, nil
+}
+
+// forgetOldest makes room in the place of the store that was not used for the
+// longest time. Called with mu held.
+func (s *stores) forgetOldest() {
+	var oldest storeKey
+	for k, st := range s.clients {
+		if o := s.clients[oldest]; o == nil || st.used.Before(o.used) {
+			oldest = k
+		}
+	}
+	_ = s.clients[oldest].pool.Close()
+	delete(s.clients, oldest)
 }
 
 // connect makes a connection, over TLS if secure is not nil.

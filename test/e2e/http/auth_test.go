@@ -121,10 +121,10 @@ func (a authorizer) Check(_ context.Context, r *authv3.CheckRequest) (*authv3.Ch
 	return &authv3.CheckResponse{Status: &rpcstatus.Status{Code: int32(code)}}, nil
 }
 
-// authorize runs a provider outside of the mesh, and returns what stops it.
-func authorize(t *testing.T, m *e2e.Mesh, allows func(*authv3.AttributeContext_HttpRequest) bool) (stop func()) {
+// authorize runs a provider in a pod, and returns what stops it.
+func authorize(t *testing.T, m *e2e.Mesh, pod string, allows func(*authv3.AttributeContext_HttpRequest) bool) (stop func()) {
 	t.Helper()
-	l, err := m.Pod("outside/target").Listen(":9000")
+	l, err := m.Pod(pod).Listen(":9000")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +159,7 @@ func TestProvider(t *testing.T) {
 	m := e2e.StartWith(t, meshConfig(t, `extensionProviders: [{name: gate, envoyExtAuthzGrpc: {service: 198.18.2.30, port: 9000, timeout: 2s}}]`),
 		object("AuthorizationPolicy", "custom", "{action: CUSTOM, provider: {name: gate}, rules: [{to: [{operation: {paths: [/asked*]}}]}]}"))
 	serve(t, m, "mesh/server", ":8080", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
-	stop := authorize(t, m, func(about *authv3.AttributeContext_HttpRequest) bool { return about.GetHeaders()["x-pass"] != "" })
+	stop := authorize(t, m, "outside/target", func(about *authv3.AttributeContext_HttpRequest) bool { return about.GetHeaders()["x-pass"] != "" })
 	ask := func(version int, path, header string, want int) {
 		t.Helper()
 		if status, _, _ := call(t, client(t, m, "mesh/client", version), "GET", "http://"+server+path, header); status != want {
@@ -178,6 +178,34 @@ func TestProvider(t *testing.T) {
 	}
 }
 
+// A provider in the mesh, on another node or on the same one, is asked as the
+// pod that the request is for: over mTLS with its identity, which the provider's
+// own policies can demand.
+func TestProviderInTheMesh(t *testing.T) {
+	for pod, address := range map[string]string{"mesh/near": "198.18.1.20", "mesh/server2": "198.18.2.11"} {
+		t.Run(pod, func(t *testing.T) {
+			m := e2e.StartWith(t, meshConfig(t, `extensionProviders: [{name: gate, envoyExtAuthzGrpc: {service: `+address+`, port: 9000, timeout: 5s}}]`),
+				object("AuthorizationPolicy", "custom", "{selector: {matchLabels: {app: server}}, action: CUSTOM, provider: {name: gate}, rules: [{}]}"),
+				object("PeerAuthentication", "strict", "{mtls: {mode: STRICT}}"))
+			serve(t, m, "mesh/server", ":8080", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
+			authorize(t, m, pod, func(*authv3.AttributeContext_HttpRequest) bool { return true })
+			c := client(t, m, "mesh/client", 1)
+			for _, test := range []struct {
+				caller string
+				want   int
+			}{{"server", 200}, {"client", 403}, {"server", 200}} {
+				apply(t, m, "AuthorizationPolicy", "callers", "{action: ALLOW, rules: [{to: [{operation: {ports: ['8080']}}]}, {from: [{source: {principals: [cluster.local/ns/mesh/sa/"+test.caller+"]}}], to: [{operation: {ports: ['9000']}}]}]}")
+				m.Eventually("the provider is for "+test.caller+" alone", func() error { // its connection from before ends
+					if status, _, _ := call(t, c, "GET", "http://"+server+"/"); status != test.want {
+						return fmt.Errorf("%d, want %d", status, test.want)
+					}
+					return nil
+				})
+			}
+		})
+	}
+}
+
 // A provider decides by bodies, of which it sees as much as is declared, and
 // what it lets pass arrives whole.
 func TestProviderSeesBodies(t *testing.T) {
@@ -190,7 +218,7 @@ func TestProviderSeesBodies(t *testing.T) {
 		body, _ := io.ReadAll(r.Body) // all of it: with an answer under way net/http reads no more
 		_, _ = w.Write(body)
 	})
-	authorize(t, m, func(about *authv3.AttributeContext_HttpRequest) bool {
+	authorize(t, m, "outside/target", func(about *authv3.AttributeContext_HttpRequest) bool {
 		return strings.HasPrefix(about.GetBody(), "pass")
 	})
 	long := "pass" + strings.Repeat("x", 100<<10)
@@ -247,21 +275,7 @@ func TestLimits(t *testing.T) {
 	}
 	remove(t, m, "RateLimit", "local")
 
-	redis := m.Pod("outside/target").Command(t.Context(), "redis-server", "--bind", "198.18.2.30", "--protected-mode", "no", "--save", "", "--dir", t.TempDir())
-	if err := redis.Start(); err != nil {
-		t.Fatal(err)
-	}
-	stop := func() {
-		_ = redis.Process.Kill()
-		_ = redis.Wait() // ended by us
-	}
-	m.Eventually("Redis listens", func() error {
-		c, err := m.Pod("outside/target").Dial(m.Context(), "198.18.2.30:6379")
-		if err == nil {
-			_ = c.Close()
-		}
-		return err
-	})
+	stop := runRedis(t, m, "outside/target", "198.18.2.30")
 	alone := func() float64 {
 		return m.Metric("a", "tacit_rate_limits_local_total") + m.Metric("b", "tacit_rate_limits_local_total")
 	}
@@ -292,6 +306,47 @@ func TestLimits(t *testing.T) {
 	if alone() == before {
 		t.Error("that Redis is away is not counted")
 	}
+}
+
+// runRedis runs a Redis in a pod, and returns what stops it.
+func runRedis(t *testing.T, m *e2e.Mesh, pod, address string) (stop func()) {
+	t.Helper()
+	redis := m.Pod(pod).Command(t.Context(), "redis-server", "--bind", address, "--protected-mode", "no", "--save", "", "--dir", t.TempDir())
+	if err := redis.Start(); err != nil {
+		t.Fatal(err)
+	}
+	m.Eventually("Redis listens", func() error {
+		c, err := m.Pod(pod).Dial(m.Context(), address+":6379")
+		if err == nil {
+			_ = c.Close()
+		}
+		return err
+	})
+	return func() {
+		_ = redis.Process.Kill()
+		_ = redis.Wait() // ended by us
+	}
+}
+
+// A Redis in the mesh is asked as the pod that the limit is for, over mTLS.
+func TestRedisInTheMesh(t *testing.T) {
+	m := e2e.StartWith(t, meshConfig(t, `rateLimitStore: {host: 198.18.1.20, port: 6379}`),
+		object("RateLimit", "shared", "{selector: {matchLabels: {app: server}}, shared: true, limits: [{requests: 1000000, interval: 1s}]}"),
+		object("PeerAuthentication", "strict", "{mtls: {mode: STRICT}}"),
+		object("AuthorizationPolicy", "redis", "{selector: {matchLabels: {app: near}}, action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/mesh/sa/server]}}], to: [{operation: {ports: ['6379']}}]}]}"))
+	serve(t, m, "mesh/server", ":8080", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
+	defer runRedis(t, m, "mesh/near", "198.18.1.20")()
+	c := client(t, m, "mesh/client", 1)
+	m.Eventually("a request is counted in Redis", func() error { // it waits a tenth of a second for Redis, which is short on a busy machine
+		before := m.Metric("b", "tacit_rate_limits_local_total")
+		if status, _, _ := call(t, c, "GET", "http://"+server+"/"); status != 200 {
+			t.Errorf("%d", status)
+		}
+		if m.Metric("b", "tacit_rate_limits_local_total") != before {
+			return errors.New("the node has counted for itself")
+		}
+		return nil
+	})
 }
 
 // A limit of connections holds for any protocol, and for requests it changes
