@@ -58,7 +58,7 @@ test: ## Run every test, as root: unit, namespaces and a little fuzzing
 .PHONY: gotest
 gotest: $(KUBERNETES)
 	echo "building the servers that tests talk to, once: a few minutes"
-	go run ./test/servers/build spire istiod 2>&1 | $(PROGRESS)
+	go run ./test/servers/build spire istiod hbone 2>&1 | $(PROGRESS)
 	go test -race -timeout 25m -p $(PARALLEL) ./...
 	# The race detector allocates by itself: what counts allocations runs without.
 	go test -run 'Alloc' ./proxy/...

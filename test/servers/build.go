@@ -1,9 +1,9 @@
 // Package servers builds and runs programs of others that Tacit works with,
 // the real ones, for tests.
 //
-// Each is a module of its own below this directory, without any source: its
-// go.mod says of what versions the program is made. What does not belong here:
-// what is expected of them (the tests).
+// Each is a module of its own below this directory, whose go.mod says of what
+// versions the program is made; around a library there is a main package. What
+// does not belong here: what is expected of them (the tests).
 package servers
 
 import (
@@ -30,6 +30,7 @@ var programs = map[string]struct {
 		"spire-agent":  "github.com/spiffe/spire/cmd/spire-agent",
 	}, "1"}, // for SQLite
 	"istiod": {map[string]string{"istiod": "istio.io/istio/pilot/cmd/pilot-discovery"}, "0"},
+	"hbone":  {map[string]string{"hbone": "."}, "0"}, // Istio's own, of the same version
 }
 
 // Build builds the programs of a module, once for each version of it, which
@@ -83,8 +84,12 @@ func top(ctx context.Context) (string, error) {
 // directory has in its name what the module says.
 func directory(module, source string) (string, error) {
 	hash := sha256.New()
-	for _, file := range []string{"go.mod", "go.sum"} {
-		text, err := os.ReadFile(filepath.Join(source, file))
+	files, err := filepath.Glob(filepath.Join(source, "*.go"))
+	if err != nil {
+		return "", err
+	}
+	for _, file := range append([]string{filepath.Join(source, "go.mod"), filepath.Join(source, "go.sum")}, files...) {
+		text, err := os.ReadFile(file)
 		if err != nil {
 			return "", err
 		}

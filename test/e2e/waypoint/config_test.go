@@ -1,8 +1,6 @@
 package waypoint
 
 import (
-	"crypto/x509"
-	"encoding/pem"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -143,16 +141,9 @@ const (
 // server.
 func (m *mesh) envoyConfig(config string, client, server *model.Workload, more ...string) string {
 	m.t.Helper()
-	own := m.ca.Issue(m.t, m.workload(waypointPod).Identity())
-	key, err := x509.MarshalPKCS8PrivateKey(own.Certificate.PrivateKey)
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	cert, key, root := m.writeIdentity(m.workload(waypointPod).Identity())
 	return strings.NewReplacer(append(more,
-		"CERT", m.write("waypoint.crt", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.Leaf.Raw})),
-		"KEY", m.write("waypoint.key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
-		"ROOT", m.write("root.crt", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: m.ca.Root.Raw})),
-		"CLIENT", client.Identity().String(), "DESTINATION", server.Identity().String(),
+		"CERT", cert, "KEY", key, "ROOT", root, "CLIENT", client.Identity().String(), "DESTINATION", server.Identity().String(),
 		"AUTHORITY", authority, "TARGET", netip.AddrPortFrom(server.Addresses[0], 8080).String(), "SERVER", server.Addresses[0].String(),
 		"BEHIND", "inside",
 	)...).Replace(config)

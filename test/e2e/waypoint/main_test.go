@@ -5,6 +5,8 @@ package waypoint
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"net/netip"
 	"os"
@@ -111,6 +113,21 @@ func (m *mesh) write(name string, content []byte) string {
 		m.t.Fatal(err)
 	}
 	return path
+}
+
+// writeIdentity puts a certificate where programs of the world find it, its key,
+// and the root by which others are known.
+func (m *mesh) writeIdentity(id model.Identity) (cert, key, root string) {
+	m.t.Helper()
+	own := m.ca.Issue(m.t, id)
+	private, err := x509.MarshalPKCS8PrivateKey(own.Certificate.PrivateKey)
+	m.must(err)
+	name := id.Namespace + "-" + id.ServiceAccount
+	return m.write(name+".crt", encoded("CERTIFICATE", own.Leaf.Raw)), m.write(name+".key", encoded("PRIVATE KEY", private)), m.write("root.crt", encoded("CERTIFICATE", m.ca.Root.Raw))
+}
+
+func encoded(what string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: what, Bytes: der})
 }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
