@@ -302,7 +302,10 @@ func converse2(t *testing.T, to net.Addr, trailers bool) (heard string, exchange
 	t.Helper()
 	f := dialFrames(t, to)
 	said := new(bytes.Buffer)
-	f.Framer = http2.NewFramer(f.Conn, io.TeeReader(f.Conn, said))
+	// A request goes out at once: nginx answers as soon as it has the header, and
+	// what has not come by then need not come any more.
+	requests := bufio.NewWriterSize(f.Conn, 64<<10)
+	f.Framer = http2.NewFramer(requests, io.TeeReader(f.Conn, said))
 	must(t, f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30}))
 	must(t, f.WriteWindowUpdate(0, 1<<30))
 	for i, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"} {
@@ -327,6 +330,7 @@ func converse2(t *testing.T, to net.Addr, trailers bool) (heard string, exchange
 			if body == 3 {
 				f.open(id, true, "x-end", "1")
 			}
+			must(t, requests.Flush())
 			awaitEnd(t, f, id)
 		}
 	}
