@@ -26,9 +26,9 @@ func Main(cmd *cobra.Command) {
 	if err := memlimit.Set(); err != nil { // it runs as well without, as long as it keeps within
 		fmt.Fprintf(os.Stderr, "%s: %v\n", cmd.Name(), err)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	// To the very end: a second signal would kill a program that is just ending.
+	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	err := Prepare(cmd).ExecuteContext(ctx)
-	stop()
 	if err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", cmd.Name(), err)
 		os.Exit(1)

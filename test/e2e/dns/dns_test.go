@@ -147,6 +147,7 @@ func sorted(text string) string {
 // none is repeated: each gets its answer.
 func (m *mesh) rolls(t *testing.T) {
 	more, stop := m.stream(t)
+	defer stop()
 	more()
 	old, err := m.Node("a").RollProxy(m.Context())
 	m.must(err)
@@ -155,7 +156,6 @@ func (m *mesh) rolls(t *testing.T) {
 	m.must(m.Node("a").Proxy().Stop(m.Context())) // and nobody is there
 	m.must(m.Node("a").StartProxy(m.Context()))
 	more()
-	stop()
 }
 
 // stream asks one question after the other from a pod, by two sockets, until it
