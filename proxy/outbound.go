@@ -99,30 +99,36 @@ func (a *attempt) connect() bool {
 	}
 }
 
-// next is the candidate to be tried. When all have been, and that may help, it
-// pauses, looks for a route once more and begins again.
+// next is the candidate to be tried.
 func (a *attempt) next() (to route.Candidate, ok bool) {
-	for len(a.ahead) == 0 {
-		if a.lookAhead(); len(a.ahead) > 0 {
-			break
-		}
-		if a.tried > 0 && !a.rest() {
-			return to, false
-		}
-		r, err := a.proxy.resolve(a.ctx, a.Connection)
-		if err != nil {
-			a.fail("no_route", err)
-			return to, false
-		}
-		a.route, a.seed, a.tried, a.again = r, rand.Uint64(), 0, false
-		if a.lookAhead(); len(a.ahead) == 0 {
-			a.fail("no_route", fmt.Errorf("no route to %v", a.original))
-			return to, false
-		}
+	if len(a.ahead) == 0 {
+		a.lookAhead()
+	}
+	if len(a.ahead) == 0 && !a.beginAnew() {
+		return to, false
 	}
 	to, a.ahead = a.ahead[0], a.ahead[1:]
 	a.tried++
 	return to, true
+}
+
+// beginAnew looks for a route. When all candidates of one have been tried, and
+// that may help, it pauses before.
+func (a *attempt) beginAnew() bool {
+	if a.tried > 0 && !a.rest() {
+		return false
+	}
+	r, err := a.proxy.resolve(a.ctx, a.Connection)
+	if err != nil {
+		a.fail("no_route", err)
+		return false
+	}
+	a.route, a.seed, a.tried, a.again = r, rand.Uint64(), 0, false
+	if a.lookAhead(); len(a.ahead) == 0 {
+		a.fail("no_route", fmt.Errorf("no route to %v", a.original))
+		return false
+	}
+	return true
 }
 
 // lookAhead takes the next candidates from the route: first one, which most
@@ -133,7 +139,7 @@ func (a *attempt) lookAhead() {
 		if i++; i > a.tried {
 			a.ahead = append(a.ahead, to)
 		}
-		if i > 2*a.tried {
+		if i >= 2*a.tried && i > a.tried {
 			return
 		}
 	}
