@@ -128,7 +128,7 @@ func TestProvidersSeeBodies(t *testing.T) {
 					}
 				}
 			}
-			until(t, "the pod's share is given back", func() bool { return s.localPod("uid").share.bodies.taken() == 0 })
+			until(t, "the pod's share is given back", func() bool { return s.localPod("uid").share.bodies.Taken() == 0 })
 		}
 	}
 }
@@ -177,7 +177,7 @@ func TestRequestsWithoutBodies(t *testing.T) {
 			t.Fatalf("%s before the provider has decided", status)
 		}
 	}
-	if n := s.localPod("uid").share.bodies.taken(); n != 0 {
+	if n := s.localPod("uid").share.bodies.Taken(); n != 0 {
 		t.Errorf("%d bytes are held for requests without a body", n)
 	}
 	release()
@@ -194,31 +194,31 @@ func TestShareOfBodies(t *testing.T) {
 	bodies := newShare(1).bodies
 	const step = 1 << 10
 	fill := func(source netip.Addr) (n int) {
-		for bodies.take(source, step) {
+		for bodies.Take(source, step) {
 			n += step
 		}
 		return n
 	}
-	if n := fill(arrived4); n != maxBodiesFromSource || bodies.taken() != n {
-		t.Errorf("%d bytes of one source, %d of all", n, bodies.taken())
+	if n := fill(arrived4); n != maxBodiesFromSource || bodies.Taken() != n {
+		t.Errorf("%d bytes of one source, %d of all", n, bodies.Taken())
 	}
 	source := arrived4
 	for range 3 {
 		source = source.Next()
 		fill(source)
 	}
-	if source = source.Next(); !bodies.take(source, maxBody) {
+	if source = source.Next(); !bodies.Take(source, maxBody) {
 		t.Error("four sources keep a body of another one out")
 	}
 	for range 6 {
 		if source = source.Next(); fill(source) == 0 {
-			t.Errorf("%v is kept out: %d bytes are taken", source, bodies.taken())
+			t.Errorf("%v is kept out: %d bytes are taken", source, bodies.Taken())
 		}
 	}
-	if bodies.taken() > maxBodies {
-		t.Errorf("%d bytes are taken", bodies.taken())
+	if bodies.Taken() > maxBodies {
+		t.Errorf("%d bytes are taken", bodies.Taken())
 	}
-	bodies.give(arrived4, maxBodiesFromSource)
+	bodies.Give(arrived4, maxBodiesFromSource)
 	if fill(arrived4) == 0 {
 		t.Error("what was given back is not there")
 	}
@@ -240,7 +240,7 @@ func TestAnnouncedBodies(t *testing.T) {
 		}
 	}
 	const sent = 2 * maxBodies / maxBody * len("pass")
-	until(t, "what was sent is held", func() bool { return bodies.taken() == sent })
+	until(t, "what was sent is held", func() bool { return bodies.Taken() == sent })
 	answer, err := s.client(t, 1).Post("http://server/", "text/plain", strings.NewReader("pass"+strings.Repeat("x", maxBody-4)))
 	if err != nil {
 		t.Fatal(err)
@@ -248,7 +248,7 @@ func TestAnnouncedBodies(t *testing.T) {
 	if _ = answer.Body.Close(); answer.StatusCode != 200 {
 		t.Errorf("beside them: %s", answer.Status)
 	}
-	until(t, "what has left is held no longer", func() bool { return bodies.taken() == sent })
+	until(t, "what has left is held no longer", func() bool { return bodies.Taken() == sent })
 }
 
 // until waits for something that others bring about.

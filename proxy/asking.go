@@ -81,7 +81,7 @@ func (x *exchange) Wants() int {
 // Hold implements http.Exchange.
 func (x *exchange) Hold(n int) bool {
 	c := x.requests.conn
-	if !c.pod.share.bodies.take(c.source.Addr(), n) {
+	if !c.pod.share.bodies.Take(c.source.Addr(), n) {
 		x.refuse(503, "too_many_bodies", errBodies)
 		return false
 	}
@@ -91,7 +91,7 @@ func (x *exchange) Hold(n int) bool {
 // Free implements http.Exchange.
 func (x *exchange) Free(n int) {
 	c := x.requests.conn
-	c.pod.share.bodies.give(c.source.Addr(), n)
+	c.pod.share.bodies.Give(c.source.Addr(), n)
 }
 
 var errBodies = errors.New("too many bodies of requests from this address, or to this pod, wait for decisions")

@@ -2,8 +2,11 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
+	"os"
+	"time"
 
 	"github.com/tacit-mesh/tacit/proxy/dns"
 	"github.com/tacit-mesh/tacit/proxy/sockets"
@@ -47,7 +50,7 @@ func (p *Proxy) answer(asking *pod) {
 			defer asking.live.Done()
 			defer done()
 			p.awaitMesh(asking)
-			_ = server.ServeUDP(asking.ctx, packets.UDPConn) // it ends with the socket
+			p.answerPackets(asking, func() error { return server.ServeUDP(asking.ctx, packets.UDPConn) })
 		}()
 	}
 	slots := make(chan struct{}, maxDNSConnections)
@@ -55,6 +58,25 @@ func (p *Proxy) answer(asking *pod) {
 		p.live.Add(1)
 		asking.live.Add(1)
 		go p.accept(asking, l, slots, func(_ *pod, conn *net.TCPConn) { p.answerConnection(asking, server, conn) })
+	}
+}
+
+// answerPackets serves a socket until it is closed. Whatever else ends that, such
+// as a lack of memory, is told, and it is served again: nobody else would.
+func (p *Proxy) answerPackets(asking *pod, serve func() error) {
+	var pause time.Duration
+	for {
+		err := serve()
+		if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) || asking.ctx.Err() != nil {
+			return
+		}
+		p.Recorder.DNSUnread(workloadOf(p.State.Snapshot(), asking), err)
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		select {
+		case <-time.After(pause):
+		case <-asking.ctx.Done():
+			return
+		}
 	}
 }
 

@@ -29,14 +29,14 @@ func (p *Proxy) inbound(pod *pod, conn *net.TCPConn) {
 	stop := context.AfterFunc(pod.ctx, func() { reset(conn) })
 	defer stop()
 	from := caller{addr: addrPort(conn.RemoteAddr()), arrived: addrPort(conn.LocalAddr())}
-	if !pod.share.handshakes.take(from.addr.Addr(), 1) {
+	if !pod.share.handshakes.Take(from.addr.Addr(), 1) {
 		p.Recorder.HandshakeFailed(telemetry.Inbound, from.addr, from.arrived, "too_many", errHandshakes)
 		return
 	}
 
 	began := time.Now()
 	tlsConn, own, err := p.handshake(pod, conn)
-	pod.share.handshakes.give(from.addr.Addr(), 1)
+	pod.share.handshakes.Give(from.addr.Addr(), 1)
 	if err != nil {
 		p.Recorder.HandshakeFailed(telemetry.Inbound, from.addr, from.arrived, identity.FailureReason(err), err)
 		return

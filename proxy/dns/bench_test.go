@@ -86,7 +86,7 @@ func BenchmarkForward(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := f.ask(context.Background(), q); err != nil {
+		if _, err := f.ask(context.Background(), nil, q); err != nil {
 			b.Fatal(err)
 		}
 	}

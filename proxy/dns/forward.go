@@ -13,6 +13,8 @@ import (
 	"time"
 
 	mdns "github.com/miekg/dns"
+
+	"github.com/tacit-mesh/tacit/internal/portions"
 )
 
 const (
@@ -22,14 +24,17 @@ const (
 	// attemptTimeout is how long one server has before the next one is asked,
 	// or the same one once more: datagrams get lost.
 	attemptTimeout = 1500 * time.Millisecond
-	maxForwards    = 2048 // at a time, for all pods
+	// maxForwards bounds the queries under way at a time, for all pods. No pod
+	// takes more than half of what the others leave, so that some who ask for
+	// names without an answer leave something to all.
+	maxForwards = 2048
 )
 
 // Forwarder asks the servers of a resolv.conf what the mesh does not know, from
 // this process's own network namespace. It is shared by all pods.
 type Forwarder struct {
 	servers *resolvConf
-	slots   chan struct{}
+	room    *portions.Portions[*Server]
 	absent  *negatives
 	buffers sync.Pool // of *[]byte, each with room for any message
 }
@@ -39,7 +44,7 @@ type Forwarder struct {
 func NewForwarder(file string) *Forwarder {
 	return &Forwarder{
 		servers: &resolvConf{file: file, port: 53},
-		slots:   make(chan struct{}, maxForwards),
+		room:    portions.New[*Server](maxForwards, maxForwardsPerPod, true),
 		absent:  newNegatives(),
 		buffers: sync.Pool{New: func() any { b := make([]byte, mdns.MaxMsgSize); return &b }},
 	}
@@ -60,14 +65,14 @@ func take(slots chan struct{}) bool {
 
 // ask forwards a query byte for byte but for its id, over UDP, and returns the
 // answer as it came, with the query's id.
-func (f *Forwarder) ask(ctx context.Context, q query) ([]byte, error) {
+func (f *Forwarder) ask(ctx context.Context, asking *Server, q query) ([]byte, error) {
 	if known := f.absent.find(q, time.Now()); known != nil {
 		return known, nil
 	}
-	if !take(f.slots) {
+	if !f.room.Take(asking, 1) {
 		return nil, errBusy
 	}
-	defer func() { <-f.slots }()
+	defer f.room.Give(asking, 1)
 	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
 	defer cancel()
 	servers, err := f.servers.list()

@@ -316,10 +316,7 @@ func TestForwardsAreBounded(t *testing.T) {
 	if got := p.ask("udp", about("www.example.org.", mdns.TypeA)); got.Rcode != mdns.RcodeSuccess {
 		t.Errorf("with a free slot: %v", got)
 	}
-	for range maxForwards {
-		if !take(f.slots) {
-			t.Fatal("no slot")
-		}
+	for f.room.Take(new(Server), 1) { // as do many pods, until there is none
 	}
 	for _, network := range []string{"udp", "tcp"} {
 		if got := other.ask(network, about("www.example.org.", mdns.TypeMX)); got.Rcode != mdns.RcodeServerFailure {
@@ -327,6 +324,26 @@ func TestForwardsAreBounded(t *testing.T) {
 		}
 	}
 	close(release)
+}
+
+// Pods that ask for names without an answer, as many as they like, leave
+// something to others.
+func TestForwardsAreFair(t *testing.T) {
+	up := newUpstream(t, says(t))
+	f := forwarderTo(t, up.addr.Port(), "127.0.0.1")
+	greedy := make([]Server, 16)
+	for taken := -1; taken != f.room.Taken(); {
+		taken = f.room.Taken()
+		for i := range greedy {
+			f.room.Take(&greedy[i], 1)
+		}
+	}
+	p := newPod(t, mesh(), f)
+	for _, network := range []string{"udp", "tcp"} {
+		if got := p.ask(network, about("www.example.org.", mdns.TypeMX)); got.Rcode != mdns.RcodeSuccess {
+			t.Errorf("by %s, with %d forwards taken by 16 others: %v", network, f.room.Taken(), got)
+		}
+	}
 }
 
 // What can be no query gets an answer of its own size at most, or none.

@@ -64,10 +64,10 @@ func (c *connection) closeServer() {
 // ask forwards one query. A server may have closed the connection since the
 // last one: then there is another.
 func (c *connection) ask(ctx context.Context, q query) ([]byte, error) {
-	if !take(c.Forwarder.slots) {
+	if !c.Forwarder.room.Take(c.Server, 1) {
 		return nil, errBusy
 	}
-	defer func() { <-c.Forwarder.slots }()
+	defer c.Forwarder.room.Give(c.Server, 1)
 	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
 	defer cancel()
 	for {

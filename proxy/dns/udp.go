@@ -95,7 +95,7 @@ func (s *Server) packet(ctx context.Context, conn *net.UDPConn, forwards *sync.W
 	}
 	q.raw = bytes.Clone(q.raw)
 	forwards.Go(func() {
-		out := s.forward(q, false, func() ([]byte, error) { return s.Forwarder.ask(ctx, q) })
+		out := s.forward(q, false, func() ([]byte, error) { return s.Forwarder.ask(ctx, s, q) })
 		_, _ = conn.WriteToUDP(out, from) // whoever asked may be gone
 	})
 }

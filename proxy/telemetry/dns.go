@@ -110,9 +110,17 @@ func (r *Recorder) DNS(w *model.Workload, e dns.Event) {
 		return
 	}
 	m.failures.WithLabelValues(labels...).Inc()
-	var source netip.AddrPort
-	if w != nil && len(w.Addresses) > 0 {
-		source = netip.AddrPortFrom(w.Addresses[0], 0)
+	r.trouble("DNS query not answered", trouble{Outbound, asking(w), netip.AddrPort{}, "dns_upstream", e.Err})
+}
+
+// DNSUnread logs that the queries of a local pod could not be read for a moment.
+func (r *Recorder) DNSUnread(w *model.Workload, err error) {
+	r.trouble("DNS queries not read", trouble{Outbound, asking(w), netip.AddrPort{}, "dns_socket", err})
+}
+
+func asking(w *model.Workload) netip.AddrPort {
+	if w == nil || len(w.Addresses) == 0 {
+		return netip.AddrPort{}
 	}
-	r.trouble("DNS query not answered", trouble{Outbound, source, netip.AddrPort{}, "dns_upstream", e.Err})
+	return netip.AddrPortFrom(w.Addresses[0], 0)
 }
