@@ -93,7 +93,10 @@ func (r *Recorder) auditRepeated() {
 			"event": held.kind.message, "records": strconv.Itoa(held.count), "reason": held.kind.reason, "policy": held.kind.policy,
 		}
 		if held.kind.source.IsValid() {
-			fields["src.ip"], fields["dst.addr"] = held.kind.source.String(), held.kind.destination.String()
+			fields["src.ip"] = held.kind.source.String()
+		}
+		if held.kind.destination.IsValid() {
+			fields["dst.addr"] = held.kind.destination.String()
 		}
 		r.options.Audit.Write(audit.EventRepeated, fields)
 	}

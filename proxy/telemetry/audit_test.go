@@ -3,6 +3,7 @@ package telemetry
 import (
 	"errors"
 	"net/netip"
+	"strconv"
 	"testing"
 
 	"github.com/tacit-mesh/tacit/internal/audit"
@@ -64,5 +65,60 @@ func TestAudit(t *testing.T) {
 		if count[event] != want {
 			t.Errorf("%d records of %s, want %d: %v", count[event], event, want, events)
 		}
+	}
+}
+
+// One source that is denied at any number of ports leaves a few records, and
+// the number of the others; who is denied after that is recorded as ever.
+func TestAuditOfOneSourceIsBounded(t *testing.T) {
+	log, records := audittest.New(t)
+	w := newWorld(t, func(o *Options) { o.Audit = log })
+	deny := func(source string, port uint16) {
+		r := w.record()
+		r.Source.Addr = netip.AddrPortFrom(netip.MustParseAddr(source), 40000)
+		r.Destination.Addr = netip.AddrPortFrom(r.Destination.Addr.Addr(), port)
+		r.Outcome, r.Policy, r.Reason = Denied, "shop/nobody", "denied"
+		w.Closed(r)
+	}
+	const greedy, other, times = "198.18.7.1", "198.18.7.2", 3
+	const ports = 3 * floodKinds
+	for range times {
+		for port := range uint16(ports) {
+			deny(greedy, 1+port)
+		}
+	}
+	for port := range uint16(times) {
+		deny(other, 1+port)
+	}
+	w.auditRepeated()
+
+	denied, summed, written := map[string]int{}, 0, 0
+	for _, r := range records() {
+		source := r.Fields["src.ip"]
+		if addr, err := netip.ParseAddrPort(r.Fields["src.addr"]); err == nil {
+			source = addr.Addr().String()
+		}
+		switch r.Event {
+		case audit.EventDenied:
+			denied[source]++
+		case audit.EventRepeated:
+			n, err := strconv.Atoi(r.Fields["records"])
+			if err != nil || source != greedy {
+				t.Errorf("repeated: %v", r.Fields)
+			}
+			summed += n
+		}
+		if source == greedy {
+			written++
+		}
+	}
+	if denied[other] != times {
+		t.Errorf("%d records of the other source, want %d", denied[other], times)
+	}
+	if denied[greedy]+summed != ports*times {
+		t.Errorf("%d denials are recorded and %d counted, of %d", denied[greedy], summed, ports*times)
+	}
+	if written > 2*auditAllowed+1 {
+		t.Errorf("one source has left %d records, want %d at most", written, 2*auditAllowed+1)
 	}
 }

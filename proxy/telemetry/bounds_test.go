@@ -139,8 +139,8 @@ func TestFloodOfKindsIsBounded(t *testing.T) {
 		t.Errorf("%d kinds kept", n)
 	}
 	lines := w.lines()
-	if len(lines) != floodKinds+floodAllowed {
-		t.Errorf("%d lines, want %d", len(lines), floodKinds+floodAllowed)
+	if len(lines) != floodKinds/2+floodAllowed {
+		t.Errorf("%d lines of one source, want %d", len(lines), floodKinds/2+floodAllowed)
 	}
 	if len(lines[0]) > 800 {
 		t.Errorf("a line of %d bytes", len(lines[0]))
@@ -148,5 +148,13 @@ func TestFloodOfKindsIsBounded(t *testing.T) {
 	w.summarize()
 	if got := w.lines(); len(got) != 1 || !strings.Contains(got[0], fmt.Sprintf(`"reason":"various","suppressed":%d`, 20000-len(lines))) {
 		t.Errorf("summary %q", got)
+	}
+	source := netip.MustParseAddr("10.0.0.9")
+	for port := range uint16(20000) {
+		source = source.Next()
+		w.HandshakeFailed(Inbound, netip.AddrPortFrom(source, 1), netip.AddrPortFrom(source, port), "not_tls", errors.New("x"))
+	}
+	if n := len(w.flood.kinds); n > 2*floodKinds+1 {
+		t.Errorf("%d kinds of 20000 sources kept", n)
 	}
 }

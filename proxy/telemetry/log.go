@@ -79,6 +79,8 @@ func (r repeated) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	if r.kind.source.IsValid() {
 		enc.AddString("direction", r.kind.direction.String())
 		enc.AddString("src.ip", r.kind.source.String())
+	}
+	if r.kind.destination.IsValid() {
 		enc.AddString("dst.addr", r.kind.destination.String())
 	}
 	addString(enc, "policy", r.kind.policy)

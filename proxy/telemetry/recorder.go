@@ -77,8 +77,8 @@ func New(o Options) *Recorder {
 		registry: prometheus.NewRegistry(),
 		traffic:  newTable(o.MaxSeries),
 		requests: newRequestTable(o.MaxSeries),
-		flood:    newFlood(),
-		audited:  newFlood(),
+		flood:    newFlood(0),
+		audited:  newFlood(auditAllowed),
 		access:   newAccessLimiter(),
 	}
 	r.metrics = newMetrics(r.registry, o)
