@@ -36,6 +36,7 @@ type AgentConfig struct {
 // served, and a restarted agent gets the listeners from here.
 type Agent struct {
 	cfg      AgentConfig
+	patience time.Duration // lastPatience, but in tests
 	feed     *feed
 	reached  chan struct{} // closed when an agent has said what it kept
 	draining chan struct{} // closed when a newer proxy has taken over
@@ -48,9 +49,9 @@ type Agent struct {
 	left     time.Time     // since when there is no agent; zero if there is one
 	absence  time.Duration // altogether, before that
 	drained  bool
-	leaving  bool
-	saved    *state // the newest, nil if none
-	unsent   bool   // saved has not gone to this session's agent
+	leaving  time.Time // since when this process accepts nothing more; zero: it does
+	saved    *state    // the newest, nil if none
+	unsent   bool      // saved has not gone to this session's agent
 	restored []byte
 	restore  error
 	spares   budget
@@ -66,6 +67,7 @@ func NewAgent(cfg AgentConfig) *Agent {
 	}
 	return &Agent{
 		cfg:      cfg,
+		patience: lastPatience,
 		feed:     newFeed(),
 		reached:  make(chan struct{}),
 		draining: make(chan struct{}),
@@ -80,6 +82,10 @@ const (
 	firstReconnect = 10 * time.Millisecond
 	lastReconnect  = 200 * time.Millisecond
 	trimInterval   = 10 * time.Second
+	// lastPatience is how long a process that accepts nothing more keeps
+	// listeners for an agent to come: connections that the kernel queues for
+	// nobody are worse off than those that it refuses.
+	lastPatience = 10 * time.Second
 )
 
 // errSuperseded ends a proxy that drains while the next one begins to.
@@ -125,6 +131,7 @@ func (a *Agent) reconnect(ctx context.Context) error {
 		if a.sessions() != before { // there was one, for a while
 			pause, said = firstReconnect, ""
 		}
+		a.giveUp()
 		if text := err.Error(); text != said {
 			said = text
 			a.cfg.Log.Warn("no connection to tacit-agent; pods that are known are served on", zap.Error(err))
@@ -182,11 +189,37 @@ func (a *Agent) Draining() <-chan struct{} { return a.draining }
 
 // Leave says that this process accepts nothing more, whether or not there is a
 // newer one: an agent that restarts gets the listeners from it, but must not
-// take it for the one that serves.
+// take it for the one that serves. Where there is no agent for 10 s, the
+// listeners are closed, so that somebody else can have the ports.
 func (a *Agent) Leave() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.leaving = true
+	if a.leaving.IsZero() {
+		a.leaving = time.Now()
+	}
+}
+
+// giveUp closes the listeners of a process that has been leaving, without an
+// agent, for too long. It is called between two sessions alone.
+func (a *Agent) giveUp() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.drained || a.leaving.IsZero() || a.left.IsZero() || min(time.Since(a.leaving), time.Since(a.left)) < a.patience {
+		return
+	}
+	a.cfg.Log.Warn("no tacit-agent comes to take the listeners; they are closed")
+	a.closeListeners()
+}
+
+// closeListeners is for good: pods that come later have none here. The caller
+// holds mu.
+func (a *Agent) closeListeners() {
+	a.drained = true
+	for _, p := range a.pods {
+		p.listeners.Close()
+		protocol.CloseAll(p.fds)
+		p.fds = nil
+	}
 }
 
 // Save gives the agent a state to keep for the next proxy, in the place of

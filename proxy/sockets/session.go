@@ -104,7 +104,7 @@ func peerUID(c *net.UnixConn) (int, error) {
 // hello agrees on the version of the protocol.
 func (a *Agent) hello(c *protocol.Conn) (version uint32, err error) {
 	a.mu.Lock()
-	own := &protocol.Hello{Version: protocol.Version, Draining: a.drained || a.leaving}
+	own := &protocol.Hello{Version: protocol.Version, Draining: a.drained || !a.leaving.IsZero()}
 	a.mu.Unlock()
 	if err := c.Send(&protocol.FromProxy{Message: &protocol.FromProxy_Hello{Hello: own}}); err != nil {
 		return 0, err
@@ -183,7 +183,7 @@ func (a *Agent) write(ctx context.Context, c *protocol.Conn, session uint64) err
 		if a.unsent {
 			save, a.unsent = a.saved, false
 		}
-		ready := a.ready == session && !a.drained && !a.leaving && !announced
+		ready := a.ready == session && !a.drained && a.leaving.IsZero() && !announced
 		wants := a.wants(session)
 		a.mu.Unlock()
 
@@ -408,11 +408,6 @@ func (a *Agent) drain() {
 	if a.drained {
 		return
 	}
-	a.drained = true
-	for _, p := range a.pods {
-		p.listeners.Close()
-		protocol.CloseAll(p.fds)
-		p.fds = nil
-	}
+	a.closeListeners()
 	close(a.draining)
 }

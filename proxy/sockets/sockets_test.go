@@ -337,16 +337,23 @@ func (f fakeAgent) synced() {
 	f.send(&protocol.FromAgent{Message: &protocol.FromAgent_Synced{Synced: &protocol.Synced{}}})
 }
 
-func listening(t *testing.T) (fds []int) {
+func listening(t *testing.T) []int {
+	t.Helper()
+	fds := bound(t)
+	t.Cleanup(func() { protocol.CloseAll(fds) })
+	return fds
+}
+
+// bound is listening, but to be closed by the caller.
+func bound(t *testing.T) (fds []int) {
 	t.Helper()
 	for range protocol.ListenersPerPod {
 		fd := descriptor(t)
-		if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(fd, 1)); err != nil {
+		if err := errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(fd, 1)); err != nil {
 			t.Fatal(err)
 		}
 		fds = append(fds, fd)
 	}
-	t.Cleanup(func() { protocol.CloseAll(fds) })
 	return fds
 }
 
@@ -458,6 +465,52 @@ func TestLeavingProxy(t *testing.T) {
 	r.expect(t, "gone y")
 	if m, _ := agent.next(); m.GetWant().GetUid() != "x" { // it goes on with x, and wants sockets for it
 		t.Errorf("said %v", m)
+	}
+}
+
+// Where neither agent nor proxy stays, the ports are free for somebody else,
+// even while a connection lives on.
+func TestLeftAlone(t *testing.T) {
+	a, r, accept := startAgent(t)
+	a.mu.Lock()
+	a.patience = 100 * time.Millisecond
+	a.mu.Unlock()
+	agent := accept()
+	agent.greet()
+	x := bound(t)
+	agent.add("x", "1", x)
+	protocol.CloseAll(x) // the agent's
+	agent.synced()
+	r.expect(t, "add x 1", "synced")
+	l := r.listeners("x").Outbound
+	live, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Close()
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accepted.Close()
+
+	a.Leave()
+	agent.Close()
+	if c, err := l.Accept(); err == nil {
+		t.Errorf("accepted %v", c)
+	}
+	a.mu.Lock() // what closes listeners holds it
+	next, err := net.Listen("tcp", l.Addr().String())
+	a.mu.Unlock()
+	if err != nil {
+		t.Fatalf("the port is not free: %v", err)
+	}
+	next.Close()
+	if _, err := live.Write([]byte("x")); err != nil {
+		t.Error(err)
+	}
+	if _, err := accepted.Read(make([]byte, 1)); err != nil {
+		t.Errorf("the live connection: %v", err)
 	}
 }
 

@@ -80,6 +80,58 @@ func TestKeptPods(t *testing.T) {
 	}
 }
 
+// While nobody says which pods there are, those that a proxy has are kept,
+// whether its offer has come before or comes after; once all have been named,
+// the others are gone.
+func TestOfferedPods(t *testing.T) {
+	s, ns := New(Config{}), freshNamespace(t)
+	earlier, err := listenAll(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.offers["earlier"] = earlier
+	s.KeepOffered()
+	p := &proxy{news: map[string]bool{}, wake: make(chan struct{}, 1)}
+	s.proxies[p] = struct{}{}
+	added := freshNamespace(t)
+	for uid, ns := range map[string]*netns.NS{"later": freshNamespace(t), "named": freshNamespace(t), "added": added} {
+		fds, err := listenAll(ns)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.takeOffer(p, uid, fds); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, uid := range []string{"earlier", "later", "named", "added"} {
+		if s.Missing(uid) {
+			t.Errorf("%s is not kept", uid)
+		}
+	}
+	s.Keep("named")
+	if err := s.Add(Pod{UID: "added", Name: "p"}, added); err != nil {
+		t.Fatal(err)
+	}
+	s.Synced()
+	for uid, gone := range map[string]bool{"earlier": true, "later": true, "named": false, "added": false} {
+		if s.Missing(uid) != gone {
+			t.Errorf("once all have been named, %s is gone: %v", uid, !gone)
+		}
+		if told, ok := p.news[uid]; gone && !(ok && told) {
+			t.Errorf("of the end of %s the proxy hears %v, %v", uid, told, ok)
+		}
+	}
+	s.KeepOffered() // no more: everybody has been named
+	fds, err := listenAll(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.takeOffer(p, "latest", fds); err != nil || !s.Missing("latest") {
+		t.Errorf("an offer of a pod that nobody has named: %v", err)
+	}
+	s.closeAll()
+}
+
 // Another namespace under the UID of a kept pod is another pod: what the proxy
 // had of the first does not serve it.
 func TestKeptPodIsAnother(t *testing.T) {

@@ -274,11 +274,14 @@ func (s *Server) takeOffer(p *proxy, uid string, fds []int) error {
 		protocol.CloseAll(fds)
 		return nil
 	}
-	if p.offered || len(s.offers) >= protocol.MaxPods {
+	if p.offered || len(s.offers) >= protocol.MaxPods || s.trust && len(s.pods) >= protocol.MaxPods {
 		protocol.CloseAll(fds)
 		return errors.New("more offers than there can be pods")
 	}
 	s.offers[uid] = fds
+	if s.trust {
+		s.keep(uid).trusted = true
+	}
 	return nil
 }
 

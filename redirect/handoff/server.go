@@ -69,6 +69,7 @@ type Server struct {
 	pods    map[string]*entry
 	offers  map[string][]int // from a proxy, for pods that have not been added yet
 	synced  bool
+	trust   bool // pods that proxies offer are kept until all are known
 	proxies map[*proxy]struct{}
 	state   int // the newest memfd of a proxy, -1 if none
 
@@ -87,6 +88,8 @@ type entry struct {
 	// kept is a pod of which the agent knows no more than a proxy has shown
 	// it; its namespace, if that is known, is the entry's own.
 	kept bool
+	// trusted is a kept pod that only a proxy has named.
+	trusted bool
 }
 
 // New makes a server; pods may be added before Run.
@@ -218,7 +221,7 @@ func (s *Server) Add(p Pod, ns *netns.NS) error {
 		e.close()
 	}
 	e.letGo()
-	e.Pod, e.ns, e.kept = p, ns, false
+	e.Pod, e.ns, e.kept, e.trusted = p, ns, false, false
 	if fds, ok := s.offers[p.UID]; ok {
 		delete(s.offers, p.UID)
 		s.adopt(e, fds)
@@ -233,45 +236,15 @@ func (s *Server) Add(p Pod, ns *netns.NS) error {
 	return nil
 }
 
-// Keep says that a pod is there whose namespace the caller has not got: what a
-// proxy has of it stays, and leads to the namespace.
-func (s *Server) Keep(uid string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.pods[uid]; ok {
-		return
-	}
-	e := &entry{Pod: Pod{UID: uid}, kept: true}
-	s.pods[uid] = e
-	if fds, ok := s.offers[uid]; ok {
-		delete(s.offers, uid)
-		s.adopt(e, fds)
-	}
-	s.changed(uid, false)
-}
-
-// Missing reports whether neither a proxy nor the server has listeners of a pod:
-// nobody serves it.
-func (s *Server) Missing(uid string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e, ok := s.pods[uid]
-	return !ok || e.listeners == nil
-}
-
-// letGo closes the namespace that belongs to the entry itself.
-func (e *entry) letGo() {
-	if e.kept && e.ns != nil {
-		e.ns.Close()
-		e.ns = nil
-	}
-}
-
 // Remove closes the pod's listeners, here and in proxies. Gone says that the
 // pod itself has ended, so that proxies end its connections too.
 func (s *Server) Remove(uid string, gone bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.remove(uid, gone)
+}
+
+func (s *Server) remove(uid string, gone bool) {
 	e, ok := s.pods[uid]
 	if !ok {
 		return
@@ -293,6 +266,11 @@ func (s *Server) Synced() {
 	for uid, fds := range s.offers {
 		protocol.CloseAll(fds)
 		delete(s.offers, uid)
+	}
+	for uid, e := range s.pods {
+		if e.trusted {
+			s.remove(uid, true)
+		}
 	}
 	for p := range s.proxies {
 		p.wakeWriter()

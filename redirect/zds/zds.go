@@ -25,6 +25,8 @@ type Sockets interface {
 	Add(handoff.Pod, *netns.NS) error
 	// Keep leaves to the proxy what it has of a pod.
 	Keep(uid string)
+	// KeepOffered leaves to the proxy all that it has, until Synced.
+	KeepOffered()
 	// Missing reports whether nobody has anything of a pod that is kept.
 	Missing(uid string) bool
 	// Remove takes the listeners away; gone says that the pod itself has ended.
@@ -44,7 +46,7 @@ type Config struct {
 }
 
 // Client plays ztunnel towards Istio's CNI agent. Pods stay as they are while
-// that is away.
+// that is away, also those that only the proxy knows from before this process.
 type Client struct {
 	cfg    Config
 	failed chan struct{} // holds one token after a pod has failed
@@ -95,6 +97,8 @@ func (c *Client) follow(ctx context.Context) error {
 		}
 		if synced {
 			pause = firstPause
+		} else if !c.Synced() {
+			c.cfg.Sockets.KeepOffered()
 		}
 		if synced || err.Error() != told {
 			told = err.Error()

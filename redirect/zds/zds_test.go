@@ -70,6 +70,12 @@ func (r *recorder) Keep(uid string) {
 	r.note("keep %s", uid)
 }
 
+func (r *recorder) KeepOffered() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.note("keep what is offered")
+}
+
 func (r *recorder) Missing(uid string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
