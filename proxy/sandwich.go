@@ -39,7 +39,7 @@ func (p *Proxy) dialTunnel(c *Connection, to target) (*net.TCPConn, error) {
 		return nil, fmt.Errorf("connect to the application's tunnel at %v: %w", at, err)
 	}
 	// It is the first that is sent, and the kernel has room for more.
-	if _, err := app.Write(proxyHeader(c.source, to.named, c.peer)); err != nil {
+	if _, err := app.Write(proxyHeader(c.source, to.named, c.peer, to.service)); err != nil {
 		reset(app)
 		return nil, fmt.Errorf("tell the application's tunnel at %v who comes: %w", at, err)
 	}
@@ -56,12 +56,14 @@ const (
 	proxyCommand   = 0x21 // version 2, on behalf of another
 	proxyTCP4      = 0x11
 	proxyTCP6      = 0x21
-	// proxyIdentity is the extension in which Istio tells the source's SPIFFE id.
+	// Istio's extensions: the source's SPIFFE id, and the hostname of the service
+	// that was asked for.
 	proxyIdentity = 0xd0
+	proxyService  = 0xd1
 )
 
 // proxyHeader says on whose behalf a connection comes, and where it was to go.
-func proxyHeader(src, dst netip.AddrPort, id model.Identity) []byte {
+func proxyHeader(src, dst netip.AddrPort, id model.Identity, service string) []byte {
 	var body []byte
 	family := byte(proxyTCP4)
 	if src.Addr().Is4() && dst.Addr().Is4() {
@@ -77,12 +79,18 @@ func proxyHeader(src, dst netip.AddrPort, id model.Identity) []byte {
 	body = binary.BigEndian.AppendUint16(body, src.Port())
 	body = binary.BigEndian.AppendUint16(body, dst.Port())
 	if !id.IsZero() {
-		text := id.String()
-		body = append(body, proxyIdentity)
-		body = binary.BigEndian.AppendUint16(body, uint16(len(text)))
-		body = append(body, text...)
+		body = appendExtension(body, proxyIdentity, id.String())
+	}
+	if service != "" {
+		body = appendExtension(body, proxyService, service)
 	}
 	header := append([]byte(proxySignature), proxyCommand, family)
 	header = binary.BigEndian.AppendUint16(header, uint16(len(body)))
 	return append(header, body...)
+}
+
+func appendExtension(body []byte, kind byte, text string) []byte {
+	body = append(body, kind)
+	body = binary.BigEndian.AppendUint16(body, uint16(len(text)))
+	return append(body, text...)
 }

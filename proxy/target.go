@@ -19,6 +19,9 @@ type target struct {
 	// named is what the peer has asked for, which an application that takes
 	// what is meant for others is told; invalid unless the pod has one.
 	named netip.AddrPort
+	// service is the hostname of the service at named, of which it is told as
+	// well; empty if it is a workload's or nobody's.
+	service string
 	// tunnel says that dst's port is that of such an application, on loopback.
 	tunnel bool
 }
@@ -59,7 +62,7 @@ func aimAt(s *model.Snapshot, w *model.Workload, authority string, arrived netip
 			return target{}, fmt.Errorf("CONNECT to %.64q: %w with an address of its own, of which the pod could be told", authority, errNotServed)
 		}
 		if w.Tunnel.PROXY {
-			to.named = named
+			to.named, to.service = named, serviceAt(s, w, named.Addr(), authority)
 		}
 		if w.Tunnel.Port != 0 {
 			to.dst, to.tunnel = netip.AddrPortFrom(arrived, w.Tunnel.Port), true
@@ -123,6 +126,23 @@ func aimAtName(s *model.Snapshot, w *model.Workload, authority string) (named ne
 		return addressOf(v, w.Network, uint16(asked)), port, nil
 	}
 	return named, 0, errNotServed
+}
+
+// serviceAt is the hostname of the service that an authority means: where
+// several share its address, or its name, one that is behind the pod.
+func serviceAt(s *model.Snapshot, w *model.Workload, a netip.Addr, authority string) string {
+	services := s.ServicesAt(w.Network, a)
+	if host, _, err := net.SplitHostPort(authority); err == nil && !isAddress(host) {
+		services = s.ServicesNamed(host)
+	} else if s.WorkloadAt(w.Network, a) != nil {
+		return ""
+	}
+	if len(services) == 0 {
+		return ""
+	}
+	services = preferred(services, w.Namespace)
+	first := slices.IndexFunc(services, func(v *model.Service) bool { return isWaypointOf(s, w, v) })
+	return services[max(first, 0)].Hostname
 }
 
 // isHostname reports whether a text could name a service: labels as of DNS, of

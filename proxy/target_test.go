@@ -39,7 +39,8 @@ func sandwich(edits ...func(*model.Workload)) (*model.Snapshot, *model.Workload)
 	s := model.NewSnapshot().Apply(model.Update{
 		Services: []*model.Service{
 			gate, shop,
-			{Name: "other", Namespace: "shop", Hostname: "other.shop.svc.cluster.local", Addresses: at("198.19.0.2")},
+			{Name: "other", Namespace: "shop", Hostname: "other.shop.svc.cluster.local", Addresses: append(at("198.19.0.2"), at("198.19.0.3")...)},
+			{Name: "behind", Namespace: "web", Hostname: "behind.web.svc.cluster.local", Addresses: at("198.19.0.2"), Waypoints: shop.Waypoints},
 			{Name: "bare", Namespace: "shop", Hostname: "bare.shop.svc.cluster.local", Waypoints: shop.Waypoints},
 			{Name: "shared", Namespace: "web", Hostname: "shared.example", Canonical: true},
 			{Name: "shared", Namespace: "infra", Hostname: "shared.example"},
@@ -64,6 +65,7 @@ func TestWhatAPodIsGiven(t *testing.T) {
 		authority string
 		dst       string // "": refused
 		named     string
+		service   string
 		unserved  bool // refused as something that another may serve
 	}{
 		"its own address":                      {authority: "198.18.1.1:80", dst: "198.18.1.1:80"},
@@ -84,12 +86,16 @@ func TestWhatAPodIsGiven(t *testing.T) {
 		"behind it, by a virtual address":      {authority: "198.19.0.1:80", dst: "198.18.1.1:80"},
 		"behind it, by a workload's":           {authority: "198.18.2.1:80", dst: "198.18.1.1:80"},
 		"behind it, by name":                   {authority: "shop.shop.svc.cluster.local:80", dst: "198.18.1.1:80"},
-		"not behind it, a virtual address":     {authority: "198.19.0.2:80"},
+		"not behind it, a virtual address":     {authority: "198.19.0.3:80"},
 		"not behind it, a workload":            {authority: "198.18.2.2:80"},
 		"of nobody":                            {authority: "203.0.113.1:80"},
 		"tunnel, of anybody":                   {edits: []func(*model.Workload){proxied}, authority: "203.0.113.1:80", dst: "198.18.1.1:15088", named: "203.0.113.1:80"},
 		"tunnel, its own address":              {edits: []func(*model.Workload){proxied}, authority: "198.18.1.1:80", dst: "198.18.1.1:15088", named: "198.18.1.1:80"},
-		"tunnel, by name":                      {edits: []func(*model.Workload){proxied}, authority: "shop.shop.svc.cluster.local:80", dst: "198.18.1.1:15088", named: "198.19.0.1:80"},
+		"tunnel, by name":                      {edits: []func(*model.Workload){proxied}, authority: "shop.shop.svc.cluster.local:80", dst: "198.18.1.1:15088", named: "198.19.0.1:80", service: "shop.shop.svc.cluster.local"},
+		"tunnel, by a virtual address":         {edits: []func(*model.Workload){proxied}, authority: "198.19.0.1:80", dst: "198.18.1.1:15088", named: "198.19.0.1:80", service: "shop.shop.svc.cluster.local"},
+		"tunnel, one that services share":      {edits: []func(*model.Workload){proxied}, authority: "198.19.0.2:80", dst: "198.18.1.1:15088", named: "198.19.0.2:80", service: "behind.web.svc.cluster.local"},
+		"tunnel, a service of its own":         {edits: []func(*model.Workload){proxied}, authority: "198.19.0.9:80", dst: "198.18.1.1:15088", named: "198.19.0.9:80", service: "gate.infra.svc.cluster.local"},
+		"tunnel, a workload's address":         {edits: []func(*model.Workload){proxied}, authority: "198.18.2.1:80", dst: "198.18.1.1:15088", named: "198.18.2.1:80"},
 		"tunnel, a name without an address":    {edits: []func(*model.Workload){proxied}, authority: "bare.shop.svc.cluster.local:80", unserved: true},
 		"tunnel, a name of nobody":             {edits: []func(*model.Workload){proxied}, authority: "nobody.example:80", unserved: true},
 		"tunnel, loopback":                     {edits: []func(*model.Workload){proxied}, authority: "127.0.0.1:80"},
@@ -99,7 +105,7 @@ func TestWhatAPodIsGiven(t *testing.T) {
 		"tunnel, port 0":                       {edits: []func(*model.Workload){proxied}, authority: "203.0.113.1:0"},
 		"tunnel, a port of the proxy":          {edits: []func(*model.Workload){proxied}, authority: "203.0.113.1:15001"},
 		"tunnel at a port of the proxy":        {edits: []func(*model.Workload){tunnel(model.ApplicationTunnel{Port: hbonePort, PROXY: true})}, authority: "198.18.1.1:80"},
-		"tunnel without a port":                {edits: []func(*model.Workload){tunnel(model.ApplicationTunnel{PROXY: true})}, authority: "198.19.0.1:80", dst: "198.18.1.1:80", named: "198.19.0.1:80"},
+		"tunnel without a port":                {edits: []func(*model.Workload){tunnel(model.ApplicationTunnel{PROXY: true})}, authority: "198.19.0.1:80", dst: "198.18.1.1:80", named: "198.19.0.1:80", service: "shop.shop.svc.cluster.local"},
 		"another port alone":                   {edits: []func(*model.Workload){tunnel(model.ApplicationTunnel{Port: 9999})}, authority: "198.18.1.1:80", dst: "198.18.1.1:9999"},
 		"another port alone, for a stranger's": {edits: []func(*model.Workload){tunnel(model.ApplicationTunnel{Port: 9999})}, authority: "203.0.113.1:80"},
 	} {
@@ -116,8 +122,8 @@ func TestWhatAPodIsGiven(t *testing.T) {
 			if got.named.IsValid() {
 				named = got.named.String()
 			}
-			if err != nil || got.dst.String() != tt.dst || named != tt.named {
-				t.Errorf("leads to %v as %q (%v), want %s as %q", got.dst, named, err, tt.dst, tt.named)
+			if err != nil || got.dst.String() != tt.dst || named != tt.named || got.service != tt.service {
+				t.Errorf("leads to %v as %q of %q (%v), want %s as %q of %q", got.dst, named, got.service, err, tt.dst, tt.named, tt.service)
 			}
 		})
 	}
@@ -147,22 +153,27 @@ func TestProxyHeader(t *testing.T) {
 	for name, tt := range map[string]struct {
 		src, dst string
 		id       model.Identity
+		service  string
 		want     [][]byte
 	}{
-		"IPv4": {"198.18.1.1:40000", "198.19.0.1:80", model.Identity{}, [][]byte{{0x11, 0, 12, 198, 18, 1, 1, 198, 19, 0, 1, 0x9c, 0x40, 0, 80}}},
-		"with an identity": {"198.18.1.1:40000", "198.19.0.1:80", id, [][]byte{
+		"IPv4": {"198.18.1.1:40000", "198.19.0.1:80", model.Identity{}, "", [][]byte{{0x11, 0, 12, 198, 18, 1, 1, 198, 19, 0, 1, 0x9c, 0x40, 0, 80}}},
+		"with an identity": {"198.18.1.1:40000", "198.19.0.1:80", id, "", [][]byte{
 			{0x11, 0, byte(12 + 3 + len(text)), 198, 18, 1, 1, 198, 19, 0, 1, 0x9c, 0x40, 0, 80, 0xd0, 0, byte(len(text))}, []byte(text),
 		}},
-		"IPv6": {"[fd00::1]:40000", "[fd00::2]:80", model.Identity{}, [][]byte{
+		"with an identity and a service": {"198.18.1.1:40000", "198.19.0.1:80", id, "web.example", [][]byte{
+			{0x11, 0, byte(12 + 3 + len(text) + 3 + 11), 198, 18, 1, 1, 198, 19, 0, 1, 0x9c, 0x40, 0, 80, 0xd0, 0, byte(len(text))}, []byte(text),
+			{0xd1, 0, 11}, []byte("web.example"),
+		}},
+		"IPv6": {"[fd00::1]:40000", "[fd00::2]:80", model.Identity{}, "", [][]byte{
 			{0x21, 0, 36, 0xfd}, make([]byte, 14), {1, 0xfd}, make([]byte, 14), {2, 0x9c, 0x40, 0, 80},
 		}},
-		"both families": {"198.18.1.1:40000", "[fd00::2]:80", model.Identity{}, [][]byte{
+		"both families": {"198.18.1.1:40000", "[fd00::2]:80", model.Identity{}, "", [][]byte{
 			{0x21, 0, 36}, mapped, {198, 18, 1, 1, 0xfd}, make([]byte, 14), {2, 0x9c, 0x40, 0, 80},
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			want := append(bytes.Clone(signature), bytes.Join(tt.want, nil)...)
-			if got := proxyHeader(netip.MustParseAddrPort(tt.src), netip.MustParseAddrPort(tt.dst), tt.id); !bytes.Equal(got, want) {
+			if got := proxyHeader(netip.MustParseAddrPort(tt.src), netip.MustParseAddrPort(tt.dst), tt.id, tt.service); !bytes.Equal(got, want) {
 				t.Errorf("got  %x\nwant %x", got, want)
 			}
 		})

@@ -111,7 +111,7 @@ static_resources:
     - name: envoy.filters.listener.proxy_protocol
       typed_config:
         "@type": type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol
-        rules: [{tlv_type: 208, on_tlv_present: {key: identity}}]
+        rules: [{tlv_type: 208, on_tlv_present: {key: identity}}, {tlv_type: 209, on_tlv_present: {key: service}}]
     filter_chains:
     - filters:
       - name: envoy.filters.network.tcp_proxy
@@ -125,7 +125,7 @@ static_resources:
               "@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
               path: LOG
               log_format:
-                text_format_source: {inline_string: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_LOCAL_ADDRESS% %DYNAMIC_METADATA(envoy.filters.listener.proxy_protocol:identity)%\n"}
+                text_format_source: {inline_string: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_LOCAL_ADDRESS% %DYNAMIC_METADATA(envoy.filters.listener.proxy_protocol:identity)% %DYNAMIC_METADATA(envoy.filters.listener.proxy_protocol:service)%\n"}
   clusters:
   - name: destination
     type: ORIGINAL_DST

@@ -86,7 +86,7 @@ func (m *mesh) listenFirst(pod, address string) (seen string, err error) {
 	return strings.TrimSuffix(seen, "\n"), nil
 }
 
-// A waypoint whose own pod is captured is told who comes and where to, and what
+// A waypoint whose own pod is captured is told who comes and to which service, and what
 // it sends on goes straight to the endpoint.
 func TestSandwich(t *testing.T) {
 	m := start(t)
@@ -114,7 +114,7 @@ func TestSandwich(t *testing.T) {
 	}
 	m.wantEnd("the client's proxy", near.Ended, waypoint.Identity(), authority)
 	m.wantEnd("the server's proxy", far.Ended, server.Identity(), "198.18.2.10:8080")
-	want := fmt.Sprintf("%s %s %s\n", client.Addresses[0], authority, client.Identity())
+	want := fmt.Sprintf("%s %s %s %s\n", client.Addresses[0], authority, client.Identity(), web.Hostname)
 	m.Eventually("Envoy tells of the connection", func() error {
 		said, err := os.ReadFile(log)
 		if err == nil && !strings.Contains(string(said), want) {
