@@ -6,6 +6,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,6 +18,7 @@ import (
 	"github.com/tacit-mesh/tacit/internal/kube"
 	"github.com/tacit-mesh/tacit/xds/build"
 	"github.com/tacit-mesh/tacit/xds/jwks"
+	"github.com/tacit-mesh/tacit/xds/meshconfig"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -81,7 +83,7 @@ func command() *cobra.Command {
 		if o.kubernetes {
 			required = nil
 		}
-		if err := cli.Check(cmd, required, err, o.check(), readMeshConfig(o.meshConfig, &o.settings)); err != nil {
+		if err := cli.Check(cmd, required, err, o.check(), meshconfig.Read(o.meshConfig, &o.settings, os.ReadFile)); err != nil {
 			return err
 		}
 		if !cmd.Flag("root-namespace").Changed {

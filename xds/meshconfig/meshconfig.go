@@ -1,4 +1,8 @@
-package main
+// Package meshconfig reads what holds for a whole mesh and is no object of
+// Kubernetes: the file of tacitd --mesh-config, which tacit replays by, too.
+//
+// What does not belong here: what it leads to (xds/build).
+package meshconfig
 
 import (
 	"encoding/json"
@@ -21,9 +25,8 @@ import (
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-// meshConfig is what holds for the whole mesh and is no object of Kubernetes.
-// Fields that Istio's MeshConfig has mean the same here.
-type meshConfig struct {
+// config is the file. Fields that Istio's MeshConfig has mean the same here.
+type config struct {
 	PathNormalization struct {
 		Normalization string `json:"normalization"`
 	} `json:"pathNormalization"`
@@ -47,6 +50,8 @@ type meshConfig struct {
 	// TrustedProxies are principals, as in a policy, from whom
 	// X-Forwarded-For is believed.
 	TrustedProxies []string `json:"trustedProxies"`
+
+	readFile func(string) ([]byte, error)
 }
 
 // tlsConfig is TLS to a server. Without a file the system's roots count.
@@ -58,8 +63,9 @@ type tlsConfig struct {
 // defaultProviderTimeout is Istio's.
 const defaultProviderTimeout = 600 * time.Second
 
-// readMeshConfig sets what the file says; an empty name is no file.
-func readMeshConfig(file string, s *build.Settings) error {
+// Read sets what the file says; an empty name is no file. Certificates that it
+// names are read by readFile, which gives none where they are of no interest.
+func Read(file string, s *build.Settings, readFile func(string) ([]byte, error)) error {
 	if file == "" {
 		return nil
 	}
@@ -67,7 +73,7 @@ func readMeshConfig(file string, s *build.Settings) error {
 	if err != nil {
 		return fmt.Errorf("read the configuration of the mesh: %w", err)
 	}
-	var c meshConfig
+	c := config{readFile: readFile}
 	if err := yaml.UnmarshalStrict(text, &c); err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
@@ -77,7 +83,7 @@ func readMeshConfig(file string, s *build.Settings) error {
 	return nil
 }
 
-func (c *meshConfig) apply(s *build.Settings) error {
+func (c *config) apply(s *build.Settings) error {
 	modes := map[string]model.PathNormalization{
 		"": model.NormalizeBase, "DEFAULT": model.NormalizeBase, "BASE": model.NormalizeBase, "MERGE_SLASHES": model.NormalizeMergeSlashes,
 		"DECODE_AND_MERGE_SLASHES": model.NormalizeDecodeAndMergeSlashes, "NONE": model.NormalizeNone,
@@ -117,7 +123,7 @@ func (c *meshConfig) apply(s *build.Settings) error {
 		}
 		s.LimitStore = &model.LimitStore{Host: store.Host, Port: store.Port, TLS: store.TLS != nil}
 		var err error
-		if s.LimitStore.ServerName, s.LimitStore.Roots, err = store.TLS.read(); err != nil {
+		if s.LimitStore.ServerName, s.LimitStore.Roots, err = c.read(store.TLS); err != nil {
 			return fmt.Errorf("rateLimitStore.tls: %w", err)
 		}
 	}
@@ -126,7 +132,7 @@ func (c *meshConfig) apply(s *build.Settings) error {
 
 // forwarding: everybody can send X-Forwarded-For, so it takes both a number and
 // names to believe it.
-func (c *meshConfig) forwarding(s *build.Settings) error {
+func (c *config) forwarding(s *build.Settings) error {
 	n := c.DefaultConfig.GatewayTopology.NumTrustedProxies
 	switch {
 	case n > 0 && len(c.TrustedProxies) == 0:
@@ -145,11 +151,11 @@ func (c *meshConfig) forwarding(s *build.Settings) error {
 	return nil
 }
 
-func (t *tlsConfig) read() (serverName, roots string, err error) {
+func (c *config) read(t *tlsConfig) (serverName, roots string, err error) {
 	if t == nil || t.CAFile == "" {
 		return serverNameOf(t), "", nil
 	}
-	pem, err := os.ReadFile(t.CAFile)
+	pem, err := c.readFile(t.CAFile)
 	return t.ServerName, string(pem), err
 }
 
@@ -161,7 +167,7 @@ func serverNameOf(t *tlsConfig) string {
 }
 
 // provider is nil for one that is not about authorization.
-func (c *meshConfig) provider(text []byte) (*model.Provider, error) {
+func (c *config) provider(text []byte) (*model.Provider, error) {
 	var in meshv1alpha1.MeshConfig_ExtensionProvider
 	if err := protojson.Unmarshal(text, &in); err != nil {
 		return nil, err
@@ -190,7 +196,7 @@ func (c *meshConfig) provider(text []byte) (*model.Provider, error) {
 	}
 	if t, ok := c.ProviderTLS[out.Name]; ok {
 		out.TLS = true
-		if out.ServerName, out.Roots, err = t.read(); err != nil {
+		if out.ServerName, out.Roots, err = c.read(&t); err != nil {
 			return nil, fmt.Errorf("providerTLS[%s]: %w", out.Name, err)
 		}
 	}

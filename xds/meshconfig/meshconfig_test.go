@@ -1,4 +1,4 @@
-package main
+package meshconfig
 
 import (
 	"os"
@@ -24,7 +24,7 @@ func TestMeshConfig(t *testing.T) {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return s, readMeshConfig(file, &s)
+		return s, Read(file, &s, os.ReadFile)
 	}
 	got, err := read(`
 pathNormalization: {normalization: MERGE_SLASHES}
@@ -83,7 +83,7 @@ trustedProxies: [cluster.local/ns/ingress/sa/gateway, "spiffe://other/*"]
 			t.Errorf("%s: %v, want %q", text, err, want)
 		}
 	}
-	if err := readMeshConfig(filepath.Join(dir, "none"), &build.Settings{}); err == nil {
+	if err := Read(filepath.Join(dir, "none"), &build.Settings{}, os.ReadFile); err == nil {
 		t.Error("a file that is not there is none")
 	}
 }
