@@ -78,7 +78,9 @@ func (a *attempt) start() bool {
 	return true
 }
 
-var errNoAnswer = fmt.Errorf("no endpoint has answered in %v", connectTimeout)
+// Time in which an agent, here or there, is away or a peer says that it is at work
+// is not counted.
+var errNoAnswer = fmt.Errorf("no endpoint has answered in %v of waiting for none but it", connectTimeout)
 
 // connect tries candidates until a connection or stream to one is open, and
 // reports whether there is one.

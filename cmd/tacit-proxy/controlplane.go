@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/spf13/pflag"
+
 	"github.com/tacit-mesh/tacit/proxy/admin/ztunnel"
 	"github.com/tacit-mesh/tacit/xds/client"
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -60,4 +62,16 @@ func (o *options) xdsNode() client.Node {
 		node.Metadata[name] = value
 	}
 	return node
+}
+
+// controlPlaneFlags say who the control plane is, and who this is to it.
+func (o *options) controlPlaneFlags(f *pflag.FlagSet) {
+	f.StringVar(&o.xds, "xds", "", "`HOST:PORT` of the control plane")
+	f.StringVar(&o.report, "report", "", "`HOST:PORT` of the tacitd that is told what this proxy sees, in sums; where the name has several addresses, each of them; by default that of --xds")
+	f.StringVar(&o.serverName, "server-name", "tacitd.tacit-system.svc", "DNS `name` in the control plane's certificate")
+	f.StringVar(&o.root, "root", "", "`file` of the PEM roots by which the control plane is known")
+	f.StringVar(&o.token, "token", "", "`file` of the token by which the control plane knows this node")
+	f.StringVar(&o.clusterID, "cluster-id", "", "`id` of this cluster, which istiod wants to be told; its own default is Kubernetes")
+	f.StringVar(&o.network, "network", "", "`name` of this node's network, to tell istiod where it knows several; which one a pod is in the control plane says")
+	f.StringVar(&o.pod, "pod", "", "this proxy's own pod as `NAMESPACE/NAME`, which istiod compares with the token")
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
@@ -126,4 +127,14 @@ func (p *process) certificatesHeld(chains bool) []admin.Certificate {
 		views = append(views, v)
 	}
 	return views
+}
+
+// identityFlags say where certificates come from.
+func (o *options) identityFlags(f *pflag.FlagSet) {
+	f.StringVar(&o.ca, "ca", "", "`HOST:PORT` of the certificate authority")
+	f.StringVar(&o.spire, "spire", "", "admin `socket` of SPIRE's agent, which gives the certificates in place of --ca")
+	f.StringVar(&o.workloadAPI, "workload-api", "", "`socket` of a SPIFFE Workload API, whose certificates for this process are used in place of --ca")
+	f.StringSliceVar(&o.crls, "crl", nil, "`file` of revoked certificates, PEM or DER, read again when it changes; may be given several times")
+	f.DurationVar(&o.lifetime, "certificate-ttl", 24*time.Hour, "life to ask for in certificates; they are renewed at half of it")
+	f.DurationVar(&o.grace, "certificate-grace", 0, "how long live connections may go on once the certificate of either side has ended without a newer one; 0: for as long as they like")
 }

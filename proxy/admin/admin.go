@@ -43,6 +43,8 @@ type Server struct {
 
 	// Snapshot is the mesh as the proxy sees it now; never nil.
 	Snapshot func() *model.Snapshot
+	// Export is the mesh for programs, as xds/client writes it.
+	Export func() ([]byte, error)
 	// Live lists the connections there are, in any order.
 	Live func() []Connection
 	// Ended lists those of the last ended and denied connections that are
@@ -96,7 +98,7 @@ func (s *Server) serve(ctx context.Context, listener net.Listener) error {
 func (s *Server) handler(started time.Time) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.status(started)) })
-	mux.HandleFunc("GET /dump", func(w http.ResponseWriter, _ *http.Request) { dump(w, s.Snapshot()) })
+	mux.HandleFunc("GET /dump", s.dump)
 	mux.HandleFunc("GET /connections", s.connections)
 	mux.HandleFunc("GET /flows", s.flows)
 	mux.HandleFunc("GET /tap", s.tap)

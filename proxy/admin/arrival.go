@@ -86,8 +86,11 @@ func (e *explainer) judge(r policy.Request) verdict {
 		name, summary = podName(r.Workload), fmt.Sprintf("Pod %s, port %d: %s.", podName(r.Workload), r.Destination.Port(), d)
 	}
 	v := verdict{endpoint: name, outcome: Denied, summary: summary, change: policyChange(d, deciding(steps, d), e.identify)}
-	if d.Allowed {
+	switch {
+	case d.Allowed:
 		v.outcome = Allowed
+	case d.Reason == policy.ReasonAsk:
+		v.outcome = Depends
 	}
 	return v
 }
@@ -121,6 +124,8 @@ func policyChange(d policy.Decision, step policy.Step, identify string) string {
 			return fmt.Sprintf("The client must come with an identity that an ALLOW policy wants: %s. The closest policy is %s%s.", identify, d.Policy, because(step))
 		}
 		return fmt.Sprintf("An ALLOW policy must match; the closest is %s%s.", d.Policy, because(step))
+	case policy.ReasonAsk:
+		return fmt.Sprintf("The provider of CUSTOM policy %s decides: its log says what it was asked and has answered.", d.Policy)
 	case policy.ReasonAllowed:
 		return fmt.Sprintf("It would be denied if no ALLOW policy matched any more (%s does now), or if a DENY policy did.", d.Policy)
 	case policy.ReasonBypassed:

@@ -5,13 +5,43 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/tacit-mesh/tacit/internal/version"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
+// Dump is what there is in the answer to /dump beside what people read.
+type Dump struct {
+	Version string `json:"version"` // of the proxy
+	// Export is the mesh for programs, as xds/client writes it; where it was
+	// asked for alone.
+	Export []byte `json:"export,omitempty"`
+}
+
 // dump answers with the whole snapshot: workloads by UID, services and
-// policies by key.
-func dump(w http.ResponseWriter, s *model.Snapshot) {
+// policies by key. With export among what is asked, the mesh comes in the form
+// for programs, too.
+func (s *Server) dump(w http.ResponseWriter, r *http.Request) {
+	var export []byte
+	if r.URL.Query().Has("export") {
+		if s.Export == nil {
+			answerWith(w, http.StatusNotFound, problem{"this proxy has no export of its mesh"})
+			return
+		}
+		var err error
+		if export, err = s.Export(); err != nil {
+			answerWith(w, http.StatusInternalServerError, problem{err.Error()})
+			return
+		}
+	}
+	dump(w, s.Snapshot(), export)
+}
+
+func dump(w http.ResponseWriter, s *model.Snapshot, export []byte) {
 	stream(w, func(e *encoder) {
+		e.member("version", version.String())
+		if export != nil {
+			e.member("export", export)
+		}
 		e.member("generation", s.Generation())
 		e.member("addressesReady", s.AddressesReady())
 		e.member("policiesReady", s.PoliciesReady())

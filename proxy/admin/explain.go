@@ -65,6 +65,14 @@ func Explain(s *model.Snapshot, from, to string) (Explanation, error) {
 	return e.Explanation, err
 }
 
+// ExplainRecorded says what was recorded of a connection, by its sides, and what
+// would become of it in a mesh that no proxy has to serve.
+func ExplainRecorded(s *model.Snapshot, sides []Connection) (Explanation, error) {
+	e := &explainer{snapshot: s, now: time.Now()}
+	err := e.connection("", sides)
+	return e.Explanation, err
+}
+
 func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	id, from, to := query.Get("id"), query.Get("from"), query.Get("to")

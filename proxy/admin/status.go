@@ -2,6 +2,7 @@ package admin
 
 import (
 	"encoding/json"
+	"maps"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tacit-mesh/tacit/internal/version"
+	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 // Status is the answer to /status.
@@ -26,9 +28,14 @@ type Status struct {
 	Inbound        int    `json:"inbound"`  // live connections
 	Outbound       int    `json:"outbound"` // live connections
 	// RecentDenials are those among the ended connections still remembered.
-	RecentDenials int                        `json:"recentDenials"`
-	Sections      map[string]json.RawMessage `json:"sections,omitempty"`
+	RecentDenials int `json:"recentDenials"`
+	// Bypasses are those in force in the mesh, at most maxBypasses.
+	Bypasses []string                   `json:"bypasses,omitempty"`
+	Sections map[string]json.RawMessage `json:"sections,omitempty"`
 }
+
+// maxBypasses bounds how many are named.
+const maxBypasses = 100
 
 // The directions of a connection, as seen from its pod on this node.
 const (
@@ -67,6 +74,17 @@ type End struct {
 	Service  string         `json:"service,omitempty"`  // hostname; of a destination
 }
 
+// bypasses are those that are in force for a workload.
+func bypasses(s *model.Snapshot) []string {
+	names := map[string]struct{}{}
+	for _, w := range s.Workloads() {
+		if w.Bypass != "" && len(names) < maxBypasses {
+			names[w.Bypass] = struct{}{}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
 func (s *Server) status(started time.Time) Status {
 	snapshot := s.Snapshot()
 	status := Status{
@@ -79,6 +97,7 @@ func (s *Server) status(started time.Time) Status {
 		Workloads:      len(snapshot.Workloads()),
 		Services:       len(snapshot.Services()),
 		Policies:       len(snapshot.Policies()),
+		Bypasses:       bypasses(snapshot),
 	}
 	for _, c := range call(s.Live) {
 		if c.Direction == Inbound {

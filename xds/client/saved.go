@@ -2,6 +2,7 @@ package client
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -129,4 +130,31 @@ func (c *Client) handOut() {
 		c.log.Error("xDS state not saved; a restarted proxy will wait for the control plane", zap.Error(err))
 	}
 	c.config.Saved(data)
+}
+
+// Snapshot is the mesh that the process had which made an export, for looking at
+// it elsewhere. The errors say what of it this version cannot read; it is what a
+// proxy of this version would make of it.
+func Snapshot(export []byte) (*model.Snapshot, []error) {
+	state := &tacit.SavedState{}
+	if err := proto.Unmarshal(export, state); err != nil {
+		return nil, []error{fmt.Errorf("read the export: %w", err)}
+	}
+	var (
+		u    model.Update
+		errs []error
+	)
+	known := newKinds()
+	for _, saved := range state.GetTypes() {
+		i := slices.IndexFunc(known, func(k *kind) bool { return k.typeURL == saved.GetTypeUrl() })
+		if i < 0 {
+			errs = append(errs, fmt.Errorf("resources of the type %s are not known", saved.GetTypeUrl()))
+			continue
+		}
+		errs = append(errs, known[i].restore(saved, &u)...)
+		if saved.GetComplete() {
+			known[i].markComplete(&u)
+		}
+	}
+	return model.NewSnapshot().Apply(u), errs
 }
