@@ -91,6 +91,7 @@ func openCluster(ctx context.Context, o options, log *zap.Logger) (*platform, er
 		from:     zap.String("from", "the Kubernetes API"),
 		interval: statusInterval,
 		door:     &person.Door{Client: c.reviews},
+		keep:     inConfigMap(c.objects, o.namespace),
 	}
 	if err := p.openAuthority(ctx, c.objects, o, log); err != nil {
 		return nil, err

@@ -47,6 +47,7 @@ type mesh struct {
 	// notEnforced is how many policies are not enforced as written, by the
 	// last status.
 	notEnforced int
+	lacking     map[string][]string // how far they are not, by their keys
 }
 
 func newMesh(settings build.Settings, ads *server.Server, log *zap.Logger) *mesh {
@@ -147,7 +148,12 @@ func (m *mesh) publish() {
 		now = m.build
 	}
 	status := newStatus(now, m.errs, m.ads.Lacking)
-	m.notEnforced = 0
+	m.notEnforced, m.lacking = 0, map[string][]string{}
+	for _, p := range status.statuses {
+		if key := p.Policy(); key != "" && (!p.Enforced || len(p.Messages) > 0) {
+			m.lacking[key] = p.Messages
+		}
+	}
 	for _, p := range status.Policies {
 		if !p.Enforced || len(p.Messages) > 0 {
 			m.notEnforced++
@@ -161,6 +167,13 @@ func (m *mesh) publish() {
 		m.log.Error("status not written", zap.Error(err))
 	}
 	m.say(status)
+}
+
+// lacks says how far a policy is not enforced as written.
+func (m *mesh) lacks(policy string) []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.lacking[policy]
 }
 
 // ready says that proxies are sent the mesh.

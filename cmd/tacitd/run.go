@@ -53,6 +53,21 @@ type platform struct {
 	tell      func([]build.PolicyStatus)         // takes statuses; nil for nobody
 	interval  time.Duration                      // between statuses
 	door      page.Door                          // of the map
+	keep      keeper                             // of when policies were of use; nil for nobody
+}
+
+// service is what proxies connect to, and what it is made of.
+type service struct {
+	options
+	*platform
+	log          *zap.Logger
+	ads          *server.Server
+	mesh         *mesh
+	certificates *ca.Service
+	grpc         *grpc.Server
+	seen         *observed
+	listener     net.Listener
+	metrics      net.Listener // nil: not wanted
 }
 
 // run wires the parts and lets them run until the context ends.
@@ -73,54 +88,66 @@ func run(ctx context.Context, o options, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
-	certificate, err := p.ownCertificate(o, log)
+	s, err := newService(o, p, log)
 	if err != nil {
 		return err
 	}
-	ads := server.New(log, nodeauth.Node)
-	mesh := newMesh(o.settings, ads, log)
-	mesh.statusFile, mesh.tell, mesh.interval = o.statusFile, p.tell, p.interval
-	mesh.keys = newFetcher(mesh, o.jwksRefresh, log)
-	if mesh.audit, err = o.audit.Open("tacitd", "", log); err != nil {
-		return err
-	}
-	certificates := &ca.Service{
-		Authority: p.authority, TrustDomain: o.settings.TrustDomain, Aliases: o.settings.TrustDomainAliases, MaxTTL: o.maxTTL,
-		Node: nodeauth.Node, Authorize: mesh.authorize, Log: log, Audit: mesh.audit,
-	}
-	listener, err := net.Listen("tcp", o.listen)
-	if err != nil {
+	s.metrics = metrics
+	if s.listener, err = net.Listen("tcp", o.listen); err != nil {
 		return fmt.Errorf("listen for proxies: %w", err)
 	}
-	g := newGRPC(certificate, p.tap)
-	discovery.RegisterAggregatedDiscoveryServiceServer(g, ads)
-	caapi.RegisterIstioCertificateServiceServer(g, certificates)
-	seen := o.observe(g, ads, log)
-
 	log.Info("certificate authority", zap.String("trust_domain", o.settings.TrustDomain), zap.Time("not_after", p.authority.NotAfter()))
-	log.Info("serving proxies", zap.Stringer("address", listener.Addr()), zap.String("server_name", o.serverName))
+	log.Info("serving proxies", zap.Stringer("address", s.listener.Addr()), zap.String("server_name", o.serverName))
 	log.Info("reading objects", p.from)
-	o.announce(listener, metrics)
+	o.announce(s.listener, metrics)
+	return s.run(ctx)
+}
 
+// newService makes the parts and registers what proxies may call.
+func newService(o options, p *platform, log *zap.Logger) (*service, error) {
+	certificate, err := p.ownCertificate(o, log)
+	if err != nil {
+		return nil, err
+	}
+	s := &service{options: o, platform: p, log: log, ads: server.New(log, nodeauth.Node)}
+	s.mesh = newMesh(o.settings, s.ads, log)
+	s.mesh.statusFile, s.mesh.tell, s.mesh.interval = o.statusFile, p.tell, p.interval
+	s.mesh.keys = newFetcher(s.mesh, o.jwksRefresh, log)
+	if s.mesh.audit, err = o.audit.Open("tacitd", "", log); err != nil {
+		return nil, err
+	}
+	s.certificates = &ca.Service{
+		Authority: p.authority, TrustDomain: o.settings.TrustDomain, Aliases: o.settings.TrustDomainAliases, MaxTTL: o.maxTTL,
+		Node: nodeauth.Node, Authorize: s.mesh.authorize, Log: log, Audit: s.mesh.audit,
+	}
+	s.grpc = newGRPC(certificate, p.tap)
+	discovery.RegisterAggregatedDiscoveryServiceServer(s.grpc, s.ads)
+	caapi.RegisterIstioCertificateServiceServer(s.grpc, s.certificates)
+	s.seen = o.observe(s.grpc, s.ads, s.mesh, log)
+	return s, nil
+}
+
+// run serves until the context ends, or a part of it does.
+func (s *service) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return g.Serve(netutil.LimitListener(listener, maxConnections)) })
-	group.Go(func() error { return p.objects(ctx, mesh) })
-	for _, task := range append(p.tasks, mesh.followStatus, mesh.followTime, mesh.keys.Run, mesh.audit.Run) {
+	group.Go(func() error { return s.grpc.Serve(netutil.LimitListener(s.listener, maxConnections)) })
+	group.Go(func() error { return s.objects(ctx, s.mesh) })
+	for _, task := range append(s.tasks, s.mesh.followStatus, s.mesh.followTime, s.mesh.keys.Run, s.mesh.audit.Run, s.remember(s.seen, s.keep, s.log)) {
 		group.Go(func() error { return task(ctx) })
 	}
-	if o.ui != "" {
-		group.Go(func() error { return o.serveUI(ctx, seen, p.door, log) })
+	if s.ui != "" {
+		group.Go(func() error { return s.serveUI(ctx, s.seen, s.door, s.log) })
 	}
-	if metrics != nil {
-		log.Info("serving metrics and readiness", zap.Stringer("address", metrics.Addr()))
+	if s.metrics != nil {
+		s.log.Info("serving metrics and readiness", zap.Stringer("address", s.metrics.Addr()))
 		group.Go(func() error {
-			return httpserve.Run(ctx, metrics, answers(mesh, p.waiting, registry(mesh, ads, certificates, seen)))
+			return httpserve.Run(ctx, s.metrics, answers(s.mesh, s.waiting, registry(s.mesh, s.ads, s.certificates, s.seen)))
 		})
 	}
 	group.Go(func() error {
 		<-ctx.Done()
-		log.Info("stopping")
-		stop(g, ads)
+		s.log.Info("stopping")
+		stop(s.grpc, s.ads)
 		return ctx.Err()
 	})
 	return group.Wait()
@@ -153,7 +180,7 @@ func openFiles(ctx context.Context, o options, log *zap.Logger) (*platform, erro
 		return nil, err
 	}
 	p := &platform{
-		tap: tokens.Tap, door: openDoor{}, from: zap.String("from", o.from),
+		tap: tokens.Tap, door: openDoor{}, from: zap.String("from", o.from), keep: inFile(o.policyUses),
 		objects: func(ctx context.Context, m *mesh) error { return (&files.Source{Dir: o.from}).Run(ctx, m.update) },
 		waiting: func() []string { return []string{"the manifests in " + o.from} },
 	}

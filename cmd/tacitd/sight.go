@@ -18,6 +18,7 @@ import (
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/sight/hour"
 	"github.com/tacit-mesh/tacit/sight/traffic"
+	"github.com/tacit-mesh/tacit/sight/uses"
 	"github.com/tacit-mesh/tacit/xds/api/sight"
 	"github.com/tacit-mesh/tacit/xds/model"
 	"github.com/tacit-mesh/tacit/xds/server"
@@ -25,15 +26,18 @@ import (
 
 // sightOptions are what the flags say of what proxies tell.
 type sightOptions struct {
-	noFlows bool
-	ui      string
+	noFlows    bool
+	ui         string
+	policyUses string
 	// For tests.
-	interval    time.Duration
-	listeningUI func(address string)
+	interval     time.Duration
+	usesInterval time.Duration
+	listeningUI  func(address string)
 }
 
 func (o *sightOptions) sightFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.noFlows, "no-flows", false, "do not ask proxies who talks to whom: there are no last hour and no metrics of coverage")
+	f.StringVar(&o.policyUses, "policy-uses", "", "without --kubernetes, the `file` in which to remember when each policy last decided about something; none if empty")
 	f.StringVar(&o.ui, "ui", "", "where tacit ui finds the map: with --kubernetes a loopback `address`, such as 127.0.0.1:15017, which a port-forward reaches; else the path of a socket, which is for this user alone; none if empty")
 }
 
@@ -56,8 +60,11 @@ func (o *sightOptions) checkUI(kubernetes bool) error {
 // observed is what the proxies have told of the last hour, and the mesh that it
 // is about.
 type observed struct {
-	hour *hour.Hour
-	mesh func() *model.Snapshot
+	hour   *hour.Hour
+	mesh   func() *model.Snapshot
+	lacks  func(policy string) []string // of being enforced as written
+	memory uses.Memory
+	log    *zap.Logger
 
 	mu      sync.Mutex // guards what follows
 	at      time.Time
@@ -65,11 +72,11 @@ type observed struct {
 }
 
 // observe lets proxies tell what they see; nil if that is not wanted.
-func (o *sightOptions) observe(g *grpc.Server, ads *server.Server, log *zap.Logger) *observed {
+func (o *sightOptions) observe(g *grpc.Server, ads *server.Server, m *mesh, log *zap.Logger) *observed {
 	if o.noFlows {
 		return nil
 	}
-	s := &observed{hour: hour.New(), mesh: ads.Snapshot}
+	s := &observed{hour: hour.New(), mesh: ads.Snapshot, lacks: m.lacks, log: log}
 	interval := o.interval
 	if interval == 0 {
 		interval = hour.Interval
@@ -103,10 +110,14 @@ func (s *observed) coverage(now time.Time) *traffic.Coverage {
 	if since.IsZero() {
 		since = now
 	}
-	return traffic.Sum([]admin.Coverage{{
+	c := traffic.Sum([]admin.Coverage{{
 		Now: now, Since: since, Pairs: window.Pairs, Workloads: admin.CoveredWorkloads(mesh),
 		Policies: admin.PolicyUses(mesh, s.uses(mesh)),
 	}})
+	if c.Week = s.memory.Report(now); c.Week.Since.IsZero() {
+		c.Week = nil // nobody keeps it, or there is no policy
+	}
+	return c
 }
 
 // uses are when the policies of the mesh last decided.

@@ -49,7 +49,7 @@ func (o *options) serveUI(ctx context.Context, seen *observed, door page.Door, l
 		o.listeningUI(listener.Addr().String())
 	}
 	server := &http.Server{
-		Handler:     (&page.Server{Hour: seen.hour, Mesh: seen.mesh, Silent: seen.silent, Door: door}).Handler(),
+		Handler:     (&page.Server{Hour: seen.hour, Mesh: seen.mesh, Silent: seen.silent, Lacks: seen.lacks, Door: door}).Handler(),
 		ReadTimeout: uiTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: uiMaxHeader,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ErrorLog:    stdlog.New(io.Discard, "", 0), // browsers that hang up

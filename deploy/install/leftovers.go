@@ -13,15 +13,17 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/tacit-mesh/tacit/deploy/cluster"
+	"github.com/tacit-mesh/tacit/sight/uses"
 	"github.com/tacit-mesh/tacit/xds/source/kube"
 	"github.com/tacit-mesh/tacit/xds/source/security"
 )
 
 // What the programs make themselves, beside what the chart makes.
 const (
-	caSecret    = "tacit-ca"
-	caConfigMap = "tacit-ca-root"
-	lease       = "tacitd"
+	caSecret      = "tacit-ca"
+	caConfigMap   = "tacit-ca-root"
+	usesConfigMap = uses.ConfigMap
+	lease         = "tacitd"
 )
 
 // optIn is the label by which namespaces are in the mesh.
@@ -33,6 +35,7 @@ func (r Removal) removeLeftovers(ctx context.Context, c *cluster.Cluster) error 
 	core := c.Client.CoreV1()
 	problems := []error{
 		gone("ConfigMap "+caConfigMap, core.ConfigMaps(c.Namespace).Delete(ctx, caConfigMap, meta.DeleteOptions{})),
+		gone("ConfigMap "+usesConfigMap, core.ConfigMaps(c.Namespace).Delete(ctx, usesConfigMap, meta.DeleteOptions{})),
 		gone("Lease "+lease, c.Client.CoordinationV1().Leases(c.Namespace).Delete(ctx, lease, meta.DeleteOptions{})),
 	}
 	if r.KeepCA {

@@ -69,6 +69,39 @@ func KeepConfigMap(ctx context.Context, client kubernetes.Interface, namespace, 
 	})
 }
 
+// MergeConfigMap replaces the text of a key in a ConfigMap by what merge makes of
+// it, creates the ConfigMap if it is not there, and does so again where somebody
+// else has written meanwhile.
+func MergeConfigMap(ctx context.Context, client kubernetes.Interface, namespace, name, key string, merge func(kept string) (string, error)) error {
+	configMaps := client.CoreV1().ConfigMaps(namespace)
+	return retry.OnError(retry.DefaultBackoff, func(err error) bool {
+		return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err)
+	}, func() error {
+		have, err := configMaps.Get(ctx, name, metav1.GetOptions{})
+		absent := apierrors.IsNotFound(err)
+		switch {
+		case absent:
+			have = &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
+		case err != nil:
+			return Explain(err, "get", "configmaps", namespace)
+		}
+		text, err := merge(have.Data[key])
+		if err != nil || !absent && text == have.Data[key] {
+			return err
+		}
+		if have.Data == nil {
+			have.Data = map[string]string{}
+		}
+		have.Data[key] = text
+		if absent {
+			_, err = configMaps.Create(ctx, have, metav1.CreateOptions{})
+			return Explain(err, "create", "configmaps", namespace)
+		}
+		_, err = configMaps.Update(ctx, have, metav1.UpdateOptions{})
+		return Explain(err, "update", "configmaps", namespace)
+	})
+}
+
 // Explain adds to an error that RBAC is to blame for what would mend it;
 // namespace is "" for the whole cluster.
 func Explain(err error, verb, resource, namespace string) error {

@@ -128,3 +128,37 @@ func TestForbiddenNamesTheVerb(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A text in a ConfigMap is what all who merge into it make of it.
+func TestMergeConfigMap(t *testing.T) {
+	client := fake.NewClientset()
+	conflicts := 1
+	client.PrependReactor("update", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
+		if conflicts--; conflicts >= 0 {
+			return true, nil, apierrors.NewConflict(schema.GroupResource{Resource: "configmaps"}, "m", errors.New("another was faster"))
+		}
+		return false, nil, nil
+	})
+	for _, word := range []string{"a", "b", ""} {
+		if err := MergeConfigMap(t.Context(), client, namespace, "m", "k", func(kept string) (string, error) { return kept + word, nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept, err := client.CoreV1().ConfigMaps(namespace).Get(t.Context(), "m", metav1.GetOptions{})
+	if err != nil || kept.Data["k"] != "ab" {
+		t.Errorf("kept %v, %v", kept.Data, err)
+	}
+	writes := 0
+	for _, a := range client.Actions() {
+		if a.GetVerb() == "update" {
+			writes++
+		}
+	}
+	if writes != 2 { // the one that failed, and no third for what does not change
+		t.Errorf("%d writes", writes)
+	}
+	refuse := errors.New("no")
+	if err := MergeConfigMap(t.Context(), client, namespace, "m", "k", func(string) (string, error) { return "", refuse }); !errors.Is(err, refuse) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -130,7 +130,7 @@ func TestBrowser(t *testing.T) {
 	panel := value[string](ctx, t, `document.getElementById("panel").innerText`)
 	for _, part := range []string{
 		"team-01/app-0001", "closest was team-01/only-web (not matched: principals)", "Name the client in an ALLOW policy", "team-00/" + markup,
-		"team-01/only-web (ALLOW, namespace)", "spiffe://cluster.local/ns/team-01/sa/app-0001 on n1", "app-0001-x on n1", "median < ",
+		"team-01/only-web (ALLOW, namespace)", "NOT ENFORCED AS WRITTEN: not enforced on port 80 of pods app-0001-x", "spiffe://cluster.local/ns/team-01/sa/app-0001 on n1", "app-0001-x on n1", "median < ",
 	} {
 		if !strings.Contains(panel, part) {
 			t.Errorf("the panel lacks %q:\n%s", part, panel)

@@ -42,6 +42,8 @@ type Policy struct {
 	DryRun bool   `json:"dryRun,omitempty"`
 	// Last is when it last decided about something, as far as is known.
 	Last time.Time `json:"last,omitzero"`
+	// Lacks says how far it is not enforced as written.
+	Lacks []string `json:"lacks,omitempty"`
 }
 
 // Traffic is a direction of it.
@@ -78,7 +80,7 @@ func (s *Server) detail(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	d := &Detail{Party: party, Pods: []Pod{}, Policies: []Policy{}, Certificates: []hour.Certificate{}, Denials: []Denial{}}
-	s.describe(d)
+	s.describe(d, sees)
 	for _, p := range traffic.Merge([]admin.Coverage{{Pairs: s.Hour.Between(from, to).Pairs}}) {
 		if p.Destination == party {
 			d.In.add(&p)
@@ -110,7 +112,7 @@ func veil(d hour.Denial, sees func(string) bool) hour.Denial {
 }
 
 // describe adds what the mesh says: pods, their policies and certificates.
-func (s *Server) describe(d *Detail) {
+func (s *Server) describe(d *Detail, sees func(string) bool) {
 	mesh := s.Mesh()
 	policies, identities := map[*model.Policy]bool{}, map[string]bool{}
 	for _, w := range mesh.Workloads() {
@@ -130,7 +132,8 @@ func (s *Server) describe(d *Detail) {
 	}
 	uses := s.Hour.Uses(func(key string) bool { p, _ := mesh.Policy(key); return p != nil })
 	for p := range policies {
-		d.Policies = append(d.Policies, Policy{mesh.PolicyKey(p), action(p), scope(p), p.DryRun, uses[mesh.PolicyKey(p)]})
+		key := mesh.PolicyKey(p)
+		d.Policies = append(d.Policies, Policy{key, action(p), scope(p), p.DryRun, uses[key], s.lacks(key, sees)})
 	}
 	slices.SortFunc(d.Policies, func(a, b Policy) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(d.Pods, func(a, b Pod) int { return cmp.Compare(a.Name, b.Name) })
@@ -140,6 +143,19 @@ func (s *Server) describe(d *Detail) {
 	slices.SortFunc(d.Certificates, func(a, b hour.Certificate) int {
 		return cmp.Or(cmp.Compare(a.Identity, b.Identity), cmp.Compare(a.Node, b.Node))
 	})
+}
+
+// lacks tells who may not see a policy's namespace no more than that there is
+// something: it may name others' pods.
+func (s *Server) lacks(policy string, sees func(string) bool) []string {
+	if s.Lacks == nil {
+		return nil
+	}
+	lacks := s.Lacks(policy)
+	if namespace, _, _ := strings.Cut(policy, "/"); len(lacks) > 0 && !sees(namespace) {
+		return []string{"not everywhere as written"}
+	}
+	return lacks
 }
 
 func action(p *model.Policy) string {

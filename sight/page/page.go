@@ -55,7 +55,9 @@ type Server struct {
 	Mesh func() *model.Snapshot
 	// Silent are the nodes of which nothing is heard.
 	Silent func(now time.Time) []string
-	Door   Door
+	// Lacks says how far a policy is not enforced as written; nil: nobody knows.
+	Lacks func(policy string) []string
+	Door  Door
 
 	rooms rooms
 }

@@ -43,6 +43,10 @@ func (d *door) Open(_ context.Context, p Proof) (Viewer, error) {
 	return d.viewer, nil
 }
 
+func (d *door) viewerSees(namespace string) bool {
+	return d.viewer.Sees(context.Background(), namespace)
+}
+
 // markup is a name that no Kubernetes gives, but a node may claim.
 const markup = `<img src=x onerror="document.title='owned'">`
 
@@ -67,7 +71,10 @@ func serve(t *testing.T, namespaces, workloads int) *served {
 	}
 	mesh := model.NewSnapshot().Apply(u)
 	s := &served{hour: hour.New(), door: &door{viewer: person(nil)}}
-	page := &Server{Hour: s.hour, Mesh: func() *model.Snapshot { return mesh }, Silent: func(time.Time) []string { return []string{"n2"} }, Door: s.door}
+	page := &Server{Hour: s.hour, Mesh: func() *model.Snapshot { return mesh }, Silent: func(time.Time) []string { return []string{"n2"} }, Door: s.door,
+		Lacks: func(policy string) []string {
+			return map[string][]string{"team-01/only-web": {"not enforced on port 80 of pods app-0001-x"}}[policy]
+		}}
 	s.Server = httptest.NewServer(page.Handler())
 	t.Cleanup(func() { s.CloseClientConnections(); s.Close() }) // events go on until their reader goes
 	now := time.Now()
@@ -285,6 +292,13 @@ func TestNamespacesOfOthersAreHidden(t *testing.T) {
 	var d Detail
 	if err := json.Unmarshal(text, &d); err != nil || d.In.Share != 0.875 || len(d.Denials) != 1 || d.Denials[0].Policy != "team-01/only-web" || len(d.Policies) != 1 || len(d.Certificates) != 1 {
 		t.Errorf("%v, %s", err, text)
+	}
+	if len(d.Policies[0].Lacks) != 1 || !strings.Contains(d.Policies[0].Lacks[0], "of pods app-0001-x") {
+		t.Errorf("how far the policy is enforced: %+v", d.Policies)
+	}
+	of := &Server{Lacks: func(string) []string { return []string{"not enforced on pods of others"} }}
+	if got := of.lacks("root/all", s.door.viewerSees); len(got) != 1 || strings.Contains(got[0], "others") {
+		t.Errorf("of a policy of another namespace: %v", got)
 	}
 }
 

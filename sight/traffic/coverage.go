@@ -9,6 +9,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/flows"
+	"github.com/tacit-mesh/tacit/sight/uses"
 )
 
 // Coverage is how much of what there is the mesh protects.
@@ -33,6 +34,9 @@ type Coverage struct {
 	NotCaptured []NotCaptured `json:"notCaptured"`
 	// UnusedPolicies have decided about nothing on any node since.
 	UnusedPolicies []string `json:"unusedPolicies"`
+	// Week is what tacitd remembers of policies for longer than proxies live; nil
+	// where that is not known.
+	Week *uses.Report `json:"week,omitempty"`
 }
 
 // Shares are connections that carried bytes, by how they travelled.

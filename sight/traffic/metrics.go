@@ -47,11 +47,17 @@ func (c *Coverage) Metrics(missing int) (all []*dto.MetricFamily) {
 	gauge(policies, c.PolicyCoverage)
 	unused := family("tacit_coverage_unused_policies", "AuthorizationPolicies that have decided about nothing for as long as is counted.")
 	gauge(unused, float64(len(c.UnusedPolicies)))
+	weekly := family("tacit_coverage_policies_unused_for_a_week", "AuthorizationPolicies that were in force for the last seven days and have decided about nothing.")
+	remembered := family("tacit_coverage_policies_remembered_since_seconds", "When the first of the policies in force was first seen, in Unix time: before a week is over none can have been unused for one.")
+	if c.Week != nil {
+		gauge(weekly, float64(len(c.Week.Unused)))
+		gauge(remembered, float64(c.Week.Since.Unix()))
+	}
 	since := family("tacit_coverage_since_seconds", "When counting began, in Unix time.")
 	gauge(since, float64(c.Since.Unix()))
 	away := family("tacit_coverage_nodes_missing", "Nodes that gave no answer and so are not counted.")
 	gauge(away, float64(missing))
-	for _, f := range []*dto.MetricFamily{shares, namespaced, connections, reasons, policies, workloads, without, unused, since, away} {
+	for _, f := range []*dto.MetricFamily{shares, namespaced, connections, reasons, policies, workloads, without, unused, weekly, remembered, since, away} {
 		if len(f.Metric) == 0 {
 			continue
 		}

@@ -60,7 +60,7 @@ function fill(panel, d, close) {
     ...(d.denials.length ? d.denials.map((x, i) => denialOf(x, same ? unfolded.has(x.id + x.time) : i === 0)) : [element("p", {class: "soft"}, "None in this hour.")]),
     element("h3", null, "Traffic in"), element("p", null, trafficText(d.in)),
     element("h3", null, "Traffic out"), element("p", null, trafficText(d.out)),
-    ...section("Policies", d.policies.map((p) => `${p.name} (${p.action}, ${p.scope}${p.dryRun ? ", dry run" : ""})${p.last ? ": decided last at " + clock(p.last) : ""}`), "No policy covers it: whoever reaches it may call."),
+    ...section("Policies", d.policies.map((p) => `${p.name} (${p.action}, ${p.scope}${p.dryRun ? ", dry run" : ""})${p.last ? ": decided last at " + clock(p.last) : ""}${p.lacks ? "; NOT ENFORCED AS WRITTEN: " + p.lacks.join("; ") : ""}`), "No policy covers it: whoever reaches it may call."),
     ...section("Certificates", d.certificates.map(soon), "None was told of."),
     ...section("Pods", d.pods.map((p) => `${p.name} on ${p.node || "no node"}${p.captured ? "" : ": not captured"}`)),
   );
