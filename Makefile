@@ -43,8 +43,20 @@ help: ## Show this list
 	awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## Build all programs into bin/
+build: ## Build all programs into bin/, and the manual pages of tacit
 	CGO_ENABLED=0 $(TOOLS) build go build -v -trimpath -o bin/ ./cmd/... 2>&1 | $(PROGRESS)
+	bin/tacit man --dir bin/man
+
+# For packages, DESTDIR is put in front.
+PREFIX := /usr/local
+.PHONY: install
+install: build ## Install tacit with its manual pages and completions below PREFIX (/usr/local)
+	install -D -t $(DESTDIR)$(PREFIX)/bin bin/tacit
+	ln -sf tacit $(DESTDIR)$(PREFIX)/bin/kubectl-tacit
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 bin/man/*.1
+	bin/tacit completion bash | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/tacit
+	bin/tacit completion zsh | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_tacit
+	bin/tacit completion fish | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tacit.fish
 
 .PHONY: demo
 demo: ## See it work on two nodes of this machine, as root (KEEP=1 leaves it up)

@@ -78,36 +78,14 @@ to begin; it ends with the clock of each.`,
 	cmd.Flags().DurationVar(&duration, "for", 30*time.Minute, "how long")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for whoever asks later")
 	cmd.Flags().BoolVar(&policyOnly, "policy-only", false, "keep mutual TLS, and only stop denying")
+	cmd.ValidArgsFunction = podNames(r.pods)
 	cmd.AddCommand(bypassListCommand(connect), bypassEndCommand(connect))
 	return cmd
 }
 
 func bypassListCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
 	r := newSuspensions(connect)
-	output := outputText
-	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "List which bypasses are in force, for how long still, by whom and why, and which were",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
-			return r.with(cmd, func(ctx context.Context, s bypasses.Store) error {
-				all, err := s.List(ctx)
-				if err != nil {
-					return err
-				}
-				if forPrograms(output) {
-					return printAs(cmd.OutOrStdout(), output, map[string]any{"bypasses": all})
-				}
-				return show.Printer{Out: cmd.OutOrStdout(), Now: time.Now()}.Bypasses(all)
-			})
-		},
-	}
-	r.flags(cmd)
-	outputFlag(cmd.Flags(), &output)
-	return cmd
+	return r.listCommand("List which bypasses are in force, for how long still, by whom and why, and which were", "bypasses", show.Printer.Bypasses)
 }
 
 func bypassEndCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {

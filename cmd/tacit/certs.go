@@ -18,7 +18,7 @@ type certificates struct {
 }
 
 func certsCommand() *cobra.Command {
-	var c client
+	c := client{more: []string{outputWide}}
 	cmd := &cobra.Command{
 		Use:   "certs",
 		Short: "List the certificates of the pods, when they end, and what keeps them from being renewed",
@@ -58,9 +58,10 @@ func (c *client) certificatesOfAll(cmd *cobra.Command, all []answerer) error {
 	}
 	var err error
 	if forPrograms(c.output) {
-		err = printAs(cmd.OutOrStdout(), c.output, map[string]any{"nodes": nodes})
+		err = printAs(cmd.OutOrStdout(), c.output, nodesSaid(nodes, answers))
 	} else {
-		err = c.printer(cmd).Certificates(endFirst(nodes...))
+		p := c.printer(cmd)
+		err = errors.Join(p.Certificates(endFirst(nodes...)), partial(p, silent(answers), len(all)))
 	}
 	return errors.Join(err, failures(answers))
 }

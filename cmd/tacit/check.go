@@ -9,9 +9,6 @@ import (
 	"github.com/tacit-mesh/tacit/deploy/cluster"
 )
 
-// exitBroken is what check exits with when something does not work.
-const exitBroken = 3
-
 func checkCommand() *cobra.Command {
 	var (
 		f      cluster.Flags
@@ -57,7 +54,7 @@ Exit status: 0 nothing is broken, 3 something is, 1 the cluster says nothing.`,
 			err = report.Print(cmd.OutOrStdout(), all)
 		}
 		if err == nil && report.Worst() == check.Broken {
-			err = exitError(exitBroken)
+			err = exitError(exitFound)
 		}
 		return err
 	}

@@ -68,7 +68,7 @@ func (c *client) proxies(cmd *cobra.Command, what about) ([]answerer, error) {
 // printer writes text as the command's output.
 func (c *client) printer(cmd *cobra.Command) show.Printer {
 	out := cmd.OutOrStdout()
-	return show.Printer{Out: out, Now: time.Now(), Color: isTerminal(out) && os.Getenv("NO_COLOR") == ""}
+	return show.Printer{Out: out, Now: time.Now(), Color: isTerminal(out) && os.Getenv("NO_COLOR") == "", Wide: c.output == outputWide}
 }
 
 // get asks for path and reads the answer. In a form for programs the answer goes
@@ -181,6 +181,9 @@ func refusal(response *http.Response) error {
 	text := io.LimitReader(response.Body, 64<<10)
 	if err := json.NewDecoder(text).Decode(&problem); err != nil || problem.Error == "" {
 		return fmt.Errorf("the proxy answers %s: is it of another version?", response.Status)
+	}
+	if response.StatusCode == http.StatusNotFound {
+		return absentError{errors.New(problem.Error)}
 	}
 	return errors.New(problem.Error)
 }

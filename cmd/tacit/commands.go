@@ -14,7 +14,7 @@ import (
 )
 
 func statusCommand() *cobra.Command {
-	var c client
+	c := client{more: []string{outputWide}}
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show what the proxies serve and how they are",
@@ -50,8 +50,8 @@ type connections struct {
 }
 
 func connectionsCommand() *cobra.Command {
+	c := client{more: []string{outputWide}}
 	var (
-		c             client
 		from, to      string
 		denied, ended bool
 	)
@@ -71,6 +71,7 @@ nodes, in both logs, and in tacit explain ID.`,
 	c.flags(cmd)
 	cmd.Flags().StringVar(&from, "from", "", "only those from this `client`: NAMESPACE/POD, NAMESPACE/ or an address")
 	cmd.Flags().StringVar(&to, "to", "", "only those to this `server`: NAMESPACE/POD, NAMESPACE/ or an address")
+	c.completeEnds(cmd, "from", "to")
 	cmd.Flags().BoolVar(&denied, "denied", false, "instead of live ones, those that were denied")
 	cmd.Flags().BoolVar(&ended, "ended", false, "instead of live ones, those that ended or were denied")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -100,135 +101,40 @@ nodes, in both logs, and in tacit explain ID.`,
 	return cmd
 }
 
-func explainCommand() *cobra.Command {
-	var (
-		c        client
-		mesh     meshFlags
-		from, to string
-	)
-	cmd := &cobra.Command{
-		Use:   "explain [ID | --from NAMESPACE/POD --to TARGET]",
-		Short: "Say step by step why a connection is or would be allowed or denied",
-		Long: `Follow a connection from the client's socket to the server's: is it captured,
-or does a skip list cover it; where does its destination lead; which identity
-arrives; what does each policy say; and what would have to change for the
-opposite outcome.
-
-With --from and --to nothing is connected: the proxy reasons about the mesh as
-it knows it, and any node's proxy gives the same answer. TARGET is
-NAMESPACE/POD:PORT, HOST:PORT (as the client's DNS would read it) or IP:PORT.
-
-With ID it is a connection that the node's proxy carries or remembers, in a
-cluster those of both nodes: what was recorded, and what would become of it
-now. Ids are in the log ("id") and in tacit connections.
-
-With --mesh nothing is asked of anybody: the mesh is that of its pods, services
-and policies, as kubectl or the manifests of tacitd --from have them, together
-with --policies that are not in force yet. What of them has no effect as
-written is said on the standard error.
-
-Exit status: 0 it is allowed or nothing checks it, 3 it is or may be denied,
-1 there is no answer.`,
-		Example: `  tacit explain --from shop/frontend --to shop/backend-7d4b9:8080
-  tacit explain --from shop/frontend --to backend.shop:80
-  tacit explain --from 203.0.113.9 --to shop/backend-7d4b9:8080   # a client outside the mesh
-  tacit explain 4bf92f3577b34da6a3ce929d0e0e4736
-  tacit explain --from shop/frontend --to shop/backend-7d4b9:8080 --mesh mesh.yaml --policies strict.yaml`,
-		Args: cobra.MaximumNArgs(1),
-	}
-	c.flags(cmd)
-	mesh.flags(cmd)
-	cmd.Flags().StringVar(&from, "from", "", "`client`: NAMESPACE/POD, or an address")
-	cmd.Flags().StringVar(&to, "to", "", "`target`: NAMESPACE/POD:PORT, HOST:PORT or IP:PORT")
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		query := url.Values{}
-		switch {
-		case len(mesh.mesh) > 0 && len(args) == 0 && from != "" && to != "":
-			return c.explainOffline(cmd, &mesh, from, to)
-		case len(mesh.mesh)+len(mesh.policies) > 0 || mesh.instead:
-			return errors.New("explain: --mesh, with or without --policies, goes with --from and --to; see tacit explain --help")
-		case len(args) == 1 && from == "" && to == "":
-			set(query, "id", args[0])
-		case len(args) == 0 && from != "" && to != "":
-			set(query, "from", from)
-			set(query, "to", to)
-		default:
-			return errors.New("explain: name either the id of a connection or both --from and --to; see tacit explain --help")
-		}
-		all, err := c.proxies(cmd, about{from: from, to: to, one: len(args) == 0})
-		if err != nil {
-			return err
-		}
-		if len(all) > 1 {
-			return c.explainByAll(cmd, all, query)
-		}
-		var e admin.Explanation
-		p, err := c.get(cmd, all[0], "/explain", query, &e)
-		if err != nil {
-			return err
-		}
-		if err := p.Explanation(e); err != nil {
-			return err
-		}
-		return exitOf(e)
-	}
-	return cmd
-}
-
-// explainOffline explains a pair in a mesh of objects.
-func (c *client) explainOffline(cmd *cobra.Command, f *meshFlags, from, to string) error {
-	if err := checkOutput(c.output, c.more...); err != nil {
-		return err
-	}
-	mesh, err := f.read(cmd)
-	if err != nil {
-		return fmt.Errorf("explain: %w", err)
-	}
-	e, err := admin.Explain(mesh, from, to)
-	if err != nil {
-		return fmt.Errorf("explain: %w", err)
-	}
-	if forPrograms(c.output) {
-		err = printAs(cmd.OutOrStdout(), c.output, e)
-	} else {
-		err = c.printer(cmd).Explanation(e)
-	}
-	if err != nil {
-		return err
-	}
-	return exitOf(e)
-}
-
-// exitOf is the command's end for one outcome.
-func exitOf(e admin.Explanation) error {
-	if e.Outcome != admin.Allowed && e.Outcome != admin.Unchecked {
-		return exitError(exitDenied)
-	}
-	return nil
-}
-
 func dumpCommand() *cobra.Command {
-	var c client
+	var (
+		c      client
+		export bool
+	)
 	cmd := &cobra.Command{
 		Use:   "dump",
 		Short: "Print the whole mesh as the proxy knows it, as JSON or YAML",
 		Long: `Print every workload, service and policy that the proxy has from the control
-plane, as one document: JSON, unless it is to be YAML.`,
+plane, as one document: JSON, unless it is to be YAML. There are no keys and no
+tokens in it. With --export the mesh is in it a second time, whole and for
+programs: tacit explain --dump explains by it what you like, later and
+elsewhere. That has the values, too, that policies compare headers with.`,
 		Example: `  tacit dump
-  tacit dump | jq '.workloads[] | select(.namespace == "shop")'`,
+  tacit dump | jq '.workloads[] | select(.namespace == "shop")'
+  tacit dump --export > dump.json`,
 		Args: cobra.NoArgs,
 	}
 	c.flags(cmd)
+	cmd.Flags().BoolVar(&export, "export", false, "add the mesh in the form that tacit explain --dump reads")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		all, err := c.proxies(cmd, about{one: true})
 		if err != nil {
 			return err
 		}
+		query := url.Values{}
+		if export {
+			query.Set("export", "")
+		}
 		if c.output == outputYAML {
-			_, err = c.get(cmd, all[0], "/dump", nil, new(json.RawMessage))
+			_, err = c.get(cmd, all[0], "/dump", query, new(json.RawMessage))
 			return err
 		}
-		return all[0].copy(cmd.Context(), cmd.OutOrStdout(), "/dump", nil)
+		return all[0].copy(cmd.Context(), cmd.OutOrStdout(), "/dump", query)
 	}
 	return cmd
 }
@@ -256,7 +162,13 @@ func askCommand() *cobra.Command {
 		if follow {
 			ask = c.follow
 		}
-		return answerer{ask: ask}.copy(cmd.Context(), cmd.OutOrStdout(), where.Path, where.Query())
+		err = answerer{ask: ask}.copy(cmd.Context(), cmd.OutOrStdout(), where.Path, where.Query())
+		var absent absentError
+		if errors.As(err, &absent) {
+			cmd.PrintErrln("tacit:", absent)
+			return exitError(exitAbsent) // which the other end tells from other errors
+		}
+		return err
 	}
 	return cmd
 }

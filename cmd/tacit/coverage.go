@@ -2,27 +2,35 @@ package main
 
 import (
 	"errors"
+	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/sight/traffic"
+	"github.com/tacit-mesh/tacit/sight/uses"
 )
 
 // outputPrometheus is the text form of Prometheus' metrics.
 const outputPrometheus = "prometheus"
 
 func coverageCommand() *cobra.Command {
-	c := client{more: []string{outputPrometheus}}
-	var pairs bool
+	c := client{more: []string{outputPrometheus, outputWide}}
+	var (
+		pairs bool
+		kept  string
+	)
 	cmd := &cobra.Command{
 		Use:   "coverage",
 		Short: "Say how much of the traffic is mutual TLS, and what no policy covers",
 		Long: `Sum up the connections that the proxies have carried since they began: how many
 were mutual TLS, and why others were not, by namespace and by pair; and which
 workloads no AuthorizationPolicy covers, which policies have decided about
-nothing, and which pods are not captured.
+nothing, and which pods are not captured. Which policies have decided about
+nothing for a week tacitd remembers, through restarts of everything; it takes
+the right to read the ConfigMap tacit-policy-uses in Tacit's namespace.
 
 A connection counts once, whether one or both nodes saw it. Not seen, and so
 not counted: what passes between two pods that are not captured, ports that
@@ -39,17 +47,40 @@ Pushgateway.`,
 	}
 	c.flags(cmd)
 	cmd.Flags().BoolVar(&pairs, "pairs", false, "list who talks to whom, too")
+	cmd.Flags().StringVar(&kept, "policy-uses", "", "outside of a cluster, the `file` of tacitd --policy-uses, for what was of no use for a week")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		all, err := c.proxies(cmd, about{})
 		if err != nil {
 			return err
 		}
-		return c.coverage(cmd, all, pairs)
+		week, err := c.week(cmd, kept)
+		if err != nil {
+			cmd.PrintErrln("tacit: which policies were of no use for a week is not known:", err)
+		}
+		return c.coverage(cmd, all, week, pairs)
 	}
 	return cmd
 }
 
-func (c *client) coverage(cmd *cobra.Command, all []answerer, pairs bool) error {
+// week is what tacitd remembers of policies; nil where there is nothing.
+func (c *client) week(cmd *cobra.Command, file string) (*uses.Report, error) {
+	text, err := c.remote.policyUses(cmd, c.socket)
+	if file != "" {
+		var kept []byte
+		kept, err = os.ReadFile(file)
+		text = string(kept)
+	}
+	if err != nil || text == "" {
+		return nil, err
+	}
+	var m uses.Memory
+	if err := m.Merge(text); err != nil {
+		return nil, err
+	}
+	return m.Report(time.Now()), nil
+}
+
+func (c *client) coverage(cmd *cobra.Command, all []answerer, week *uses.Report, pairs bool) error {
 	answers := askAll[admin.Coverage](cmd, all, "/coverage", nil)
 	for i := range answers {
 		if a := &answers[i]; a.err == nil && a.value.Since.IsZero() {
@@ -67,6 +98,7 @@ func (c *client) coverage(cmd *cobra.Command, all []answerer, pairs bool) error 
 		}
 	}
 	sum := traffic.Sum(nodes)
+	sum.Week = week
 	switch c.output {
 	case outputJSON, outputYAML:
 		err = printAs(cmd.OutOrStdout(), c.output, struct {
@@ -78,7 +110,7 @@ func (c *client) coverage(cmd *cobra.Command, all []answerer, pairs bool) error 
 		err = sum.WriteMetrics(cmd.OutOrStdout(), len(without))
 	default:
 		p := c.printer(cmd)
-		err = errors.Join(p.Coverage(sum, pairs), partial(p, without, len(all)))
+		err = errors.Join(p.Coverage(sum, pairs || p.Wide), partial(p, without, len(all)))
 	}
 	return errors.Join(err, failures(answers))
 }

@@ -48,6 +48,7 @@ It needs root, changes nothing of the machine's network, and leaves no trace.`,
 		Example: `  tacit demo
   tacit demo --keep
   tacit demo enter shop/frontend curl -s http://web
+  tacit demo ui
   tacit demo end`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -69,7 +70,7 @@ It needs root, changes nothing of the machine's network, and leaves no trace.`,
 	cmd.Flags().BoolVar(&keep, "keep", false, "leave it up at the end and say how to look around")
 	cmd.Flags().StringVar(&config.Manifests, "manifests", filepath.Join(bin, "../deploy/demo"), "`directory` of the demo's manifests")
 	cmd.Flags().StringVar(&config.Programs, "programs", bin, "`directory` of tacitd, tacit-agent, tacit-proxy and tacit")
-	cmd.AddCommand(demoEnterCommand(), demoEndCommand())
+	cmd.AddCommand(demoEnterCommand(), demoUICommand(), demoEndCommand())
 	return cmd
 }
 
@@ -155,6 +156,26 @@ func demoEnterCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().SetInterspersed(false) // flags behind the pod are the command's
+	return cmd
+}
+
+func demoUICommand() *cobra.Command {
+	var u ui
+	cmd := &cobra.Command{
+		Use:   "ui",
+		Short: "Show the map of a kept demo in a browser",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			kept, err := keptDemo()
+			if err != nil {
+				return err
+			}
+			// As process 1 of the demo sees it; a socket belongs to no network.
+			u.socket = filepath.Join("/proc", strconv.Itoa(kept.init), "root", demo.MapSocket)
+			return u.run(cmd)
+		},
+	}
+	u.browserFlags(cmd.Flags())
 	return cmd
 }
 

@@ -72,12 +72,7 @@ type missing struct {
 // partly lists the nodes that gave no answer. If none gave one, that is the
 // error, which all may share.
 func partly[T any](answers []answer[T]) ([]missing, error) {
-	without := []missing{}
-	for _, a := range answers {
-		if a.err != nil {
-			without = append(without, missing{a.node, a.err.Error()})
-		}
-	}
+	without := silent(answers)
 	if len(without) < len(answers) || len(answers) == 0 {
 		return without, nil
 	}
@@ -97,8 +92,8 @@ func partial(p show.Printer, without []missing, asked int) error {
 }
 
 func flowsCommand() *cobra.Command {
+	c := client{more: []string{outputWide}}
 	var (
-		c     client
 		f     filterFlags
 		since time.Duration
 		limit int
@@ -122,7 +117,9 @@ Denials and failures are sampled apart.`,
 		Args: cobra.MaximumNArgs(1),
 	}
 	c.flags(cmd)
+	cmd.ValidArgsFunction = podNames(c.podsOfMesh)
 	f.flags(cmd.Flags())
+	c.completeEnds(cmd, "from", "to")
 	cmd.Flags().DurationVar(&since, "since", 5*time.Minute, "how far to look back")
 	cmd.Flags().IntVar(&limit, "limit", 1000, "`number` of flows to list of each node, the newest")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

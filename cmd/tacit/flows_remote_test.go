@@ -62,7 +62,7 @@ func TestFlowsOfSomeNodes(t *testing.T) {
 		var out bytes.Buffer
 		cmd.SetOut(&out)
 		c.output = output
-		if err := c.coverage(cmd, all, true); !strings.Contains(out.String(), want) || err == nil || !strings.Contains(err.Error(), "node node-b") {
+		if err := c.coverage(cmd, all, nil, true); !strings.Contains(out.String(), want) || err == nil || !strings.Contains(err.Error(), "node node-b") {
 			t.Errorf("coverage as %s: %v, %s; want %s", output, err, out.String(), want)
 		}
 	}

@@ -62,7 +62,7 @@ func TestFlowsCommand(t *testing.T) {
 		"flows shop/aa":                  "tacit: no pod or owner of pods shop/aa in the mesh; did you mean shop/a, shop/, shop/b?\n",
 		"flows --outcome good":           `outcome "good": want ok, denied`,
 		"flows --requests --connections": "give one or the other",
-		"coverage -o toml":               `output "toml": want text, json, yaml or prometheus`,
+		"coverage -o toml":               `output "toml": want text, json, yaml, prometheus or wide`,
 		"tap --from a":                   "want NAMESPACE/POD",
 	} {
 		if code, _, errOut := tacit(append(strings.Fields(args), "--socket", socket)...); code != 1 || !strings.Contains(errOut, want) {

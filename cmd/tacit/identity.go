@@ -70,30 +70,7 @@ func revokeCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
 
 func identityListCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
 	r := revocations{connect: connect, kind: revoked.Kind()}
-	output := outputText
-	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "List which identities are revoked, for how long still, by whom and why, and which were",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
-				return err
-			}
-			return r.with(cmd, func(ctx context.Context, s revoked.Store) error {
-				all, err := s.List(ctx)
-				if err != nil {
-					return err
-				}
-				if forPrograms(output) {
-					return printAs(cmd.OutOrStdout(), output, map[string]any{"revokedIdentities": all})
-				}
-				return show.Printer{Out: cmd.OutOrStdout(), Now: time.Now()}.Revocations(all)
-			})
-		},
-	}
-	r.flags(cmd)
-	outputFlag(cmd.Flags(), &output)
-	return cmd
+	return r.listCommand("List which identities are revoked, for how long still, by whom and why, and which were", "revokedIdentities", show.Printer.Revocations)
 }
 
 func restoreCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {

@@ -16,4 +16,6 @@ type remote struct{}
 
 func (remote) flags(*pflag.FlagSet) {}
 
+func (remote) policyUses(*cobra.Command, string) (string, error) { return "", nil }
+
 func (remote) proxies(*cobra.Command, string, about) ([]answerer, error) { return nil, nil }

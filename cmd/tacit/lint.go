@@ -10,9 +10,6 @@ import (
 	"github.com/tacit-mesh/tacit/xds/source/files"
 )
 
-// exitFindings is what lint exits with when it has found something.
-const exitFindings = 4
-
 func lintCommand() *cobra.Command {
 	var root string
 	cmd := &cobra.Command{
@@ -21,7 +18,7 @@ func lintCommand() *cobra.Command {
 		Long: `Read manifests, of files or whole directories, and say of each policy what in
 it does something else than was probably meant, and what cannot be enforced.
 With the pods and services among the manifests, what is about them is checked
-as well. Nothing is asked of a cluster. The exit status is 4 if there is
+as well. Nothing is asked of a cluster. The exit status is 3 if there is
 anything to say.`,
 		Example: `  tacit lint policies.yaml
   kubectl get authorizationpolicies,peerauthentications,pods,services -A -o yaml | tacit lint /dev/stdin`,
@@ -51,7 +48,7 @@ anything to say.`,
 			say(f)
 		}
 		if lines > 0 {
-			return exitError(exitFindings)
+			return exitError(exitFound)
 		}
 		return nil
 	}

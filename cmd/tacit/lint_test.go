@@ -29,7 +29,7 @@ func TestLint(t *testing.T) {
 	} {
 		var out, errOut bytes.Buffer
 		code := run(t.Context(), "tacit", []string{"lint", filepath.Join(dir, name)}, &out, &errOut)
-		if wantCode := map[bool]int{true: 0, false: exitFindings}[want == ""]; code != wantCode || !strings.Contains(out.String(), want) || want == "" && out.Len() > 0 {
+		if wantCode := map[bool]int{true: 0, false: exitFound}[want == ""]; code != wantCode || !strings.Contains(out.String(), want) || want == "" && out.Len() > 0 {
 			t.Errorf("%s: exit %d, %s%s; want %q", name, code, out.String(), errOut.String(), want)
 		}
 	}

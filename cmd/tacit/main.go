@@ -17,20 +17,11 @@ import (
 	"github.com/tacit-mesh/tacit/internal/cli"
 )
 
-// exitDenied is what explain exits with when the connection is, or may be,
-// denied.
-const exitDenied = 3
-
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	os.Exit(run(ctx, os.Args[0], os.Args[1:], os.Stdout, os.Stderr))
 }
-
-// exitError ends the program with a code and without a message.
-type exitError int
-
-func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
 // run runs a command line and returns what to exit with; name is what the program
 // was called as.
@@ -40,10 +31,18 @@ func run(ctx context.Context, name string, args []string, out, errOut io.Writer)
 		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl tacit"}
 	}
 	root.SetArgs(args)
+	return execute(ctx, root, out, errOut)
+}
+
+// execute runs a command and returns what to exit with.
+func execute(ctx context.Context, root *cobra.Command, out, errOut io.Writer) int {
 	root.SetOut(out)
 	root.SetErr(errOut)
 	err := root.ExecuteContext(ctx)
-	var code exitError
+	var (
+		code exitError
+		lack partialError
+	)
 	switch {
 	case err == nil:
 		return 0
@@ -51,7 +50,10 @@ func run(ctx context.Context, name string, args []string, out, errOut io.Writer)
 		return int(code)
 	}
 	fmt.Fprintln(errOut, "tacit:", err)
-	return 1
+	if errors.As(err, &lack) {
+		return exitPartial
+	}
+	return exitFailed
 }
 
 func command() *cobra.Command {
@@ -68,7 +70,7 @@ in Tacit's namespace.`,
   tacit connections --denied
   tacit tap --outcome denied`,
 	}
-	root.AddCommand(statusCommand(), connectionsCommand(), flowsCommand(), tapCommand(), coverageCommand(), replayCommand(), certsCommand(), explainCommand(), dumpCommand(), askCommand(), lintCommand(), auditCommand())
+	root.AddCommand(statusCommand(), connectionsCommand(), flowsCommand(), tapCommand(), coverageCommand(), replayCommand(), certsCommand(), explainCommand(), dumpCommand(), askCommand(), lintCommand(), auditCommand(), exitHelp())
 	root.AddCommand(clusterCommands()...)
 	return cli.Prepare(root)
 }

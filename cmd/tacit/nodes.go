@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -51,7 +50,8 @@ func askAll[T any](cmd *cobra.Command, all []answerer, path string, query url.Va
 	return answers
 }
 
-// failures joins the errors of all nodes that gave no answer.
+// failures joins the errors of all nodes that gave no answer. If others did, the
+// answer is partial.
 func failures[T any](answers []answer[T]) error {
 	var problems []error
 	for _, a := range answers {
@@ -59,7 +59,34 @@ func failures[T any](answers []answer[T]) error {
 			problems = append(problems, fmt.Errorf("node %s: %w", a.node, a.err))
 		}
 	}
-	return errors.Join(problems...)
+	err := errors.Join(problems...)
+	if err != nil && len(problems) < len(answers) {
+		return partialError{err}
+	}
+	return err
+}
+
+// said is what several nodes say, for programs.
+type said[T any] struct {
+	Nodes   []T       `json:"nodes"`
+	Partial bool      `json:"partial"`
+	Missing []missing `json:"missing"`
+}
+
+func nodesSaid[T, A any](nodes []T, answers []answer[A]) said[T] {
+	without := silent(answers)
+	return said[T]{nodes, len(without) > 0, without}
+}
+
+// silent are the nodes that gave no answer.
+func silent[T any](answers []answer[T]) []missing {
+	without := []missing{}
+	for _, a := range answers {
+		if a.err != nil {
+			without = append(without, missing{a.node, a.err.Error()})
+		}
+	}
+	return without
 }
 
 func (c *client) statusOfAll(cmd *cobra.Command, all []answerer) error {
@@ -80,7 +107,7 @@ func (c *client) statusOfAll(cmd *cobra.Command, all []answerer) error {
 				texts = append(texts, a.value)
 			}
 		}
-		err = printAs(cmd.OutOrStdout(), c.output, map[string]any{"nodes": texts})
+		err = printAs(cmd.OutOrStdout(), c.output, nodesSaid(texts, answers))
 	} else {
 		err = c.printer(cmd).Nodes(nodes)
 	}
@@ -98,49 +125,66 @@ func (c *client) connectionsOfAll(cmd *cobra.Command, all []answerer, query url.
 	})
 	var err error
 	if forPrograms(c.output) {
-		err = printAs(cmd.OutOrStdout(), c.output, merged)
+		without := silent(answers)
+		err = printAs(cmd.OutOrStdout(), c.output, struct {
+			connections
+			Partial bool      `json:"partial"`
+			Missing []missing `json:"missing"`
+		}{merged, len(without) > 0, without})
 	} else {
-		err = c.printer(cmd).Connections(merged.Connections)
+		p := c.printer(cmd)
+		err = errors.Join(p.Connections(merged.Connections), partial(p, silent(answers), len(all)))
 	}
 	return errors.Join(err, failures(answers))
 }
 
 // explainByAll shows what each node says that knows the connection: its own
-// side of it.
+// side of it, of which there are two.
 func (c *client) explainByAll(cmd *cobra.Command, all []answerer, query url.Values) error {
-	var end error
-	known, texts := 0, []json.RawMessage{}
+	var (
+		quiet []answer[json.RawMessage] // that gave no answer
+		texts []json.RawMessage
+		wrong bool
+	)
 	answers := askAll[json.RawMessage](cmd, all, "/explain", query)
 	for _, a := range answers {
+		var absent absentError
+		if a.err != nil && !errors.As(a.err, &absent) {
+			quiet = append(quiet, a)
+		}
 		if a.err != nil {
 			continue
 		}
 		var e admin.Explanation
-		if err := json.NewDecoder(bytes.NewReader(a.value)).Decode(&e); err != nil {
+		if err := json.Unmarshal(a.value, &e); err != nil {
 			return fmt.Errorf("answer of the proxy of node %s: %w", a.node, err)
 		}
-		texts = append(texts, a.value)
-		if c.output == outputText {
+		if !forPrograms(c.output) {
 			p := c.printer(cmd)
-			if err := p.Heading("node "+a.node, known > 0); err != nil {
-				return err
-			}
-			if err := p.Explanation(e); err != nil {
+			if err := errors.Join(p.Heading("node "+a.node, len(texts) > 0), p.Explanation(e)); err != nil {
 				return err
 			}
 		}
-		known++
-		if err := exitOf(e); err != nil {
-			end = err
-		}
+		texts = append(texts, a.value)
+		wrong = wrong || denied(e)
 	}
-	if known == 0 {
+	const sides = 2
+	switch {
+	case len(texts) == 0 && len(quiet) == 0:
+		return absentError{failures(answers)}
+	case len(texts) == 0:
 		return failures(answers)
+	case len(texts) >= sides:
+		quiet = nil // they would know nothing of it
 	}
+	var err, lack error
 	if forPrograms(c.output) {
-		if err := printAs(cmd.OutOrStdout(), c.output, map[string]any{"nodes": texts}); err != nil {
-			return err
-		}
+		err = printAs(cmd.OutOrStdout(), c.output, nodesSaid(texts, quiet))
+	} else {
+		err = partial(c.printer(cmd), silent(quiet), len(all))
 	}
-	return end
+	if len(quiet) > 0 {
+		lack = partialError{failures(quiet)}
+	}
+	return ended(cmd, err, lack, wrong)
 }

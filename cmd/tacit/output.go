@@ -16,11 +16,28 @@ const (
 	outputText = "text"
 	outputJSON = "json"
 	outputYAML = "yaml"
+	outputWide = "wide"  // text whose tables show all that there is to say
+	aliasTable = "table" // of text, as it is called elsewhere
 )
 
+// form is a flag for one.
+type form string
+
+func (f *form) String() string { return string(*f) }
+func (f *form) Type() string   { return "form" }
+
+func (f *form) Set(text string) error {
+	if text == aliasTable {
+		text = outputText
+	}
+	*f = form(text)
+	return nil
+}
+
 // outputFlag adds --output; more are forms besides those that all commands have.
-func outputFlag(set *pflag.FlagSet, form *string, more ...string) {
-	set.StringVarP(form, "output", "o", outputText, "`form` of the answer: "+outputForms(more))
+func outputFlag(set *pflag.FlagSet, output *string, more ...string) {
+	*output = outputText
+	set.VarP((*form)(output), "output", "o", "`form` of the answer: "+outputForms(more))
 }
 
 func outputForms(more []string) string {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tacit-mesh/tacit/cmd/tacit/records"
+	"github.com/tacit-mesh/tacit/cmd/tacit/show"
 	"github.com/tacit-mesh/tacit/deploy/cluster"
 )
 
@@ -64,4 +65,32 @@ func (r *recorded[T]) with(cmd *cobra.Command, do func(context.Context, records.
 		return err
 	}
 	return do(ctx, s)
+}
+
+// listCommand lists the records; name is that of the list for programs.
+func (r *recorded[T]) listCommand(short, name string, print func(show.Printer, []*T) error) *cobra.Command {
+	c := client{more: []string{outputWide}}
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: short,
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(c.output, c.more...); err != nil {
+				return err
+			}
+			return r.with(cmd, func(ctx context.Context, s records.Store[T]) error {
+				all, err := s.List(ctx)
+				if err != nil {
+					return err
+				}
+				if forPrograms(c.output) {
+					return printAs(cmd.OutOrStdout(), c.output, map[string]any{name: all})
+				}
+				return print(c.printer(cmd), all)
+			})
+		},
+	}
+	r.flags(cmd)
+	outputFlag(cmd.Flags(), &c.output, c.more...)
+	return cmd
 }

@@ -17,9 +17,11 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	core "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/tacit-mesh/tacit/deploy/cluster"
+	"github.com/tacit-mesh/tacit/sight/uses"
 )
 
 // remote asks the proxies of a cluster, by running tacit in their pods.
@@ -35,9 +37,9 @@ func (r *remote) flags(f *pflag.FlagSet) {
 	f.StringVar(&r.node, "node", "", "`name` of the one node of the cluster to ask")
 }
 
-// proxies are none if the proxy behind the socket is meant: it is named, or
-// there is one and no flag is about a cluster.
-func (r *remote) proxies(cmd *cobra.Command, socket string, what about) ([]answerer, error) {
+// reach is the cluster that the flags mean; nil if the proxy behind the socket is
+// meant: it is named, or there is one and no flag is about a cluster.
+func (r *remote) reach(cmd *cobra.Command, socket string) (*cluster.Cluster, error) {
 	named := slices.ContainsFunc([]string{"kubeconfig", "context", "namespace", "node"}, func(name string) bool { return cmd.Flag(name).Changed })
 	if cmd.Flag("socket").Changed {
 		if named {
@@ -56,14 +58,24 @@ func (r *remote) proxies(cmd *cobra.Command, socket string, what about) ([]answe
 	if errors.Is(err, cluster.ErrNoKubeconfig) && !named {
 		return nil, fmt.Errorf("no proxy here: there is no socket %s, and no kubeconfig either. Name a cluster with --kubeconfig or --context, or the socket of a proxy with --socket", socket)
 	}
+	return c, err
+}
+
+// proxies are none if the proxy behind the socket is meant.
+func (r *remote) proxies(cmd *cobra.Command, socket string, what about) ([]answerer, error) {
+	c, err := r.reach(cmd, socket)
+	if c == nil || err != nil {
+		return nil, err
+	}
+	return r.proxiesOf(cmd.Context(), c, what)
+}
+
+func (r *remote) proxiesOf(ctx context.Context, c *cluster.Cluster, what about) ([]answerer, error) {
+	pods, err := c.Proxies(ctx)
 	if err != nil {
 		return nil, err
 	}
-	pods, err := c.Proxies(cmd.Context())
-	if err != nil {
-		return nil, err
-	}
-	if pods, err = r.choose(cmd.Context(), c, pods, what); err != nil {
+	if pods, err = r.choose(ctx, c, pods, what); err != nil {
 		return nil, err
 	}
 	var all []answerer
@@ -71,6 +83,23 @@ func (r *remote) proxies(cmd *cobra.Command, socket string, what about) ([]answe
 		all = append(all, answerer{node: pod.Spec.NodeName, ask: askPod(c, pod.Name), follow: followPod(c, pod.Name)})
 	}
 	return all, nil
+}
+
+// policyUses is what tacitd keeps in the cluster about when policies were of use;
+// empty where there is none.
+func (r *remote) policyUses(cmd *cobra.Command, socket string) (string, error) {
+	c, err := r.reach(cmd, socket)
+	if c == nil || err != nil {
+		return "", err
+	}
+	kept, err := c.Client.CoreV1().ConfigMaps(c.Namespace).Get(cmd.Context(), uses.ConfigMap, meta.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return kept.Data[uses.Key], nil
 }
 
 // choose leaves the proxies that a question goes to.
@@ -142,8 +171,12 @@ func followPod(c *cluster.Cluster, pod string) func(context.Context, string, url
 // saidIn is the error that the program in the pod told, if it did.
 func saidIn(err error) error {
 	var said *cluster.ExitError
-	if errors.As(err, &said) {
-		return errors.New(strings.TrimPrefix(said.Error(), "tacit: "))
+	if !errors.As(err, &said) {
+		return err
+	}
+	err = errors.New(strings.TrimPrefix(said.Error(), "tacit: "))
+	if said.Code == exitAbsent {
+		return absentError{err}
 	}
 	return err
 }

@@ -176,7 +176,7 @@ func TestAnswersOfAllNodes(t *testing.T) {
 				t.Errorf("error %v, want %q", err, test.err)
 			}
 			var code exitError
-			if errors.As(err, &code) && int(code) != exitDenied {
+			if errors.As(err, &code) && int(code) != exitFound {
 				t.Errorf("exit status %d", code)
 			}
 		})

@@ -16,6 +16,7 @@ import (
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/xds/build"
+	"github.com/tacit-mesh/tacit/xds/meshconfig"
 	"github.com/tacit-mesh/tacit/xds/model"
 	"github.com/tacit-mesh/tacit/xds/source/files"
 )
@@ -25,6 +26,7 @@ type meshFlags struct {
 	policies, mesh    []string
 	instead           bool
 	root, trustDomain string
+	config            string
 	skips             func() (model.SkipSettings, error)
 }
 
@@ -35,6 +37,7 @@ func (f *meshFlags) flags(cmd *cobra.Command) {
 	set.BoolVar(&f.instead, "instead", false, "take the candidates in the place of all policies of the mesh")
 	set.StringVar(&f.root, "root-namespace", build.DefaultRootNamespace, "with --mesh, `namespace` whose policies cover the whole mesh")
 	set.StringVar(&f.trustDomain, "trust-domain", "", "with --mesh, trust `domain` of the identities, if it is not cluster.local")
+	set.StringVar(&f.config, "mesh-config", "", "with --mesh, the `file` of tacitd --mesh-config (of a cluster, what is in the ConfigMap tacit-mesh)")
 	f.skips = cli.Skips(cmd)
 }
 
@@ -55,7 +58,13 @@ func (f *meshFlags) read(cmd *cobra.Command) (*model.Snapshot, error) {
 	if len(f.policies) > 0 && len(policies.AuthorizationPolicies)+len(policies.PeerAuthentications)+len(policies.RequestAuthentications) == 0 {
 		return nil, errors.New("there is no policy among the candidates")
 	}
-	mesh, remarks := replay.Mesh(build.Settings{RootNamespace: f.root, TrustDomain: f.trustDomain, Skips: skips}, *objects, policies, f.instead)
+	settings := build.Settings{RootNamespace: f.root, TrustDomain: f.trustDomain, Skips: skips}
+	// By which certificates providers are known is of no interest: none is asked.
+	noFile := func(string) ([]byte, error) { return nil, nil }
+	if err := meshconfig.Read(f.config, &settings, noFile); err != nil {
+		return nil, err
+	}
+	mesh, remarks := replay.Mesh(settings, *objects, policies, f.instead)
 	for _, remark := range remarks {
 		fmt.Fprintln(cmd.ErrOrStderr(), "tacit:", remark)
 	}
@@ -91,9 +100,13 @@ policy denied that is not among them cannot be told.
 The records are those that tacit flows lists, of all nodes; with --flows, those
 of a file that tacit flows -o json has written, so that nothing is asked of
 anybody. Where a decision needs what was not recorded, such as a header, that
-is said. Limits of rates are not replayed.
+is said. Limits of rates are not replayed. Nobody is asked, either: what a policy
+with the action CUSTOM covers cannot be told, unless --mesh-config is given and
+has no such provider, which denies it.
 
-Exit status: 3 if something would newly be denied.`,
+Exit status: 0 nothing would newly be denied, 3 something would, 4 nothing would
+as far as it can be told without the nodes that are missing, 1 there is no
+answer.`,
 		Example: `  kubectl get pods,namespaces,services,authorizationpolicies,peerauthentications,requestauthentications,revokedidentities -A -o yaml > mesh.yaml
   tacit replay --mesh mesh.yaml --policies strict.yaml --since 1h
   tacit flows --since 1h --limit 65536 -o json > flows.json
@@ -136,10 +149,7 @@ func (c *client) replay(cmd *cobra.Command, f replayFlags) error {
 		p := c.printer(cmd)
 		err = errors.Join(p.Replay(result), partial(p, r.missing, r.asked))
 	}
-	if err = errors.Join(err, r.failed); err == nil && result.Count(replay.NewlyDenied) > 0 {
-		return exitError(exitDenied)
-	}
-	return err
+	return ended(cmd, err, r.failed, result.Count(replay.NewlyDenied) > 0)
 }
 
 // recordings are what happened, and of whom it is not known.
@@ -147,7 +157,7 @@ type recordings struct {
 	flows   []flows.Flow
 	missing []missing
 	asked   int   // nodes
-	failed  error // of the missing ones, where they were asked just now
+	failed  error // that there are missing ones
 }
 
 func (c *client) recorded(cmd *cobra.Command, f replayFlags) (recordings, error) {
@@ -190,5 +200,9 @@ func readRecords(file string) (recordings, error) {
 	for _, flow := range *written.Flows {
 		nodes[flow.Node] = true
 	}
-	return recordings{flows: *written.Flows, missing: append([]missing{}, written.Missing...), asked: len(nodes) + len(written.Missing)}, nil
+	r := recordings{flows: *written.Flows, missing: append([]missing{}, written.Missing...), asked: len(nodes) + len(written.Missing)}
+	if len(r.missing) > 0 {
+		r.failed = partialError{fmt.Errorf("replay: %d nodes gave no answer when %s was written", len(r.missing), file)}
+	}
+	return r, nil
 }

@@ -45,7 +45,7 @@ func TestExplainOffline(t *testing.T) {
 		want string
 	}{
 		{pair, 0, "ALLOWED"},
-		{append(slices.Clone(pair), strict...), exitDenied, "istio_converted_static_strict"},
+		{append(slices.Clone(pair), strict...), exitFound, "istio_converted_static_strict"},
 		{append(slices.Clone(pair), "-o", "json"), 0, `"outcome":"allowed"`},
 		{append(slices.Clone(pair), "-o", "yaml"), 0, "outcome: allowed\n"},
 		{append(slices.Clone(pair), "-o", "toml"), 1, "want text, json or yaml"},
@@ -77,7 +77,7 @@ func TestExplainOfflineSkips(t *testing.T) {
 	}{
 		{nil, 0, "UNCHECKED", "PeerAuthentication shop/default: not enforced on"},
 		{[]string{"--skips", "listed", "--skip-ports", "80"}, 0, "UNCHECKED", "PeerAuthentication shop/default: not enforced on"},
-		{[]string{"--skips", "none"}, exitDenied, "istio_converted_static_strict", "Pod shop/b: pod annotation tacit.mesh/skip-inbound-ports"},
+		{[]string{"--skips", "none"}, exitFound, "istio_converted_static_strict", "Pod shop/b: pod annotation tacit.mesh/skip-inbound-ports"},
 		{[]string{"--skips", "some"}, 1, "", "--skips=some: want any, listed or none"},
 	} {
 		code, out, errOut := tacit(append(slices.Clone(pair), test.args...)...)
@@ -111,12 +111,12 @@ func TestReplayCommand(t *testing.T) {
 	dump, other := file("flows.json", recorded), file("other.json", `{"workloads":[]}`)
 	for _, args := range []string{"--socket " + socket, "--flows " + dump} {
 		code, out, errOut := tacit(append([]string{"replay", "--mesh", mesh, "--policies", strict}, strings.Fields(args)...)...)
-		if code != exitDenied || !strings.Contains(out, "newly denied  1      203.0.113.9  shop/b:80") || !strings.Contains(out, "4bf9") ||
+		if code != exitFound || !strings.Contains(out, "newly denied  1      203.0.113.9  shop/b:80") || !strings.Contains(out, "4bf9") ||
 			!strings.Contains(out, "1 flows replayed: 1 newly denied, 0 newly allowed") {
 			t.Errorf("%s: exit %d, %q, %q", args, code, out, errOut)
 		}
 		code, out, _ = tacit(append([]string{"replay", "-o", "json", "--mesh", mesh, "--policies", strict}, strings.Fields(args)...)...)
-		if code != exitDenied || !strings.Contains(out, `"change":"newly_denied"`) || !strings.Contains(out, `"partial":false,"missing":[]`) {
+		if code != exitFound || !strings.Contains(out, `"change":"newly_denied"`) || !strings.Contains(out, `"partial":false,"missing":[]`) {
 			t.Errorf("%s as JSON: exit %d, %q", args, code, out)
 		}
 	}

@@ -15,8 +15,8 @@ import (
 )
 
 func tapCommand() *cobra.Command {
+	c := client{more: []string{outputWide}}
 	var (
-		c     client
 		f     filterFlags
 		most  time.Duration
 		count int
@@ -38,7 +38,9 @@ one object a line.`,
 		Args: cobra.MaximumNArgs(1),
 	}
 	c.flags(cmd)
+	cmd.ValidArgsFunction = podNames(c.podsOfMesh)
 	f.flags(cmd.Flags())
+	c.completeEnds(cmd, "from", "to")
 	cmd.Flags().DurationVar(&most, "for", 0, "end after this `time`; 0: with Ctrl-C")
 	cmd.Flags().IntVar(&count, "count", 0, "end after this `number` of flows; 0: with Ctrl-C")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -69,6 +69,7 @@ type look struct {
 	at      time.Time
 	pairs   []traffic.Pair
 	missing []missing
+	lack    error // that nodes are missing
 	err     error // no node gave an answer
 }
 
@@ -78,6 +79,7 @@ func lookAt(cmd *cobra.Command, all []answerer) look {
 	if l.missing, l.err = partly(answers); l.err != nil {
 		return l
 	}
+	l.lack = failures(answers)
 	var nodes []admin.Coverage
 	for _, a := range answers {
 		if a.err == nil {
@@ -103,10 +105,11 @@ func (c *client) topOnce(cmd *cobra.Command, s *screen) error {
 		return s.last.err
 	}
 	if forPrograms(c.output) {
-		return printAs(cmd.OutOrStdout(), c.output, map[string]any{"rates": s.shown(), "partial": len(s.last.missing) > 0, "missing": s.last.missing})
+		err := printAs(cmd.OutOrStdout(), c.output, map[string]any{"rates": s.shown(), "partial": len(s.last.missing) > 0, "missing": s.last.missing})
+		return errors.Join(err, s.last.lack)
 	}
 	p := c.printer(cmd)
-	return errors.Join(p.Rates(s.shown()), partial(p, s.last.missing, s.asked))
+	return errors.Join(p.Rates(s.shown()), partial(p, s.last.missing, s.asked), s.last.lack)
 }
 
 // screen is what a terminal shows. It is a tea.Model.

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/tacit-mesh/tacit/deploy/cluster"
 	"github.com/tacit-mesh/tacit/identity/person"
@@ -65,10 +66,15 @@ everything.`,
 	}
 	clusterFlags(cmd.Flags(), &u.cluster)
 	cmd.Flags().StringVar(&u.socket, "socket", "", "`path` of the socket of a tacitd outside of a cluster")
-	cmd.Flags().IntVar(&u.port, "port", 0, "`number` of the port of this machine's loopback device; 0: any")
-	cmd.Flags().BoolVar(&u.open, "open", false, "start a browser; others who use this machine may see the address among its processes before it is used up")
+	u.browserFlags(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return u.run(cmd) }
 	return cmd
+}
+
+// browserFlags are about this machine's side.
+func (u *ui) browserFlags(f *pflag.FlagSet) {
+	f.IntVar(&u.port, "port", 0, "`number` of the port of this machine's loopback device; 0: any")
+	f.BoolVar(&u.open, "open", false, "start a browser; others who use this machine may see the address among its processes before it is used up")
 }
 
 func (u *ui) run(cmd *cobra.Command) error {

@@ -36,6 +36,9 @@ type Demo struct {
 	began  time.Time
 }
 
+// MapSocket is where the control plane serves the map, as its world sees it.
+const MapSocket = "/run/tacit/ui.sock"
+
 // patience bounds each single wait: everything here takes well below it.
 const patience = 20 * time.Second
 
@@ -43,7 +46,7 @@ const patience = 20 * time.Second
 func Start(ctx context.Context, c Config) (*Demo, error) {
 	d := &Demo{config: c, out: printer{w: c.Out}, began: time.Now()}
 	d.out.title("Tacit: two nodes made of network namespaces, real programs in their pods")
-	w, err := world.New(ctx, world.Config{Manifests: c.Manifests, Programs: c.Programs})
+	w, err := world.New(ctx, world.Config{Manifests: c.Manifests, Programs: c.Programs, ControlArgs: []string{"--ui", MapSocket}})
 	if err != nil {
 		return nil, err
 	}
@@ -146,8 +149,11 @@ func (d *Demo) LookAround(program string) {
 		{program + " demo enter shop/frontend curl -s http://web", "run something in a pod"},
 		{program + " demo enter shop/frontend", "a shell in a pod: try ss, ip, iptables-save, curl"},
 		{program + " demo enter b " + filepath.Join(d.config.Programs, "tacit") + " connections --socket " + node.AdminSocket(), "what node b's proxy carries"},
+		{program + " demo ui", "the map of who talks to whom, for a browser on this machine"},
 		{program + " demo enter b curl -s " + node.MetricsURL(), "its metrics"},
 		{program + " demo enter b tail -f " + node.Proxy().Log, "its log"},
+		{program + " demo enter b " + filepath.Join(d.config.Programs, "tacit") + " support -f /tmp/demo.tar.gz --socket " + node.AdminSocket() +
+			" --metrics " + node.MetricsURL() + " --log " + node.Proxy().Log, "pack what a maintainer would ask for"},
 		{program + " demo enter b ls " + d.world.Manifests(), "the manifests; edit them, they are live"},
 		{program + " demo end", "end it, leaving no trace"},
 	})

@@ -8,7 +8,6 @@ package bypasses
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -59,14 +58,10 @@ func Begin(ctx context.Context, s Store, about Subject, duration time.Duration, 
 	if duration < time.Second {
 		return nil, fmt.Errorf("a bypass for %v: want 1s or more, such as --for 30m", duration)
 	}
-	if err := records.CheckReason(reason); err != nil {
-		return nil, err
-	}
-	who, err := s.Who(ctx)
+	who, now, err := records.Sign(ctx, s, reason)
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now().UTC()
 	b := &bypass.Bypass{Spec: bypass.Spec{
 		Pod: about.Pod, PolicyOnly: policyOnly, Reason: reason, By: who, Since: records.Moment(now), Until: records.Moment(now.Add(duration)),
 	}}
@@ -81,28 +76,13 @@ func End(ctx context.Context, s Store, what string) ([]*bypass.Bypass, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, err := s.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	now := time.Now()
-	inForce := slices.DeleteFunc(all, func(b *bypass.Bypass) bool {
+	inForce := func(b *bypass.Bypass, now time.Time) bool {
 		named := b.String() == what
 		meant := b.Namespace == about.Namespace && b.Spec.Pod == about.Pod
-		return !named && !meant || b.Spec.Until == nil || !now.Before(b.Spec.Until.Time)
+		return (named || meant) && b.Spec.Until != nil && now.Before(b.Spec.Until.Time)
+	}
+	none := fmt.Errorf("%s: no bypass of that name, or of that pod or namespace by itself, is in force; see tacit bypass list", what)
+	return records.End(ctx, s, inForce, none, func(b *bypass.Bypass, now *metav1.Time, who string) {
+		b.Spec.Until, b.Spec.EndedBy = now, who
 	})
-	if len(inForce) == 0 {
-		return nil, fmt.Errorf("%s: no bypass of that name, or of that pod or namespace by itself, is in force; see tacit bypass list", what)
-	}
-	who, err := s.Who(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, b := range inForce {
-		b.Spec.Until, b.Spec.EndedBy = records.Moment(now), who
-		if err := s.Update(ctx, b); err != nil {
-			return nil, err
-		}
-	}
-	return inForce, nil
 }

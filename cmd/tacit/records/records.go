@@ -9,6 +9,7 @@ package records
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -59,10 +60,36 @@ func Name(kind, about string, now time.Time) string {
 	return kind + "-" + plain[:min(len(plain), most)] + "-" + strings.ReplaceAll(now.Format("20060102-150405.000"), ".", "-")
 }
 
-// CheckReason is an error if there is none.
-func CheckReason(reason string) error {
+// Sign says who writes a record and when, where there is a reason to.
+func Sign[T any](ctx context.Context, s Store[T], reason string) (who string, now time.Time, err error) {
 	if strings.TrimSpace(reason) == "" {
-		return errors.New("say why (--reason): whoever finds it in force will ask")
+		return "", now, errors.New("say why (--reason): whoever finds it in force will ask")
 	}
-	return nil
+	who, err = s.Who(ctx)
+	return who, time.Now().UTC(), err
+}
+
+// End ends, now, the records that are in force and meant, and returns them. It is
+// the error none if there are none.
+func End[T any](ctx context.Context, s Store[T], inForce func(r *T, now time.Time) bool, none error, end func(r *T, now *metav1.Time, who string)) ([]*T, error) {
+	all, err := s.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	all = slices.DeleteFunc(all, func(r *T) bool { return !inForce(r, now) })
+	if len(all) == 0 {
+		return nil, none
+	}
+	who, err := s.Who(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range all {
+		end(r, Moment(now), who)
+		if err := s.Update(ctx, r); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
 }

@@ -67,6 +67,7 @@ func (r *Result) Count(c Change) (n int) {
 // of the same kind and name and beside all others; with instead, of all others.
 // The remarks say what of them has no effect as written.
 func Mesh(settings build.Settings, objects, candidates build.Objects, instead bool) (s *model.Snapshot, remarks []string) {
+	remarks = standIns(&settings, objects, candidates)
 	if instead {
 		objects.AuthorizationPolicies, objects.PeerAuthentications, objects.RequestAuthentications = nil, nil, nil
 	}
@@ -84,6 +85,26 @@ func Mesh(settings build.Settings, objects, candidates build.Objects, instead bo
 	return s, remarks
 }
 
+// standIns gives CUSTOM policies a provider that is not asked, where it is not
+// known which there are.
+func standIns(settings *build.Settings, all ...build.Objects) (remarks []string) {
+	if settings.Providers != nil {
+		return nil
+	}
+	settings.Providers = map[string]*model.Provider{}
+	for _, objects := range all {
+		for _, p := range objects.AuthorizationPolicies {
+			name := p.Spec.GetProvider().GetName()
+			if name == "" || settings.Providers[name] != nil {
+				continue
+			}
+			settings.Providers[name] = &model.Provider{Name: name}
+			remarks = append(remarks, fmt.Sprintf("the configuration of the mesh is not known (--mesh-config), so provider %s is taken for one that it has", name))
+		}
+	}
+	return remarks
+}
+
 // Run decides about the flows that the servers' nodes recorded. Limits of rates
 // are not counted again. Instead is that of Mesh.
 func Run(s *model.Snapshot, recorded []flows.Flow, instead bool) Result {
@@ -95,6 +116,7 @@ func Run(s *model.Snapshot, recorded []flows.Flow, instead bool) Result {
 	}
 	result := Result{Rows: []Row{}}
 	rows := map[Row]*Row{}
+	mesh := index(s)
 	for i := range recorded {
 		f := &recorded[i]
 		allowed, decided := outcome(f)
@@ -103,7 +125,7 @@ func Run(s *model.Snapshot, recorded []flows.Flow, instead bool) Result {
 		}
 		n := max(f.Weight, 1)
 		result.Replayed += n
-		change, why, by := decide(s, f, allowed, requested[f.ID])
+		change, why, by := mesh.decide(f, allowed, requested[f.ID])
 		if change == NewlyAllowed && !known(s, f.Policy, instead) {
 			change, why, by = Untold, "the mesh's objects make no policy "+f.Policy+", which denied it", f.Policy
 		}
@@ -168,13 +190,39 @@ func outcome(f *flows.Flow) (allowed, decided bool) {
 	return false, false
 }
 
+// pods are those of a mesh by name, of which an address may have several: one in
+// each network.
+type pods struct {
+	*model.Snapshot
+	byName map[[2]string][]*model.Workload
+}
+
+func index(s *model.Snapshot) pods {
+	p := pods{s, map[[2]string][]*model.Workload{}}
+	for _, w := range s.Workloads() {
+		key := [2]string{w.Namespace, w.Name}
+		p.byName[key] = append(p.byName[key], w)
+	}
+	return p
+}
+
+// at is the pod that one was recorded as, in whatever network it is; nil if it is
+// not in the mesh.
+func (p pods) at(recorded flows.Peer) *model.Workload {
+	all := p.byName[[2]string{recorded.Namespace, recorded.Pod}]
+	if i := slices.IndexFunc(all, func(w *model.Workload) bool { return w.HasAddress(recorded.Address.Addr()) }); i >= 0 {
+		return all[i]
+	}
+	return nil
+}
+
 // decide returns the change and why, none if the flow would come out as it did.
-func decide(s *model.Snapshot, f *flows.Flow, was, requestsKnown bool) (change Change, why, by string) {
-	w := s.WorkloadAt("", f.Destination.Address.Addr())
-	if w == nil || w.Namespace != f.Destination.Namespace || w.Name != f.Destination.Pod {
+func (p pods) decide(f *flows.Flow, was, requestsKnown bool) (change Change, why, by string) {
+	s, w := p.Snapshot, p.at(f.Destination)
+	if w == nil {
 		return Untold, "the server is not among the objects of the mesh", ""
 	}
-	r := request(s, f, w)
+	r := p.request(f, w)
 	reads := policy.CoversHTTP(s, w, r.Destination.Port())
 	var d policy.Decision
 	switch {
@@ -217,13 +265,15 @@ func known(s *model.Snapshot, key string, instead bool) bool {
 }
 
 // request are the facts of a flow, as far as they are recorded.
-func request(s *model.Snapshot, f *flows.Flow, w *model.Workload) policy.Request {
+func (p pods) request(f *flows.Flow, w *model.Workload) policy.Request {
 	r := policy.Request{Source: f.Source.Address.Addr(), Destination: f.Destination.Address, Workload: w, Time: f.Began}
 	if f.Source.Identity != "" {
 		// What cannot be read is nobody's: no policy allows it by mistake.
 		r.Identity, _ = model.ParseIdentity(f.Source.Identity)
 	}
-	if from := s.WorkloadAt("", r.Source); from != nil && (r.Identity.IsZero() || from.Identity() == r.Identity) {
+	// A client of another network comes from the address of a gateway, and its
+	// pod is not known here either.
+	if from := p.WorkloadAt(w.Network, r.Source); from != nil && (r.Identity.IsZero() || from.Is(r.Identity)) {
 		r.SourceWorkload = from
 	}
 	if f.HTTP != nil {

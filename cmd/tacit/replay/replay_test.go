@@ -12,6 +12,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/xds/build"
+	"github.com/tacit-mesh/tacit/xds/model"
 	"github.com/tacit-mesh/tacit/xds/source/files"
 )
 
@@ -183,6 +184,64 @@ func TestRun(t *testing.T) {
 				t.Errorf("%+v, want %s: %s", got, test.change, test.why)
 			}
 		})
+	}
+}
+
+const custom = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: ask, namespace: shop}
+spec:
+  selector: {matchLabels: {app: api}}
+  action: CUSTOM
+  provider: {name: authz}
+  rules: [{to: [{operation: {ports: ["8080"]}}]}]
+`
+
+// What an external provider is asked about nobody can tell. It is denied only
+// where it is known that there is no such provider.
+func TestCustom(t *testing.T) {
+	asked := "the provider of policy shop/ask decides"
+	known := map[string]*model.Provider{"authz": {Name: "authz"}}
+	for _, test := range []struct {
+		name      string
+		providers map[string]*model.Provider
+		flow      flows.Flow
+		change    Change
+		why       string
+		remarks   int
+	}{
+		{"without the configuration of the mesh", nil, flow(get("/")), Untold, asked, 1},
+		{"a provider that there is", known, flow(get("/")), Untold, asked, 0},
+		{"requests that were not read", known, flow(), Untold, "a policy looks into its requests, which were not read when it was recorded", 0},
+		{"that has denied", known, flow(get("/"), denied("denied")), Untold, asked, 0},
+		{"a provider that there is not", map[string]*model.Provider{}, flow(), NewlyDenied, "denied by policy shop/ask (matched: ports)", 1},
+		{"a port that it is not asked about", nil, flow(func(f *flows.Flow) { f.Destination.Address = netip.MustParseAddrPort("198.18.2.1:9090") }), "", "", 1},
+		{"who is denied before", nil, flow(other, denied("not_allowed")), "", "", 1},
+	} {
+		mesh, remarks := Mesh(build.Settings{Providers: test.providers}, read(t, objects), read(t, custom), false)
+		got := Run(mesh, []flows.Flow{test.flow}, false)
+		if len(remarks) != test.remarks {
+			t.Errorf("%s: remarks %q", test.name, remarks)
+		}
+		if test.change == "" && got.Unchanged != 1 || test.change != "" && (got.Count(test.change) != 1 || got.Rows[0].Why != test.why) {
+			t.Errorf("%s: %+v, want %s: %s", test.name, got, test.change, test.why)
+		}
+	}
+}
+
+// A server is known by its name and address, in whatever network it is.
+func TestNetworks(t *testing.T) {
+	mesh, _ := Mesh(build.Settings{}, read(t, objects), read(t, strict), false)
+	var moved []*model.Workload
+	for _, w := range mesh.Workloads() {
+		other := *w
+		other.Network = "far"
+		moved = append(moved, &other)
+	}
+	got := Run(mesh.Apply(model.Update{Workloads: moved}), []flows.Flow{flow(), flow(outside)}, false)
+	if got.Unchanged != 1 || got.Count(NewlyDenied) != 1 {
+		t.Errorf("%+v, want one unchanged and one newly denied", got)
 	}
 }
 

@@ -7,7 +7,6 @@ package revoked
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -46,14 +45,10 @@ func Revoke(ctx context.Context, s Store, root, id string, duration time.Duratio
 	if duration <= 0 {
 		return nil, fmt.Errorf("a revocation for %v: want more than 0, such as 24h", duration)
 	}
-	if err := records.CheckReason(reason); err != nil {
-		return nil, err
-	}
-	who, err := s.Who(ctx)
+	who, now, err := records.Sign(ctx, s, reason)
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now().UTC()
 	r := &kinds.RevokedIdentity{Spec: kinds.RevokedIdentitySpec{
 		Identity: id, Reason: reason, By: who, Since: records.Moment(now), Until: records.Moment(now.Add(duration)),
 	}}
@@ -67,26 +62,11 @@ func Restore(ctx context.Context, s Store, id string) ([]*kinds.RevokedIdentity,
 	if _, err := model.ParseIdentity(id); err != nil {
 		return nil, err
 	}
-	all, err := s.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	now := time.Now()
-	inForce := slices.DeleteFunc(all, func(r *kinds.RevokedIdentity) bool { return r.Spec.Identity != id || r.Ended(now) })
-	if len(inForce) == 0 {
-		return nil, fmt.Errorf("%s is not revoked: see tacit identity list", id)
-	}
-	who, err := s.Who(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, r := range inForce {
-		r.Spec.Until, r.Spec.RestoredBy = records.Moment(now), who
-		if err := s.Update(ctx, r); err != nil {
-			return nil, err
-		}
-	}
-	return inForce, nil
+	inForce := func(r *kinds.RevokedIdentity, now time.Time) bool { return r.Spec.Identity == id && !r.Ended(now) }
+	none := fmt.Errorf("%s is not revoked: see tacit identity list", id)
+	return records.End(ctx, s, inForce, none, func(r *kinds.RevokedIdentity, now *metav1.Time, who string) {
+		r.Spec.Until, r.Spec.RestoredBy = now, who
+	})
 }
 
 // nameOf tells revocations of the same identity apart by when they began.

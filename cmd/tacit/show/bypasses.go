@@ -27,19 +27,24 @@ func (p Printer) Bypasses(all []*bypass.Bypass) error {
 		}
 		return cmp.Or(bypassEnd(a).Compare(bypassEnd(b)), strings.Compare(a.String(), b.String()))
 	})
-	rows := [][]string{{"FOR", "STATE", "SINCE", "BY", "REASON"}}
+	rows := [][]string{p.wide([]string{"FOR", "STATE", "SINCE", "BY", "REASON"}, "NAME", "UNTIL")}
 	for _, b := range all {
-		since := ""
-		if begin := b.Begin(); !begin.IsZero() {
-			since = begin.UTC().Format(time.DateTime)
-		}
+		since := moment(b.Begin())
 		about := b.Namespace
 		if b.Spec.Pod != "" {
 			about += "/" + b.Spec.Pod
 		}
-		rows = append(rows, []string{about, p.bypassState(b), since, b.Spec.By, b.Spec.Reason})
+		rows = append(rows, p.wide([]string{about, p.bypassState(b), since, b.Spec.By, b.Spec.Reason}, b.String(), moment(bypassEnd(b))))
 	}
 	return p.table(rows)
+}
+
+// moment is none where it is not said.
+func moment(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.DateTime)
 }
 
 func (p Printer) over(b *bypass.Bypass) bool { return !p.Now.Before(bypassEnd(b)) }

@@ -19,11 +19,11 @@ func (p Printer) Certificates(all []Certificate) error {
 		_, err := fmt.Fprintln(p.Out, "No certificates: no pod is captured.")
 		return err
 	}
-	rows := [][]string{{"NODE", "IDENTITY", "ISSUER", "SERIAL", "ENDS", "RENEWAL", "FAILURES", "STATE"}}
+	rows := [][]string{p.wide([]string{"NODE", "IDENTITY", "ISSUER", "SERIAL", "ENDS", "RENEWAL", "FAILURES", "STATE"}, "BEGAN", "WHOLE SERIAL", "FOR")}
 	for _, c := range all {
-		rows = append(rows, []string{
+		rows = append(rows, p.wide([]string{
 			c.Node, c.Identity, c.Issuer, serial(c.Serial), p.ends(c), p.renewal(c), fmt.Sprint(c.Failures), p.certificateState(c),
-		})
+		}, moment(c.NotBefore), c.Serial, c.Selectors))
 	}
 	return p.table(rows)
 }

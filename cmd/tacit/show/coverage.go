@@ -8,6 +8,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/sight/traffic"
+	"github.com/tacit-mesh/tacit/sight/uses"
 )
 
 // Coverage writes the two figures, then what they are made of.
@@ -23,6 +24,7 @@ func (p Printer) Coverage(c *traffic.Coverage, pairs bool) error {
 		{"WORKLOADS WITHOUT A POLICY", partyRows(c.WithoutPolicy)},
 		{"PODS THAT ARE NOT CAPTURED", notCapturedRows(c.NotCaptured)},
 		{"POLICIES THAT HAVE DECIDED ABOUT NOTHING SINCE THEN", nameRows(c.UnusedPolicies)},
+		{"POLICIES THAT HAVE DECIDED ABOUT NOTHING FOR A WEEK", weekRows(c.Week)},
 	}
 	for _, part := range parts {
 		if len(part.rows) == 0 || part.title == "PAIRS" && !pairs {
@@ -40,16 +42,27 @@ func (p Printer) Coverage(c *traffic.Coverage, pairs bool) error {
 	return nil
 }
 
+func weekRows(week *uses.Report) [][]string {
+	if week == nil {
+		return nil
+	}
+	return nameRows(week.Unused)
+}
+
 func figures(c *traffic.Coverage) [][]string {
 	row := func(name string, s traffic.Shares) []string {
 		return []string{name, share(s), fmt.Sprintf("%d mTLS, %d plain, %d skipped, %d to outside the mesh; %d denied", s.MTLS, s.Plain, s.Skipped, s.Passthrough, s.Denied)}
 	}
-	return [][]string{
+	rows := [][]string{
 		row("mTLS share", c.All),
 		row("within the mesh", c.Mesh),
 		{"policy coverage", percent(c.PolicyCoverage), fmt.Sprintf("%d of %d workloads with a policy", c.Workloads-len(c.WithoutPolicy), c.Workloads)},
 		{"counted since", c.Since.UTC().Format(time.DateTime), "connections that have ended or live, each once"},
 	}
+	if c.Week != nil {
+		rows = append(rows, []string{"policies since", moment(c.Week.Since), fmt.Sprintf("%d of them decided about nothing for a week", len(c.Week.Unused))})
+	}
+	return rows
 }
 
 // share is none where nothing was carried.

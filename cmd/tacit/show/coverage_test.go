@@ -2,9 +2,11 @@ package show
 
 import (
 	"testing"
+	"time"
 
 	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/sight/traffic"
+	"github.com/tacit-mesh/tacit/sight/uses"
 )
 
 func TestCoverage(t *testing.T) {
@@ -22,6 +24,7 @@ func TestCoverage(t *testing.T) {
 		WithoutPolicy:  []flows.Party{web},
 		NotCaptured:    []traffic.NotCaptured{{Party: api, Pods: 2, Why: traffic.WhyHost}},
 		UnusedPolicies: []string{"shop/never"},
+		Week:           &uses.Report{Since: noon.Add(-9 * 24 * time.Hour), Unused: []string{"shop/never"}},
 	}
 	golden(t, "coverage", func(p Printer) error { return p.Coverage(c, false) })
 	golden(t, "coverage-pairs", func(p Printer) error { return p.Coverage(c, true) })

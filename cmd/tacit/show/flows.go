@@ -3,6 +3,7 @@ package show
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,8 +15,11 @@ import (
 // The columns of flows. A node has one where several are shown.
 var (
 	flowColumns = []string{"TIME", "KIND", "DIRECTION", "SOURCE", "DESTINATION", "SECURITY", "OUTCOME", "WHAT"}
+	// wideColumns stand before the last in wide tables.
+	wideColumns = []string{"ID", "IDENTITY", "POLICY"}
 	// flowWidths are those of lines that are shown as they come.
 	flowWidths = []int{12, 7, 9, 24, 30, 8, 7, 0}
+	wideWidths = []int{32, 44, 24}
 )
 
 const outcomeColumn = 6
@@ -27,16 +31,16 @@ func (p Printer) Flows(all []flows.Flow, nodes bool) error {
 		return err
 	}
 	rows := [][]string{}
-	widths := make([]int, len(flowColumns)+1)
+	widths := make([]int, len(flowColumns)+len(wideColumns)+1)
 	measure := func(row []string) {
 		for i, cell := range row {
 			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
 		}
 	}
-	heading := withNode(flowColumns, "NODE", nodes)
+	heading := withNode(p.wideFlow(flowColumns, wideColumns), "NODE", nodes)
 	measure(heading)
 	for _, f := range all {
-		row := withNode(flowCells(f), dash(clean(f.Node)), nodes)
+		row := withNode(p.flowCells(f), dash(clean(f.Node)), nodes)
 		measure(row)
 		rows = append(rows, row)
 	}
@@ -52,14 +56,17 @@ func (p Printer) Flows(all []flows.Flow, nodes bool) error {
 // Flow writes one line as it comes, the first below a heading.
 func (p Printer) Flow(f flows.Flow, nodes, first bool) error {
 	widths := flowWidths
+	if p.Wide {
+		widths = slices.Insert(slices.Clone(widths), len(widths)-1, wideWidths...)
+	}
 	if nodes {
 		widths = append([]int{12}, widths...)
 	}
 	text := ""
 	if first {
-		text = p.bold(line(withNode(flowColumns, "NODE", nodes), widths)) + "\n"
+		text = p.bold(line(withNode(p.wideFlow(flowColumns, wideColumns), "NODE", nodes), widths)) + "\n"
 	}
-	text += p.flowLine(withNode(flowCells(f), dash(clean(f.Node)), nodes), widths, f.Outcome, nodes) + "\n"
+	text += p.flowLine(withNode(p.flowCells(f), dash(clean(f.Node)), nodes), widths, f.Outcome, nodes) + "\n"
 	_, err := fmt.Fprint(p.Out, text)
 	return err
 }
@@ -118,10 +125,19 @@ func dash(cell string) string {
 	return cell
 }
 
-func flowCells(f flows.Flow) []string {
+// wideFlow puts what only wide tables have before the last cell.
+func (p Printer) wideFlow(row, more []string) []string {
+	if !p.Wide {
+		return row
+	}
+	return slices.Insert(slices.Clone(row), len(row)-1, more...)
+}
+
+func (p Printer) flowCells(f flows.Flow) []string {
 	cells := []string{
 		f.Time.UTC().Format("15:04:05.000"), f.Kind, f.Direction, peer(f.Source, false), peer(f.Destination, true), f.Security, f.Outcome, what(f),
 	}
+	cells = p.wideFlow(cells, []string{f.ID, f.Source.Identity, f.Policy})
 	for i, cell := range cells {
 		cells[i] = dash(clean(cell))
 	}

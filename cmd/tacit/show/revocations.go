@@ -26,13 +26,16 @@ func (p Printer) Revocations(all []*kinds.RevokedIdentity) error {
 		}
 		return cmp.Or(until(a).Compare(until(b)), cmp.Compare(a.Name, b.Name))
 	})
-	rows := [][]string{{"IDENTITY", "STATE", "SINCE", "BY", "REASON"}}
+	rows := [][]string{p.wide([]string{"IDENTITY", "STATE", "SINCE", "BY", "REASON"}, "NAME", "UNTIL")}
 	for _, r := range all {
-		since := ""
+		since, end := "", "never"
 		if r.Spec.Since != nil {
-			since = r.Spec.Since.UTC().Format(time.DateTime)
+			since = moment(r.Spec.Since.Time)
 		}
-		rows = append(rows, []string{r.Spec.Identity, p.revocationState(r), since, r.Spec.By, r.Spec.Reason})
+		if r.Spec.Until != nil {
+			end = moment(r.Spec.Until.Time)
+		}
+		rows = append(rows, p.wide([]string{r.Spec.Identity, p.revocationState(r), since, r.Spec.By, r.Spec.Reason}, r.Name, end))
 	}
 	return p.table(rows)
 }

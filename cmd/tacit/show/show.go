@@ -22,6 +22,7 @@ type Printer struct {
 	Out   io.Writer
 	Now   time.Time
 	Color bool // Out is a terminal that shows colours
+	Wide  bool // tables show all that there is to say
 }
 
 // Connections writes one line for each.
@@ -30,12 +31,13 @@ func (p Printer) Connections(all []admin.Connection) error {
 		_, err := fmt.Fprintln(p.Out, "No such connections.")
 		return err
 	}
-	rows := [][]string{{"ID", "DIRECTION", "SOURCE", "DESTINATION", "SECURITY", "SENT", "RECEIVED", "AGE", "STATE"}}
+	rows := [][]string{p.wide([]string{"ID", "DIRECTION", "SOURCE", "DESTINATION", "SECURITY", "SENT", "RECEIVED", "AGE", "STATE"},
+		"FROM", "IDENTITY", "TO", "ORIGINAL", "POLICY")}
 	for _, c := range all {
-		rows = append(rows, []string{
+		rows = append(rows, p.wide([]string{
 			c.ID, c.Direction, source(c.Source), destination(c), c.Security,
 			size(c.Sent), size(c.Received), age(p.Now.Sub(c.Since)), state(c),
-		})
+		}, address(c.Source.Address), c.Source.Identity, address(c.Destination.Address), address(c.Original), c.Policy))
 	}
 	return p.table(rows)
 }
@@ -78,6 +80,14 @@ func state(c admin.Connection) string {
 		return "ended: " + c.Reason
 	}
 	return "ended"
+}
+
+// wide is a row with what only wide tables have.
+func (p Printer) wide(row []string, more ...string) []string {
+	if p.Wide {
+		return append(row, more...)
+	}
+	return row
 }
 
 // table aligns rows in columns; an empty cell is a dash.

@@ -34,13 +34,25 @@ func TestStatus(t *testing.T) {
 				"number":       json.RawMessage(`7`),
 			},
 		},
-		"status-new": {Version: "v1.2.3", Node: "node-a", Started: noon},
+		"status-bypassed": {Version: "v1.2.3", Node: "node-a", Started: noon, Bypasses: []string{"shop/one", "shop/two\x1b[2J"}},
+		"status-new":      {Version: "v1.2.3", Node: "node-a", Started: noon},
 	}
 	for name, status := range tests {
 		t.Run(name, func(t *testing.T) {
 			golden(t, name, func(p Printer) error { return p.Status(status) })
 		})
 	}
+}
+
+func TestNodes(t *testing.T) {
+	all := []Node{
+		{Name: "node-a", Status: admin.Status{Version: "v1", Started: noon.Add(-time.Hour), AddressesReady: true, PoliciesReady: true, Services: 3, Bypasses: []string{"shop/one", "shop/two"}}},
+		{Name: "node-b", Status: admin.Status{Version: "v1", Started: noon, Bypasses: []string{"shop/two"}}},
+		{Name: "node-c", Err: errors.New("no answer")},
+	}
+	golden(t, "nodes", func(p Printer) error { return p.Nodes(all) })
+	golden(t, "nodes-wide", func(p Printer) error { p.Wide = true; return p.Nodes(all) })
+	golden(t, "nodes-calm", func(p Printer) error { return p.Nodes(all[2:]) })
 }
 
 func TestCertificates(t *testing.T) {
@@ -58,6 +70,7 @@ func TestCertificates(t *testing.T) {
 		certificate("soon", 30*time.Hour, 24*time.Hour, ""),
 	}
 	golden(t, "certificates", func(p Printer) error { return p.Certificates(all) })
+	golden(t, "certificates-wide", func(p Printer) error { p.Wide = true; return p.Certificates(all[1:2]) })
 	golden(t, "certificates-none", func(p Printer) error { return p.Certificates(nil) })
 }
 
@@ -75,6 +88,7 @@ func TestConnections(t *testing.T) {
 		{ID: "5ff7", Direction: admin.Outbound, Source: client, Destination: server, Since: noon, Ended: noon, Denied: true},
 	}
 	golden(t, "connections", func(p Printer) error { return p.Connections(all) })
+	golden(t, "connections-wide", func(p Printer) error { p.Wide = true; return p.Connections(all[:2]) })
 	golden(t, "connections-none", func(p Printer) error { return p.Connections(nil) })
 }
 

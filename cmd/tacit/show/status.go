@@ -23,6 +23,9 @@ func (p Printer) Status(s admin.Status) error {
 		{"connections", fmt.Sprintf("%d inbound, %d outbound", s.Inbound, s.Outbound)},
 		{"denials", fmt.Sprintf("%d among the last connections (tacit connections --denied)", s.RecentDenials)},
 	}
+	if len(s.Bypasses) > 0 {
+		rows = append(rows, []string{"bypasses", inForce(s.Bypasses)})
+	}
 	if err := p.table(rows); err != nil {
 		return err
 	}
@@ -46,22 +49,40 @@ type Node struct {
 
 // Nodes writes one line for each.
 func (p Printer) Nodes(all []Node) error {
-	rows := [][]string{{"NODE", "VERSION", "AGE", "GENERATION", "WORKLOADS", "POLICIES", "INBOUND", "OUTBOUND", "DENIALS", "STATE"}}
+	rows := [][]string{p.wide([]string{"NODE", "VERSION", "AGE", "GENERATION", "WORKLOADS", "POLICIES", "INBOUND", "OUTBOUND", "DENIALS", "STATE"}, "SERVICES", "STARTED")}
 	for _, n := range all {
 		if n.Err != nil {
-			rows = append(rows, []string{n.Name, "", "", "", "", "", "", "", "", n.Err.Error()})
+			rows = append(rows, p.wide([]string{n.Name, "", "", "", "", "", "", "", "", n.Err.Error()}, "", ""))
 			continue
 		}
 		s, state := n.Status, "serving"
 		if why := missing(s); why != "" {
 			state = strings.Trim(why, " ()")
 		}
-		rows = append(rows, []string{
+		rows = append(rows, p.wide([]string{
 			n.Name, s.Version, age(p.Now.Sub(s.Started)), strconv.FormatUint(s.Generation, 10), strconv.Itoa(s.Workloads), strconv.Itoa(s.Policies),
 			strconv.Itoa(s.Inbound), strconv.Itoa(s.Outbound), strconv.Itoa(s.RecentDenials), state,
-		})
+		}, strconv.Itoa(s.Services), s.Started.UTC().Format(time.DateTime)))
 	}
-	return p.table(rows)
+	if err := p.table(rows); err != nil {
+		return err
+	}
+	bypasses := map[string]bool{}
+	for _, n := range all {
+		for _, name := range n.Status.Bypasses {
+			bypasses[name] = true
+		}
+	}
+	if len(bypasses) == 0 {
+		return nil
+	}
+	_, err := fmt.Fprintf(p.Out, "\n%s\n", p.paint(bold+amber, "Bypasses are in force: "+clean(inForce(slices.Sorted(maps.Keys(bypasses))))))
+	return err
+}
+
+// inForce names bypasses, and where there is more about them.
+func inForce(bypasses []string) string {
+	return strings.Join(bypasses, ", ") + " (tacit bypass list)"
 }
 
 // Heading writes a line above a part, after an empty one if it is not the

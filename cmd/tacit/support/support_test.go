@@ -1,0 +1,204 @@
+package support
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// Planted secrets: none of them may be in what is packed.
+const (
+	keyLines = "MHcCAQEEIBplantedKeyplantedKeyplantedKeyoAoGCCqGSM49"
+	jwt      = "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJwbGFudGVkIn0.c2lnbmF0dXJlUGxhbnRlZA"
+	password = "hunter2-planted"
+	base64d  = "LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0tUGxhbnRlZA=="
+)
+
+func TestNoSecretStays(t *testing.T) {
+	key := "-----BEGIN EC PRIVATE KEY-----\n" + keyLines + "\n-----END EC PRIVATE KEY-----\n"
+	for name, text := range map[string]string{
+		"key":               "before\n" + key + "after",
+		"key, cut":          "before\n-----BEGIN PRIVATE KEY-----\n" + keyLines + "\n",
+		"end of a key":      keyLines + "\n-----END PRIVATE KEY-----\nafter",
+		"key in JSON":       `{"text":"` + strings.ReplaceAll(key, "\n", `\n`) + `"}`,
+		"key in a log":      `{"level":"info","msg":"read ` + strings.ReplaceAll(key, "\n", `\n`) + `"}` + "\n{}\n",
+		"token":             "presented " + jwt + " to the CA",
+		"bearer":            "Authorization: Bearer " + password,
+		"header in a log":   `{"msg":"x","authorization":"Basic ` + password + `"}` + "\n{}\n",
+		"flag":              "--redis-password=" + password + " --node a",
+		"flag in YAML":      "args: [--api-key, x]\nclient_secret: " + password + "\n",
+		"quoted":            `password = "two words ` + password + `"` + "\n",
+		"escaped":           `{"msg":"{\"token\":\"` + password + `\"}"}` + "\n{}\n",
+		"URL":               "redis://user:" + password + "@redis:6379/0",
+		"query":             "GET /login?access_token=" + password + "&x=1",
+		"kubeconfig":        "client-key-data: " + base64d,
+		"member":            `{"a":{"sharedSecret":"` + password + `","tokens":["` + password + `"]}}`,
+		"variable":          `{"env":[{"name":"DB_PASSWORD","value":"` + password + `"}]}`,
+		"header of policy":  `{"when":[{"key":"request.headers[x-api-key]","values":["` + password + `"],"notValues":["` + password + `"]}]}`,
+		"Secret":            `{"items":[{"kind":"Secret","data":{"x":"` + password + `"},"stringData":{"y":"` + password + `"}}]}`,
+		"applied":           `{"metadata":{"annotations":{"kubectl.kubernetes.io/last-applied-configuration":"` + password + `"},"managedFields":["` + password + `"]}}`,
+		"symmetric key set": `{"jwks":"{\"keys\":[{\"k\":\"` + password + `\"}]}"}`,
+		"member with a key": `{"annotations":{"note":"` + strings.ReplaceAll(key, "\n", `\n`) + `"}}`,
+	} {
+		got := string(Document([]byte(text)))
+		for _, planted := range []string{keyLines, jwt, "hunter2", base64d[20:]} {
+			if strings.Contains(got, planted) {
+				t.Errorf("%s: %q is in %q", name, planted, got)
+			}
+		}
+		if !strings.Contains(got, "redacted") && name != "applied" {
+			t.Errorf("%s: nothing says that something was taken out of %q", name, got)
+		}
+	}
+}
+
+// What a maintainer needs stays as it was.
+func TestTheRestStays(t *testing.T) {
+	for _, text := range []string{
+		`{"id":"4bf92f3577b34da6a3ce929d0e0e4736","src.identity":"spiffe://cluster.local/ns/shop/sa/web","reason":"denied by policy"}` + "\n{}\n",
+		`{"id":"4bf92f3577b34da6a3ce929d0e0e4736","src.identity":"spiffe://cluster.local/ns/shop/sa/web"}`,
+		"--token=/var/run/secrets/tacit/token --root=/var/run/secrets/tacit/root-cert.pem",
+		`{"automountServiceAccountToken":false,"secretName":"tacit-ca","expirationSeconds":3600}`,
+		"tacit_certificate_renewal_timestamp_seconds{identity=\"spiffe://x/ns/a/sa/b\"} 1.7e+09",
+		`{"key":"source.namespace","values":["shop"]}`,
+		`{"name":"NODE_NAME","value":"node-a"}`,
+		`{"generation":18446744073709551615}`,
+		"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
+	} {
+		got := string(Document([]byte(text)))
+		compact := &bytes.Buffer{}
+		if json.Compact(compact, []byte(got)) == nil {
+			got = compact.String()
+		}
+		if strings.Contains(got, "redacted") {
+			t.Errorf("%s became %s", text, got)
+		}
+		for _, word := range strings.FieldsFunc(text, func(r rune) bool { return strings.ContainsRune(`{}",:[] `, r) }) {
+			if !strings.Contains(got, word) {
+				t.Errorf("%q is missing in %s", word, got)
+			}
+		}
+	}
+}
+
+func text(s string) func(context.Context) (io.ReadCloser, error) {
+	return func(context.Context) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(s)), nil }
+}
+
+// unpack returns the files of an archive by their base names.
+func unpack(t *testing.T, archive io.Reader) map[string]string {
+	t.Helper()
+	in, err := gzip.NewReader(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]string{}
+	for r := tar.NewReader(in); ; {
+		header, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return files
+		}
+		content, readErr := io.ReadAll(r)
+		if err := errors.Join(err, readErr); err != nil {
+			t.Fatal(err)
+		}
+		if header.Mode != 0o600 || !strings.HasPrefix(header.Name, "tacit-support-") {
+			t.Errorf("%s has mode %o", header.Name, header.Mode)
+		}
+		files[path.Base(header.Name)] = string(content)
+	}
+}
+
+// The archive keeps within its bounds, and says itself what it lacks.
+func TestPack(t *testing.T) {
+	var (
+		out  bytes.Buffer
+		told []string
+	)
+	long := strings.Repeat("0123456789abcde\n", maxPart/16) + "the end\n"
+	p := Packer{Command: "tacit support", MaxBytes: 2*maxPart + 1<<20, Progress: func(done, of int, f File) {
+		if of != 6 || done != len(told)+1 {
+			t.Errorf("%d of %d, after %d", done, of, len(told))
+		}
+		told = append(told, f.Name)
+	}}
+	index, err := p.Pack(t.Context(), &out, []Part{
+		{Name: "a/status.json", Read: text(`{"node":"a"}`)},
+		{Name: "b/status.json2", Read: func(context.Context) (io.ReadCloser, error) {
+			return nil, errors.New("the node does not answer; password=" + password)
+		}},
+		{Name: "beginning.txt", Read: text(long)},
+		{Name: "end.log", Read: text(long), Tail: true},
+		{Name: "more.txt", Read: text(long)},
+		{Name: "torn.txt", Read: func(context.Context) (io.ReadCloser, error) {
+			return io.NopCloser(io.MultiReader(strings.NewReader("x"), torn{})), nil
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(told) != 6 || !index.Partial {
+		t.Errorf("told of %v; partial %v", told, index.Partial)
+	}
+	files := unpack(t, &out)
+	var read Index
+	if err := json.Unmarshal([]byte(files["index.json"]), &read); err != nil {
+		t.Fatal(err)
+	}
+	problems, total := map[string]string{}, 0
+	for _, f := range read.Files {
+		total += f.Bytes
+		problems[path.Base(f.Name)] = f.Error
+		if content, there := files[path.Base(f.Name)]; there == (f.Error != "") || len(content) != f.Bytes {
+			t.Errorf("%+v, and %d bytes of it", f, len(content))
+		}
+		if long := f.Error == "" && f.Bytes >= maxPart; f.Cut != long && f.Error == "" {
+			t.Errorf("%+v: cut should be %v", f, long)
+		}
+	}
+	if total > p.MaxBytes || len(problems) != 6 {
+		t.Errorf("%d bytes of %d, %d files", total, p.MaxBytes, len(problems))
+	}
+	if e := problems["status.json2"]; !strings.Contains(e, "does not answer") || strings.Contains(e, password) {
+		t.Errorf("missing: %q", e)
+	}
+	if e := problems["torn.txt"]; !strings.Contains(e, "torn") {
+		t.Errorf("torn: %q", e)
+	}
+	left := slices.DeleteFunc(slices.Collect(maps.Keys(problems)), func(name string) bool { return !strings.Contains(problems[name], "left out") })
+	if len(left) != 1 {
+		t.Errorf("left out: %v", left)
+	}
+	if end, ok := files["end.log"]; ok && (!strings.HasSuffix(end, "the end\n") || !strings.HasPrefix(end, cutMark)) {
+		t.Errorf("the end of a log is %q", end[len(end)-20:])
+	}
+	if begin, ok := files["beginning.txt"]; ok && !strings.HasSuffix(begin, cutMark) {
+		t.Errorf("the beginning ends with %q", begin[len(begin)-20:])
+	}
+}
+
+type torn struct{}
+
+func (torn) Read([]byte) (int, error) { return 0, errors.New("torn") }
+
+func TestNothingIsPackedForNobody(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	p := Packer{MaxBytes: 1 << 20}
+	if _, err := p.Pack(ctx, io.Discard, []Part{{Name: "x", Read: text("")}}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
