@@ -107,7 +107,7 @@ func everything() values {
 		"spire":       values{"adminSocket": "/run/spire/admin/api.sock"},
 		"tacitd": values{"replicas": 3, "minAvailable": "50%", "writeStatus": false, "priorityClassName": "", "extraArgs": []any{"--more"},
 			"tolerations": []any{}},
-		"proxy": values{"drainSeconds": 60, "maxSurge": "10%", "directLocal": false, "connectionsPerPod": 7, "priorityClassName": "",
+		"proxy": values{"drainSeconds": 60, "maxSurge": "10%", "directLocal": false, "connectionsPerPod": 7, "onDemand": true, "priorityClassName": "",
 			"seLinuxOptions": values{"type": "spc_t"}, "extraArgs": []any{"--more"}},
 		"agent": values{"maxUnavailable": "20%", "iptables": "nft", "priorityClassName": "", "seLinuxOptions": values{"type": "spc_t"},
 			"extraArgs": []any{"--more"}},

@@ -24,6 +24,7 @@ import (
 // callsAs is the UID of the pod as which a call to a host and port goes out on
 // its behalf; empty if that is not in the mesh.
 func (p *Proxy) callsAs(pod *pod, host string, port uint16) string {
+	p.learnOf(pod.ctx, pod, host)
 	s := p.State.Snapshot()
 	if _, inMesh := callee(s, networkOf(s, pod), host, port); inMesh {
 		return pod.UID
@@ -98,7 +99,10 @@ func (p *Proxy) dialOut(ctx context.Context, as, network, address string) (net.C
 	s := p.State.Snapshot()
 	if as == "" {
 		at, inMesh := callee(s, p.NodeNetwork(), host, uint16(port))
+		name := hostName(p.NodeNetwork(), host)
 		switch {
+		case name != "" && !s.Heard(name):
+			return nil, fmt.Errorf("%s: the control plane has not said yet whether it is in the mesh", address)
 		case !at.IsValid() && meshed(s, host):
 			return nil, fmt.Errorf("%s: no healthy pod of the service takes this port", address)
 		case inMesh:
@@ -116,7 +120,7 @@ func (p *Proxy) dialOut(ctx context.Context, as, network, address string) (net.C
 	if !inMesh {
 		return nil, fmt.Errorf("%s has left the mesh meanwhile", address)
 	}
-	return p.dialAs(ctx, s, pod, at)
+	return p.dialAs(ctx, pod, at)
 }
 
 // endCalls ends the connections of calls as a pod.
@@ -126,16 +130,21 @@ func (p *Proxy) endCalls(as string) {
 }
 
 // dialAs connects to a pod of the mesh with the identity of a pod of this node.
-func (p *Proxy) dialAs(ctx context.Context, s *model.Snapshot, pod *pod, at netip.AddrPort) (net.Conn, error) {
+func (p *Proxy) dialAs(ctx context.Context, pod *pod, at netip.AddrPort) (net.Conn, error) {
+	s := p.State.Snapshot()
 	var source netip.Addr
 	for _, a := range pod.Addresses {
 		if a.Is4() == at.Addr().Is4() {
 			source = a
 		}
 	}
-	r := route.Resolve(s, route.Source{
+	from := route.Source{
 		Workload: workloadOf(s, pod), Address: source, Namespace: pod.Namespace, Node: p.Node, Network: pod.network,
-	}, at)
+	}
+	var held holder
+	defer held.release()
+	s = p.hear(ctx, &held, func(s *model.Snapshot) []string { return route.Names(s, from, at) })
+	r := route.Resolve(s, from, at)
 	err := fmt.Errorf("no route to %v: %v", at, r.Refusal)
 	for to := range r.Candidates(rand.Uint64()) {
 		if to.Means != route.HBONE || to.Beyond() != nil {

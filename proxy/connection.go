@@ -31,6 +31,7 @@ type Connection struct {
 	takenBack func() bool
 	original  netip.AddrPort // where the application meant to go
 	place     chan struct{}  // where it takes one, if anywhere
+	held      holder         // the names on demand that it has to do with
 	working   func()         // tells the caller that it takes longer; nil if it cannot be told
 	ctx       context.Context
 	cancel    context.CancelCauseFunc
@@ -105,6 +106,7 @@ func (p *Proxy) end(c *Connection) {
 	p.Recorder.Closed(&c.record)
 	c.mu.Unlock()
 	p.conns.End(c)
+	c.held.release()
 	if c.place != nil {
 		give(c.place)
 	}

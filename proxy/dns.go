@@ -28,7 +28,7 @@ func (p *Proxy) answer(asking *pod) {
 		Zone: p.Zone, Forwarder: p.DNS,
 		Mesh: func() (*model.Snapshot, dns.Client, bool) {
 			s := p.State.Snapshot()
-			if !placed(s, asking) {
+			if !placed(s, asking) || s.OnDemand() { // a name that is not there may exist
 				return nil, dns.Client{}, false
 			}
 			return s, dns.Client{Namespace: asking.Namespace, Network: networkOf(s, asking)}, true

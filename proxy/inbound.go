@@ -140,7 +140,7 @@ func (p *Proxy) admit(c *Connection, from *caller, s *hbone.ServerStream) (app *
 		return nil, nil
 	}
 	c.place = c.pod.share.inbound
-	to, err := p.aim(c.pod, s.Authority(), from.arrived.Addr())
+	to, err := p.aim(c, s.Authority(), from.arrived.Addr())
 	switch {
 	case errors.Is(err, errNotServed):
 		c.fail("no_such_service", err)
@@ -201,6 +201,7 @@ func (p *Proxy) authorize(c *Connection) (allowed bool) {
 	ctx, cancel := context.WithTimeout(c.ctx, decisionTimeout)
 	defer cancel()
 	_, _ = p.State.Wait(ctx, c.known)
+	p.lookUpSource(ctx, c)
 	p.conns.Add(c)
 	d, request := p.coverage(c)
 	if d.Allowed {

@@ -183,7 +183,8 @@ func (a *attempt) settled(err error) bool {
 
 // resolve decides where the connection may go, in one snapshot. It waits for
 // the first full list of workloads, and for the pod's own where that says the
-// network: what is merely not known yet must not leave in clear.
+// network, and for the answer where the destination has to be asked for: what is
+// merely not known yet must not leave in clear.
 func (p *Proxy) resolve(ctx context.Context, c *Connection) (route.Route, error) {
 	defer c.phase(telemetry.PhaseResolve)()
 	wait, cancel := context.WithTimeout(ctx, decisionTimeout)
@@ -193,13 +194,10 @@ func (p *Proxy) resolve(ctx context.Context, c *Connection) (route.Route, error)
 	if snapshot.AddressesReady() && !placed(snapshot, c.pod) {
 		return route.Route{}, unplaced(c.pod)
 	}
-	source := route.Source{
-		Workload:  workloadOf(snapshot, c.pod),
-		Address:   c.source.Addr(),
-		Namespace: c.pod.Namespace,
-		Node:      p.Node,
-		Network:   p.Network,
+	if p.Demand != nil {
+		snapshot = p.hear(wait, &c.held, func(s *model.Snapshot) []string { return route.Names(s, p.sourceIn(s, c), c.original) })
 	}
+	source := p.sourceIn(snapshot, c)
 	r := route.Resolve(snapshot, source, c.original)
 	c.setRoute(source.Workload, r)
 	if r.Refusal != route.NotRefused {

@@ -25,6 +25,7 @@ import (
 	"github.com/tacit-mesh/tacit/proxy/state"
 	"github.com/tacit-mesh/tacit/proxy/telemetry"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 )
 
 // The ports on which pods are captured.
@@ -45,6 +46,10 @@ const (
 	agentTimeout     = time.Minute
 )
 
+// curiousRate is how many names a second are asked for though no decision needs
+// them.
+const curiousRate = 100
+
 // Config is what a Proxy works with; all of it is required but the switches.
 type Config struct {
 	Node    string
@@ -56,6 +61,10 @@ type Config struct {
 	Sockets    sockets.Provider
 	State      *state.State
 	Identities *identity.Store
+	// Demand asks for a name, as of client.Client.Hold, where State has only
+	// what was asked for; nil: it has everything. Then no name of the mesh's is
+	// answered by DNS.
+	Demand func(name string) (release func(), ok bool)
 	// DNS asks what the mesh does not know; nil answers no DNS queries. Zone is
 	// where the cluster's services have their names.
 	DNS      *dns.Forwarder
@@ -88,6 +97,8 @@ type Proxy struct {
 	pool  *hbone.Pool
 	conns *conns.Table[*Connection]
 	local handovers
+	// curious bounds what is asked for though no decision needs it.
+	curious *rate.Limiter
 
 	tokens    *jwt.Verifier
 	providers *extauthz.Client
@@ -112,6 +123,7 @@ func New(c Config) *Proxy {
 		pods:    map[string]*pod{},
 		leaving: map[string]*pod{},
 		synced:  make(chan struct{}),
+		curious: rate.NewLimiter(curiousRate, curiousRate),
 	}
 	p.tokens = jwt.NewVerifier()
 	p.providers, p.limits = extauthz.New(p.dialOut), ratelimit.New(p.dialOut)

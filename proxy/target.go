@@ -31,13 +31,17 @@ var errNotServed = errors.New("which is no service of the pod")
 
 // aim reads what a peer asks for. It waits for the control plane's first word on
 // the pod, which says how the pod wants to be given its streams.
-func (p *Proxy) aim(pod *pod, authority string, arrived netip.Addr) (target, error) {
+func (p *Proxy) aim(c *Connection, authority string, arrived netip.Addr) (target, error) {
+	pod := c.pod
 	if !pod.has(arrived) {
 		return target{}, fmt.Errorf("CONNECT to %.64q at %v, which is not the pod's", authority, arrived)
 	}
 	ctx, cancel := context.WithTimeout(pod.ctx, decisionTimeout)
 	defer cancel()
 	s, _ := p.State.Wait(ctx, func(s *model.Snapshot) bool { return workloadOf(s, pod) != nil })
+	if p.Demand != nil {
+		s = p.hear(ctx, &c.held, func(s *model.Snapshot) []string { return targetNames(s, workloadOf(s, pod), authority, arrived) })
+	}
 	return aimAt(s, workloadOf(s, pod), authority, arrived)
 }
 

@@ -73,5 +73,6 @@ func (o *options) controlPlaneFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.token, "token", "", "`file` of the token by which the control plane knows this node")
 	f.StringVar(&o.clusterID, "cluster-id", "", "`id` of this cluster, which istiod wants to be told; its own default is Kubernetes")
 	f.StringVar(&o.network, "network", "", "`name` of this node's network, to tell istiod where it knows several; which one a pod is in the control plane says")
+	f.BoolVar(&o.onDemand, "on-demand", false, "have the control plane send, of workloads and services, only those of this node and those that its pods talk to, asked for when a connection first goes there: for very large meshes. No name of the mesh's is answered by DNS then, all queries are forwarded")
 	f.StringVar(&o.pod, "pod", "", "this proxy's own pod as `NAMESPACE/NAME`, which istiod compares with the token")
 }

@@ -75,6 +75,7 @@ type options struct {
 	root, token  string
 	clusterID    string
 	network      string
+	onDemand     bool
 	pod          string
 	adminSocket  string
 	metrics      string

@@ -130,7 +130,7 @@ func newProcess(o options) (*process, error) {
 	}
 	p.xds = client.New(client.Config{
 		Server: o.xds, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token,
-		ClusterID: o.clusterID, Node: o.xdsNode(), Sink: p.state, Saved: p.keepExport, Log: p.log,
+		ClusterID: o.clusterID, Node: o.xdsNode(), Sink: p.state, OnDemand: o.onDemand, Known: p.state.Snapshot, Saved: p.keepExport, Log: p.log,
 	})
 	if p.audit, err = o.audit.Open("tacit-proxy", o.node, p.log); err != nil {
 		return nil, errors.Join(err, p.source.Close())
@@ -149,8 +149,13 @@ func newProcess(o options) (*process, error) {
 	if o.dnsUpstream != "" {
 		forwarder = dns.NewForwarder(o.dnsUpstream)
 	}
+	var demand func(string) (func(), bool)
+	if o.onDemand {
+		demand = p.xds.Hold
+	}
 	p.proxy = proxy.New(proxy.Config{
-		DNS: forwarder, Zone: dns.NewZone(o.domain),
+		Demand: demand,
+		DNS:    forwarder, Zone: dns.NewZone(o.domain),
 		Node: o.node, Network: o.network, ClusterID: o.clusterID, Sockets: p.agent, State: p.state, Identities: p.store, Recorder: p.recorder, Revocations: revocations,
 		Drain: o.drain, CertificateGrace: o.grace, MaxConnsPerPod: connectionsPerPod(o.podShare), DirectLocal: o.directLocal, TellPolicies: o.tell, TellIdentity: o.tellIdentity,
 	})

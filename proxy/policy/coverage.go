@@ -36,6 +36,12 @@ func current(s *model.Snapshot, w *model.Workload) *model.Workload {
 	return s.Workload(w.UID)
 }
 
+// ReadsLabels reports whether a policy that covers a workload of the snapshot is
+// about the labels of who comes.
+func ReadsLabels(s *model.Snapshot, w *model.Workload) bool {
+	return slices.ContainsFunc(covers(s, w)[:], func(c *covered) bool { return c.index.labels })
+}
+
 // PortProtocol is what some service declares that this port of the workload
 // carries; AppUnknown if none does, or if services differ.
 func PortProtocol(s *model.Snapshot, w *model.Workload, port uint16) model.AppProtocol {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"math/bits"
+	"slices"
 
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -14,6 +15,7 @@ type index struct {
 	match  filing        // finds the rules that may match
 	near   filing        // finds the rules of ALLOW policies of which anything may fit
 	allows []*model.Policy
+	labels bool // some rule is about the labels of who comes
 }
 
 // indexedRule is one rule, or a policy that was not understood, without a rule.
@@ -44,6 +46,9 @@ func newIndex(policies []*model.Policy) index {
 			}
 		}
 	}
+	for _, r := range x.rules {
+		x.labels = x.labels || r.rule != nil && readsLabels(r.rule)
+	}
 	common := x.count()
 	for n := range x.rules {
 		r := &x.rules[n]
@@ -59,6 +64,12 @@ func newIndex(policies []*model.Policy) index {
 		}
 	}
 	return x
+}
+
+func readsLabels(r *model.Rule) bool {
+	return slices.ContainsFunc(r.Clauses, func(c model.Clause) bool {
+		return slices.ContainsFunc(c.Matches, func(m model.Match) bool { return len(m.SourceLabels)+len(m.NotSourceLabels) > 0 })
+	})
 }
 
 // understood: what is not known of a policy makes all of it match, or not.

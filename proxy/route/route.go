@@ -8,6 +8,7 @@ package route
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -57,7 +58,8 @@ func (s *Source) locality() model.Locality {
 type Refusal uint8
 
 // The refusals. NoEndpoints, NoWaypoint and UnknownPort may pass with the next snapshot;
-// NotReady passes with the first full list of workloads and services.
+// NotReady passes with the first full list of workloads and services, NotHeard
+// with the control plane's answer.
 const (
 	NotRefused Refusal = iota
 	NotReady
@@ -65,6 +67,7 @@ const (
 	UnknownPort // the service has no such port
 	NoEndpoints // the service has no endpoint that may be used
 	NoWaypoint  // what is to be passed on the way there is not there
+	NotHeard    // the control plane has not said what is there; see Names
 )
 
 // String is a short phrase for logs and metrics.
@@ -82,6 +85,8 @@ func (r Refusal) String() string {
 		return "service has no usable endpoint"
 	case NoWaypoint:
 		return "its waypoint has no usable endpoint"
+	case NotHeard:
+		return "the control plane has not said yet what is there"
 	}
 	return "unknown refusal"
 }
@@ -118,6 +123,9 @@ func Resolve(s *model.Snapshot, src Source, dst netip.AddrPort) Route {
 	case !s.AddressesReady():
 		// What is merely not known yet must not leave in clear.
 		r.Refusal = NotReady
+		return r
+	case slices.ContainsFunc(Names(s, src, dst), func(name string) bool { return !s.Heard(name) }):
+		r.Refusal = NotHeard
 		return r
 	}
 	if r.workload = s.WorkloadAt(src.network(), dst.Addr()); r.workload != nil {

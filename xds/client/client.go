@@ -1,5 +1,6 @@
 // Package client keeps a proxy's view of the mesh up to date: a delta xDS
-// client for workloads, services and policies, all of them (wildcard).
+// client for workloads, services and policies: all of them or, of workloads and
+// services, those that somebody asks for ([Client.Hold]).
 //
 // It acknowledges each response once it has been applied, whole, and together
 // with those that the control plane says belong to the same change; resources
@@ -37,6 +38,10 @@ type Config struct {
 	ClusterID string // sent as gRPC metadata "clusterid"; empty: not sent
 	Node      Node
 	Sink      Sink
+	// OnDemand asks for workloads and services one by one. Known is what the
+	// sink has made of the updates so far.
+	OnDemand bool
+	Known    func() *model.Snapshot
 	// Saved, if set, gets the export at once after a change, but takes no
 	// more than a tenth of the time, and one call at a time; it may block.
 	// An empty export means that there is nothing worth keeping: what was
@@ -60,6 +65,7 @@ type Client struct {
 	log       *zap.Logger
 	saveEvery time.Duration
 	dirty     chan struct{} // holds one value when there is something to save
+	asking    chan struct{} // holds one value when there is something to ask for
 	ready     chan struct{}
 
 	applying sync.Mutex // held while an update is made and applied; before mu
@@ -67,6 +73,11 @@ type Client struct {
 	mu     sync.Mutex // guards all below
 	kinds  []*kind    // in the order of subscription
 	status Status
+	// On demand; names is nil otherwise.
+	names     map[string]*name
+	unasked   []string // names to be asked for
+	givenUp   []string // names to be given up, before that
+	tellsNews bool     // the control plane says when a name stands for something else
 }
 
 // New makes a client. It does nothing before Run, or Restore and Run.
@@ -77,15 +88,20 @@ func New(config Config) *Client {
 	if config.Log == nil {
 		config.Log = zap.NewNop()
 	}
-	return &Client{
+	c := &Client{
 		config:    config,
 		log:       config.Log,
 		saveEvery: saveEvery,
 		dirty:     make(chan struct{}, 1),
+		asking:    make(chan struct{}, 1),
 		ready:     make(chan struct{}),
-		kinds:     newKinds(),
+		kinds:     newKinds(config.OnDemand),
 		status:    Status{Since: time.Now()},
 	}
+	if config.OnDemand {
+		c.names = map[string]*name{}
+	}
+	return c
 }
 
 // Ready is closed once the first full lists of addresses and of policies have

@@ -11,30 +11,37 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/tacit-mesh/tacit/xds/model"
+	"github.com/tacit-mesh/tacit/xds/wire"
 )
 
 // subscriptions are the first requests of a connection, one for each type:
-// everything (no names), but not what is held.
+// everything (no names), or what is asked for, but not what is held.
 func (c *Client) subscriptions() []*discovery.DeltaDiscoveryRequest {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var out []*discovery.DeltaDiscoveryRequest
 	for _, k := range c.kinds {
-		out = append(out, &discovery.DeltaDiscoveryRequest{
+		request := &discovery.DeltaDiscoveryRequest{
 			Node:                    c.config.Node.proto(),
 			TypeUrl:                 k.typeURL,
 			InitialResourceVersions: k.versions(),
-		})
+		}
+		if c.config.OnDemand && k.typeURL == wire.AddressType {
+			c.resume(request)
+		}
+		out = append(out, request)
 	}
 	return out
 }
 
 // handle applies responses as one change and returns the answers to them.
 func (c *Client) handle(responses ...*discovery.DeltaDiscoveryResponse) (answers []*discovery.DeltaDiscoveryRequest) {
+	c.applying.Lock()
 	update, rejected := c.accept(responses)
 	if !isEmpty(update) {
 		c.config.Sink.Apply(update)
 	}
+	c.applying.Unlock()
 	for i, response := range responses {
 		reason := rejection(rejected[i], len(response.GetResources()))
 		c.answered(response, reason)
@@ -61,12 +68,19 @@ func (c *Client) accept(responses []*discovery.DeltaDiscoveryResponse) (u model.
 			continue
 		}
 		rejected = append(rejected, k.accept(response, &u))
-		select {
-		case c.dirty <- struct{}{}:
-		default: // already to be saved
-		}
+		c.markDirty()
+	}
+	if c.config.OnDemand {
+		c.hear(&u, responses)
 	}
 	return u, rejected
+}
+
+func (c *Client) markDirty() {
+	select {
+	case c.dirty <- struct{}{}:
+	default: // already to be saved
+	}
 }
 
 // answered notes how a response was answered; from then on the first full
@@ -105,6 +119,7 @@ func (c *Client) kind(typeURL string) *kind {
 func isEmpty(u model.Update) bool {
 	return len(u.Workloads) == 0 && len(u.Services) == 0 && len(u.Policies) == 0 &&
 		len(u.RemovedAddresses) == 0 && len(u.RemovedPolicies) == 0 &&
+		len(u.Heard) == 0 && len(u.Unheard) == 0 &&
 		!u.AddressesComplete && !u.PoliciesComplete
 }
 

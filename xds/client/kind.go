@@ -47,7 +47,7 @@ func (r resource) known() string {
 
 // newKinds are the types of resources, policies first: a workload whose
 // policy has never been seen is denied.
-func newKinds() []*kind {
+func newKinds(onDemand bool) []*kind {
 	return []*kind{
 		{
 			typeURL:   wire.AuthorizationType,
@@ -61,7 +61,7 @@ func newKinds() []*kind {
 			resources: map[string]resource{},
 			decode:    decodeAddress,
 			remove:    removeAddresses,
-			complete:  func(u *model.Update) { u.AddressesComplete = true },
+			complete:  func(u *model.Update) { u.AddressesComplete, u.OnDemand = true, onDemand },
 		},
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/xds/api/tacit"
 	"github.com/tacit-mesh/tacit/xds/model"
+	"github.com/tacit-mesh/tacit/xds/wire"
 )
 
 // Export returns everything that is held, for [Client.Restore] in a later
@@ -18,7 +19,11 @@ func (c *Client) Export() ([]byte, error) {
 	state := &tacit.SavedState{}
 	c.mu.Lock()
 	for _, k := range c.kinds {
-		state.Types = append(state.Types, k.export())
+		saved := k.export()
+		if c.config.OnDemand && k.typeURL == wire.AddressType {
+			saved.OnDemand, saved.Names = true, c.heardNames()
+		}
+		state.Types = append(state.Types, saved)
 	}
 	c.mu.Unlock()
 	if size := proto.Size(state); size > c.config.MaxSaved {
@@ -85,8 +90,15 @@ func (c *Client) restore(state *tacit.SavedState) (u model.Update) {
 		if k == nil {
 			continue // of another version of this program
 		}
+		onDemand := c.config.OnDemand && k.typeURL == wire.AddressType
+		if saved.GetOnDemand() != onDemand {
+			continue // what one lacks the other does not look for
+		}
 		for _, err := range k.restore(saved, &u) {
 			c.log.Warn("saved xDS resource not restored", zap.Error(err))
+		}
+		if onDemand {
+			c.restoreNames(saved.GetNames(), &u)
 		}
 	}
 	return u
@@ -144,7 +156,8 @@ func Snapshot(export []byte) (*model.Snapshot, []error) {
 		u    model.Update
 		errs []error
 	)
-	known := newKinds()
+	onDemand := slices.ContainsFunc(state.GetTypes(), (*tacit.SavedType).GetOnDemand)
+	known := newKinds(onDemand)
 	for _, saved := range state.GetTypes() {
 		i := slices.IndexFunc(known, func(k *kind) bool { return k.typeURL == saved.GetTypeUrl() })
 		if i < 0 {
@@ -152,6 +165,7 @@ func Snapshot(export []byte) (*model.Snapshot, []error) {
 			continue
 		}
 		errs = append(errs, known[i].restore(saved, &u)...)
+		u.OnDemand, u.Heard = onDemand, append(u.Heard, saved.GetNames()...)
 		if saved.GetComplete() {
 			known[i].markComplete(&u)
 		}

@@ -203,8 +203,9 @@ func (s *stream) mustNack(t *testing.T, r *discovery.DeltaDiscoveryResponse) str
 // running is a client at work.
 type running struct {
 	*Client
-	sink *recorder
-	stop func() // ends Run and waits for it
+	sink  *recorder
+	stop  func() // ends Run and waits for it
+	asked []string
 }
 
 // config is one that reaches the server.

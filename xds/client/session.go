@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -49,10 +50,17 @@ func (c *Client) session(ctx context.Context) (responses int, err error) {
 	if err != nil {
 		return 0, c.failed("connect", err)
 	}
+	send := sender(stream)
 	for _, request := range c.subscriptions() {
-		if err := send(stream, request); err != nil {
+		if err := send(request); err != nil {
 			return 0, c.failed("subscribe", err)
 		}
+	}
+	if c.config.OnDemand {
+		var asking sync.WaitGroup
+		defer asking.Wait()
+		defer cancel()
+		asking.Go(func() { c.ask(ctx, send) })
 	}
 	var held []*discovery.DeltaDiscoveryResponse
 	for {
@@ -69,7 +77,7 @@ func (c *Client) session(ctx context.Context) (responses int, err error) {
 			continue
 		}
 		for _, answer := range c.handle(held...) {
-			if err := send(stream, answer); err != nil {
+			if err := send(answer); err != nil {
 				return responses, c.failed("acknowledge", err)
 			}
 		}
@@ -81,12 +89,18 @@ func (c *Client) failed(operation string, err error) error {
 	return fmt.Errorf("xDS server %s: %s: %w", c.config.Server, operation, err)
 }
 
-// send leaves a broken stream's reason to Recv, which alone knows it.
-func send(stream grpc.BidiStreamingClient[discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse], request *discovery.DeltaDiscoveryRequest) error {
-	if err := stream.Send(request); err != nil && !errors.Is(err, io.EOF) {
-		return err
+// sender sends one request at a time. It leaves a broken stream's reason to
+// Recv, which alone knows it.
+func sender(stream grpc.BidiStreamingClient[discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse]) func(*discovery.DeltaDiscoveryRequest) error {
+	var mu sync.Mutex
+	return func(request *discovery.DeltaDiscoveryRequest) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if err := stream.Send(request); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		return nil
 	}
-	return nil
 }
 
 func (c *Client) dial() (*grpc.ClientConn, error) {

@@ -17,6 +17,9 @@ type Status struct {
 	SaveError string // why the last export failed; empty if it did not
 	Addresses TypeStatus
 	Policies  TypeStatus
+	// Names are those asked for on demand, Unanswered those of them of which
+	// the control plane has not said what they stand for.
+	Names, Unanswered int
 }
 
 // TypeStatus is the state of one type of resources.
@@ -37,6 +40,12 @@ func (c *Client) Status() Status {
 	out.Server = c.config.Server
 	out.Policies = c.kind(wire.AuthorizationType).describe()
 	out.Addresses = c.kind(wire.AddressType).describe()
+	out.Names = len(c.names)
+	for _, n := range c.names {
+		if !n.heard {
+			out.Unanswered++
+		}
+	}
 	return out
 }
 

@@ -17,6 +17,7 @@ type Snapshot struct {
 	generation     uint64
 	addressesReady bool
 	policiesReady  bool
+	heard          *immutable.Map[string, struct{}] // names on demand; nil: everything is there
 
 	workloads *immutable.Map[string, *Workload]    // by UID
 	byAddress *immutable.Map[addressKey, []string] // workload UIDs, the newest claim last
@@ -78,6 +79,13 @@ type Update struct {
 	// first full list of that kind is in.
 	AddressesComplete bool
 	PoliciesComplete  bool
+	// OnDemand says that addresses come one by one, as they are asked for.
+	// Heard are names, as of [AddressName], of which the control plane has
+	// said what they stand for, or that it is nothing; Unheard are names of
+	// which that is no longer known.
+	OnDemand bool
+	Heard    []string
+	Unheard  []string
 }
 
 // Apply returns the snapshot that the update leads to, one generation later.
@@ -86,6 +94,7 @@ func (s *Snapshot) Apply(u Update) *Snapshot {
 	n.generation++
 	n.addressesReady = s.addressesReady || u.AddressesComplete
 	n.policiesReady = s.policiesReady || u.PoliciesComplete
+	n.applyNames(u)
 	for _, key := range u.RemovedAddresses {
 		if w, ok := n.workloads.Get(key); ok {
 			n.dropWorkload(w)

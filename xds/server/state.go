@@ -4,7 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"hash/maphash"
-	"sync"
+	"slices"
 
 	"github.com/benbjohnson/immutable"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -43,12 +43,14 @@ type state struct {
 	policies   [wire.Dialects]set
 	addresses  set
 
-	indexNodes sync.Once
-	byNode     map[string][]string // node -> UIDs of its workloads
+	byNode *immutable.Map[string, []string] // UIDs of the workloads of a node
 }
 
 func newState() *state {
-	s := &state{snapshot: model.NewSnapshot(), addresses: set{all: newResources()}}
+	s := &state{
+		snapshot: model.NewSnapshot(), addresses: set{all: newResources()},
+		byNode: immutable.NewMap[string, []string](hasher{maphash.MakeSeed()}),
+	}
 	for d := range s.policies {
 		s.policies[d] = set{all: newResources()}
 	}
@@ -92,11 +94,41 @@ func (s *state) apply(u model.Update) (*state, error) {
 		generation: s.generation + 1,
 		snapshot:   s.snapshot.Apply(u),
 		addresses:  s.addresses.next(addresses, u.RemovedAddresses),
+		byNode:     s.nodes(u),
 	}
 	for d := range next.policies {
 		next.policies[d] = s.policies[d].next(policies[d], u.RemovedPolicies)
 	}
 	return next, nil
+}
+
+// nodes are the workloads of each node after an update.
+func (s *state) nodes(u model.Update) *immutable.Map[string, []string] {
+	out := s.byNode
+	move := func(uid, to string) {
+		from := to
+		if old := s.snapshot.Workload(uid); old != nil {
+			from = old.Node
+		}
+		if from != to && from != "" {
+			left, _ := out.Get(from)
+			if left = slices.DeleteFunc(slices.Clone(left), func(other string) bool { return other == uid }); len(left) > 0 {
+				out = out.Set(from, left)
+			} else {
+				out = out.Delete(from)
+			}
+		}
+		if there, _ := out.Get(to); to != "" && !slices.Contains(there, uid) {
+			out = out.Set(to, append(slices.Clip(there), uid))
+		}
+	}
+	for _, uid := range u.RemovedAddresses {
+		move(uid, "")
+	}
+	for _, w := range u.Workloads {
+		move(w.UID, w.Node)
+	}
+	return out
 }
 
 // next is the set after a change; what is as it was counts as no change.

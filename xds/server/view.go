@@ -50,9 +50,9 @@ type view struct {
 // subscription is one kind on one stream.
 type subscription struct {
 	asked          bool
-	watch          *watch          // nil while the names asked for are being changed, and at the end
-	sent           *resources      // what the proxy has once all has arrived
-	told           map[string]bool // names without a resource that the proxy was told of
+	watch          *watch     // nil while the names asked for are being changed, and at the end
+	sent           *resources // what the proxy has once all has arrived
+	demands        *demands   // nil: everything is wanted
 	unacknowledged int
 	// answered says that there was a response, which may be empty: it tells
 	// the proxy that it has everything.
@@ -92,6 +92,9 @@ func (v *view) CreateDeltaWatch(req *cache.DeltaRequest, names cache.Subscriptio
 	if req.GetResponseNonce() != "" && sub.unacknowledged > 0 {
 		sub.unacknowledged--
 	}
+	if sub == &v.addresses {
+		sub.demand(v.node, req, names)
+	}
 	w := &watch{req, names, out}
 	sub.watch = w
 	v.advance()
@@ -102,6 +105,18 @@ func (v *view) CreateDeltaWatch(req *cache.DeltaRequest, names cache.Subscriptio
 			sub.watch = nil
 		}
 	}, nil
+}
+
+// demand takes over which names are asked for.
+func (s *subscription) demand(node string, req *cache.DeltaRequest, names cache.Subscription) {
+	switch {
+	case names.IsWildcard():
+		s.demands = nil
+	case s.demands == nil:
+		s.demands = newDemands(node, names.SubscribedResources())
+	default:
+		s.demands.ask(req.GetResourceNamesSubscribe(), req.GetResourceNamesUnsubscribe())
+	}
 }
 
 // identify reads what a stream's first request says of the proxy.
@@ -216,7 +231,7 @@ func (v *view) steps(s *state) (out []step) {
 		if addresses := v.addressStep(s); !addresses.isEmpty() || !a.answered {
 			out = append(out, addresses)
 		} else {
-			a.sent, a.told = addresses.sent, addresses.told
+			a.sent = addresses.sent
 		}
 	}
 	if !going.isEmpty() {
@@ -227,25 +242,14 @@ func (v *view) steps(s *state) (out []step) {
 
 func (v *view) addressStep(s *state) step {
 	sub := &v.addresses
-	wanted, told := &s.addresses, map[string]bool(nil)
-	var unknown []string
-	if names := sub.watch.names; !names.IsWildcard() {
-		wanted = &set{}
-		wanted.all, told = s.demanded(names.SubscribedResources(), v.node)
-		unknown = sub.news(told)
+	d := sub.demands
+	if d == nil {
+		changed, removed := difference(sub.sent, &s.addresses)
+		return step{sub: sub, changed: changed, removed: removed, sent: s.addresses.all}
 	}
-	changed, removed := difference(sub.sent, wanted)
-	return step{sub: sub, changed: changed, removed: slices.Concat(removed, unknown), sent: wanted.all, told: told}
-}
-
-// news are the names without a resource that the proxy has not been told of.
-func (s *subscription) news(absent map[string]bool) (out []string) {
-	for name := range absent {
-		if !s.told[name] {
-			out = append(out, name)
-		}
-	}
-	return out
+	d.bring(s)
+	changed, removed := d.answers(difference(sub.sent, &d.wanted))
+	return step{sub: sub, changed: changed, removed: removed, sent: d.wanted.all, answers: d}
 }
 
 // difference is what leads from the resources sent to those wanted.
@@ -277,7 +281,7 @@ type step struct {
 	changed []*discovery.Resource
 	removed []string
 	sent    *resources
-	told    map[string]bool
+	answers *demands // that are answered with it; nil: none
 }
 
 func (s *step) isEmpty() bool { return len(s.changed)+len(s.removed) == 0 }
@@ -309,6 +313,9 @@ func (s *step) send(generation uint64, more bool) bool {
 	}
 	sub.unacknowledged++
 	sub.answered = true
-	sub.sent, sub.told = s.sent, s.told
+	sub.sent = s.sent
+	if s.answers != nil {
+		s.answers.answered()
+	}
 	return true
 }

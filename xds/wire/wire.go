@@ -49,6 +49,14 @@ func VersionInfo(generation uint64, more bool) string {
 // for themselves.
 func MoreFollows(versionInfo string) bool { return strings.HasSuffix(versionInfo, partial) }
 
+// IsGeneration reports whether a response is one with [VersionInfo], of a control
+// plane that says of its own accord when a name on demand stands for something
+// else.
+func IsGeneration(versionInfo string) bool {
+	_, err := strconv.ParseUint(strings.TrimSuffix(versionInfo, partial), 10, 64)
+	return err == nil
+}
+
 // findExtension reads the extension of that name, if there is one, into out.
 func findExtension(list []*workload.Extension, name string, out proto.Message) error {
 	for _, e := range list {

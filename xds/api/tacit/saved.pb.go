@@ -72,8 +72,12 @@ type SavedType struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	TypeUrl string                 `protobuf:"bytes,1,opt,name=type_url,json=typeUrl,proto3" json:"type_url,omitempty"`
 	// The first full list was in.
-	Complete      bool             `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
-	Resources     []*SavedResource `protobuf:"bytes,3,rep,name=resources,proto3" json:"resources,omitempty"`
+	Complete  bool             `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
+	Resources []*SavedResource `protobuf:"bytes,3,rep,name=resources,proto3" json:"resources,omitempty"`
+	// Only what was asked for is here, by these names, of which the control
+	// plane had said what they stand for.
+	OnDemand      bool     `protobuf:"varint,4,opt,name=on_demand,json=onDemand,proto3" json:"on_demand,omitempty"`
+	Names         []string `protobuf:"bytes,5,rep,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -125,6 +129,20 @@ func (x *SavedType) GetComplete() bool {
 func (x *SavedType) GetResources() []*SavedResource {
 	if x != nil {
 		return x.Resources
+	}
+	return nil
+}
+
+func (x *SavedType) GetOnDemand() bool {
+	if x != nil {
+		return x.OnDemand
+	}
+	return false
+}
+
+func (x *SavedType) GetNames() []string {
+	if x != nil {
+		return x.Names
 	}
 	return nil
 }
@@ -196,11 +214,13 @@ const file_xds_api_tacit_saved_proto_rawDesc = "" +
 	"\x19xds/api/tacit/saved.proto\x12\btacit.v1\x1a\x19google/protobuf/any.proto\"7\n" +
 	"\n" +
 	"SavedState\x12)\n" +
-	"\x05types\x18\x01 \x03(\v2\x13.tacit.v1.SavedTypeR\x05types\"y\n" +
+	"\x05types\x18\x01 \x03(\v2\x13.tacit.v1.SavedTypeR\x05types\"\xac\x01\n" +
 	"\tSavedType\x12\x19\n" +
 	"\btype_url\x18\x01 \x01(\tR\atypeUrl\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x125\n" +
-	"\tresources\x18\x03 \x03(\v2\x17.tacit.v1.SavedResourceR\tresources\"o\n" +
+	"\tresources\x18\x03 \x03(\v2\x17.tacit.v1.SavedResourceR\tresources\x12\x1b\n" +
+	"\ton_demand\x18\x04 \x01(\bR\bonDemand\x12\x14\n" +
+	"\x05names\x18\x05 \x03(\tR\x05names\"o\n" +
 	"\rSavedResource\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x120\n" +

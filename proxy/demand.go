@@ -1,0 +1,172 @@
+package proxy
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/tacit-mesh/tacit/proxy/policy"
+	"github.com/tacit-mesh/tacit/proxy/route"
+	"github.com/tacit-mesh/tacit/xds/model"
+)
+
+// This file is about names on demand: the control plane sends of workloads and
+// services only what is asked for. What it has not spoken of is unknown, which
+// is neither outside of the mesh nor in it: a connection waits for the answer to
+// a deadline, and then goes nowhere.
+
+// holder keeps the names that a connection has to do with. Its goroutine alone
+// uses it.
+type holder map[string]func()
+
+func (h *holder) hold(p *Proxy, name string) {
+	if _, held := (*h)[name]; held {
+		return
+	}
+	release, ok := p.Demand(name)
+	if !ok {
+		return // until some are let go, which makes a new snapshot
+	}
+	if *h == nil {
+		*h = holder{}
+	}
+	(*h)[name] = release
+}
+
+func (h *holder) release() {
+	for _, release := range *h {
+		release()
+	}
+	*h = nil
+}
+
+// hear asks for the names that it is given by a snapshot, which may be more with
+// each answer, and waits until all are answered, or for the context's end. It
+// returns the newest snapshot.
+func (p *Proxy) hear(ctx context.Context, h *holder, names func(*model.Snapshot) []string) *model.Snapshot {
+	for {
+		s, changed := p.State.Watch()
+		unheard := false
+		for _, name := range names(s) {
+			h.hold(p, name)
+			unheard = unheard || !s.Heard(name)
+		}
+		if !unheard {
+			return s
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return s
+		}
+	}
+}
+
+// sourceIn is where an outbound connection comes from, by a snapshot.
+func (p *Proxy) sourceIn(s *model.Snapshot, c *Connection) route.Source {
+	return route.Source{
+		Workload: workloadOf(s, c.pod), Address: c.source.Addr(), Namespace: c.pod.Namespace, Node: p.Node, Network: p.Network,
+	}
+}
+
+// lookUpSource asks who is at the other end of an inbound connection. It waits
+// for the answer only where a policy is about it. Who comes in clear has no
+// identity, without which policies believe no label: it is looked up for people.
+func (p *Proxy) lookUpSource(ctx context.Context, c *Connection) {
+	if p.Demand == nil || c.peer.IsZero() && !p.curious.Allow() {
+		return
+	}
+	name := func(s *model.Snapshot) string { return model.AddressName(networkOf(s, c.pod), c.source.Addr()) }
+	c.held.hold(p, name(p.State.Snapshot()))
+	p.hear(ctx, &c.held, func(s *model.Snapshot) []string {
+		if w := workloadOf(s, c.pod); c.peer.IsZero() || w == nil || !policy.ReadsLabels(s, w) {
+			return nil
+		}
+		return []string{name(s)}
+	})
+}
+
+// targetNames are those by which the control plane has to be asked whether a pod
+// takes a stream for an authority: what is there, and by whose addresses the
+// waypoint of that is named.
+func targetNames(s *model.Snapshot, w *model.Workload, authority string, arrived netip.Addr) (names []string) {
+	host, _, err := net.SplitHostPort(authority)
+	if err != nil || w == nil || !s.OnDemand() {
+		return nil
+	}
+	var services []*model.Service
+	a, err := netip.ParseAddr(host)
+	switch a = a.Unmap(); {
+	case err == nil && (a == arrived || !a.IsGlobalUnicast() || a.Zone() != ""):
+		return nil // it is the pod's own, or nobody's
+	case err == nil:
+		names = append(names, model.AddressName(w.Network, a))
+		if of := s.WorkloadAt(w.Network, a); of != nil && of.Waypoint != nil {
+			return appendAddressed(names, *of.Waypoint)
+		}
+		services = s.ServicesAt(w.Network, a)
+	case isHostname(host):
+		for key := range w.Services {
+			if _, hostname, _ := strings.Cut(key, "/"); hostname == host {
+				names = append(names, key)
+			}
+		}
+		if name := serviceName(host); name != "" {
+			names = append(names, name)
+		}
+		services = s.ServicesNamed(host)
+	}
+	for _, v := range services {
+		for _, g := range v.Waypoints {
+			names = appendAddressed(names, g.Gateway)
+		}
+	}
+	return names
+}
+
+// appendAddressed adds the name of a gateway that is named by its address:
+// whether a pod is one that is named by its service, the pod itself says.
+func appendAddressed(names []string, g model.Gateway) []string {
+	if g.Service == "" && g.Address.IsValid() {
+		names = append(names, g.Name())
+	}
+	return names
+}
+
+// serviceName is the key of the service of Kubernetes with a hostname, which
+// says its namespace; empty for any other.
+func serviceName(host string) string {
+	labels := strings.SplitN(host, ".", 4)
+	if len(labels) < 4 || labels[2] != "svc" {
+		return ""
+	}
+	return labels[1] + "/" + host
+}
+
+// hostName is by what the control plane is asked about a host that is to be
+// called; empty for one that only the DNS knows.
+func hostName(network, host string) string {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return model.AddressName(network, a)
+	}
+	return serviceName(host)
+}
+
+// learnOf has the control plane say who is at a host that is to be called on
+// behalf of a decision.
+func (p *Proxy) learnOf(ctx context.Context, pod *pod, host string) {
+	if p.Demand == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, decisionTimeout)
+	defer cancel()
+	var h holder
+	defer h.release()
+	p.hear(ctx, &h, func(s *model.Snapshot) []string {
+		if name := hostName(networkOf(s, pod), host); name != "" {
+			return []string{name}
+		}
+		return nil
+	})
+}

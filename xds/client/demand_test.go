@@ -1,0 +1,308 @@
+package client
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+
+	"github.com/tacit-mesh/tacit/xds/model"
+	"github.com/tacit-mesh/tacit/xds/wire"
+)
+
+func onDemand(c *Config) {
+	c.OnDemand = true
+	c.Known = func() *model.Snapshot { return c.Sink.(*recorder).snapshot }
+}
+
+// aPod is a workload with an address, and aliases as control planes send them.
+func aPod(uid, ip, node string, services ...string) *discovery.Resource {
+	w := &model.Workload{UID: uid, Name: uid, Namespace: "ns", TrustDomain: "td", ServiceAccount: "sa", Node: node, Addresses: []netip.Addr{netip.MustParseAddr(ip)}}
+	for _, key := range services {
+		if w.Services == nil {
+			w.Services = map[string][]model.Port{}
+		}
+		w.Services[key] = []model.Port{{Service: 80, Target: 80}}
+	}
+	r := res(uid, ip, must(wire.EncodeWorkload(w)))
+	r.Aliases = []string{"/" + ip}
+	return r
+}
+
+func aVIP(host, prefix string) *discovery.Resource {
+	v := &model.Service{Name: host, Namespace: "ns", Hostname: host, Addresses: []model.NetworkAddress{{Prefix: netip.MustParsePrefix(prefix)}}}
+	return res(v.Key(), prefix, must(wire.EncodeService(v)))
+}
+
+// generation marks a response as tacitd does.
+func generation(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDiscoveryResponse {
+	r.SystemVersionInfo = wire.VersionInfo(1, false)
+	return r
+}
+
+// demanding is a client on demand that has had the first word.
+func demanding(t *testing.T) (*server, *running, *stream) {
+	t.Helper()
+	srv := newServer(t)
+	c := srv.startClient(t, onDemand)
+	st := next(t, "a stream", srv.streams)
+	_, first := st.subscriptions(t)
+	if !slices.Equal(first.GetResourceNamesSubscribe(), []string{"*"}) || !slices.Equal(first.GetResourceNamesUnsubscribe(), []string{"*"}) {
+		t.Fatalf("the first request is %v, want one for nothing", first)
+	}
+	st.mustAck(t, policies("1"))
+	c.sink.one(t)
+	st.mustAck(t, generation(addresses("2", aPod("own", "198.18.0.1", "node-a"))))
+	if u := c.sink.one(t); !u.AddressesComplete || !u.OnDemand {
+		t.Errorf("update %+v", u)
+	}
+	next(t, "readiness", c.Ready())
+	return srv, c, st
+}
+
+func (r *running) hold(t *testing.T, name string) (release func()) {
+	t.Helper()
+	release, ok := r.Hold(name)
+	if !ok {
+		t.Fatalf("there is no room for %s", name)
+	}
+	return release
+}
+
+// asked is the next request, one for names or one that gives them up.
+func (s *stream) asked(t *testing.T, subscribe, unsubscribe string) {
+	t.Helper()
+	r := next(t, "a request", s.requests)
+	for _, list := range [][]string{r.GetResourceNamesSubscribe(), r.GetResourceNamesUnsubscribe()} {
+		slices.Sort(list)
+	}
+	if got, gave := strings.Join(r.GetResourceNamesSubscribe(), " "), strings.Join(r.GetResourceNamesUnsubscribe(), " "); got != subscribe || gave != unsubscribe || r.GetResponseNonce() != "" {
+		t.Fatalf("asked for %q and gave up %q, want %q and %q (%v)", got, gave, subscribe, unsubscribe, r)
+	}
+}
+
+func TestAsksOnceForWhatIsHeld(t *testing.T) {
+	_, c, st := demanding(t)
+	for range 100 {
+		defer c.hold(t, "/198.18.0.2")()
+	}
+	st.asked(t, "/198.18.0.2", "")
+	if c.sink.snapshot.Heard("/198.18.0.2") {
+		t.Error("heard before the answer")
+	}
+	if s := c.Status(); s.Names != 1 || s.Unanswered != 1 {
+		t.Errorf("status %+v", s)
+	}
+	st.mustAck(t, generation(addresses("3", aPod("other", "198.18.0.3", "node-b"))))
+	if u := c.sink.one(t); len(u.Heard) > 0 {
+		t.Errorf("an answer about another: %q", u.Heard)
+	}
+	st.mustAck(t, generation(addresses("4", aPod("a", "198.18.0.2", "node-b"))))
+	if u := c.sink.one(t); !slices.Equal(u.Heard, []string{"/198.18.0.2"}) || len(u.Workloads) != 1 {
+		t.Errorf("update %+v", u)
+	}
+	defer c.hold(t, "/198.18.0.2")()
+	defer c.hold(t, "ns/h")()
+	st.asked(t, "ns/h", "") // and not the other again
+}
+
+func TestAnswers(t *testing.T) {
+	wrong := bad("b", "1", aPod("x", "198.18.0.2", "node-b"))
+	wrong.Aliases = []string{"/198.18.0.2"}
+	host := res("h", "1", must(wire.EncodeWorkload(&model.Workload{UID: "h", Name: "h", Namespace: "ns", TrustDomain: "td", ServiceAccount: "sa", HostNetwork: true, Addresses: []netip.Addr{netip.MustParseAddr("198.18.0.2")}})))
+	host.Aliases = []string{"/198.18.0.2"}
+	for name, test := range map[string]struct {
+		answer *discovery.DeltaDiscoveryResponse
+		heard  bool
+	}{
+		"a pod":                        {addresses("3", aPod("a", "198.18.0.2", "node-b")), true},
+		"a virtual address":            {addresses("3", aVIP("h", "198.18.0.2/32")), true},
+		"within a range":               {addresses("3", aVIP("h", "198.18.0.0/24")), true},
+		"nothing":                      {removing(addresses("3"), "/198.18.0.2"), true},
+		"a pod of the node's network":  {addresses("3", host), true},
+		"nothing at another":           {removing(addresses("3"), "/198.18.0.3"), false},
+		"another":                      {addresses("3", aPod("a", "198.18.0.4", "node-b"), aVIP("h", "198.18.1.0/24")), false},
+		"an empty one":                 {addresses("3"), false},
+		"what is wrong":                {addresses("3", wrong), false},
+		"what has gone, by its own ID": {removing(addresses("3"), "K//Pod/ns/a"), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, c, st := demanding(t)
+			defer c.hold(t, "/198.18.0.2")()
+			st.asked(t, "/198.18.0.2", "")
+			st.respond(t, test.answer)
+			if got := c.sink.snapshot.Heard("/198.18.0.2"); got != test.heard {
+				t.Errorf("heard: %v", got)
+			}
+		})
+	}
+}
+
+// What merely has gone says nothing of who is there now.
+func TestAsksAgainWhereMeaningIsLost(t *testing.T) {
+	_, c, st := demanding(t)
+	defer c.hold(t, "/198.18.0.2")()
+	st.asked(t, "/198.18.0.2", "")
+	st.mustAck(t, generation(addresses("3", aPod("a", "198.18.0.2", "node-b"))))
+	st.mustAck(t, generation(removing(addresses("4"), "a")))
+	if c.sink.snapshot.Heard("/198.18.0.2") {
+		t.Error("still heard")
+	}
+	st.asked(t, "", "/198.18.0.2")
+	st.asked(t, "/198.18.0.2", "")
+	st.mustAck(t, generation(removing(addresses("5"), "/198.18.0.2")))
+	if !c.sink.snapshot.Heard("/198.18.0.2") {
+		t.Error("not heard")
+	}
+}
+
+func TestNamesOutliveConnections(t *testing.T) {
+	srv, c, st := demanding(t)
+	defer c.hold(t, "/198.18.0.2")()
+	st.asked(t, "/198.18.0.2", "")
+	st.mustAck(t, generation(addresses("3", aPod("a", "198.18.0.2", "node-b"))))
+	defer c.hold(t, "/198.18.0.3")()
+	st.asked(t, "/198.18.0.3", "")
+	srv.stop()
+	defer c.hold(t, "/198.18.0.4")()
+	c.hold(t, "/198.18.0.5")()
+	if !c.sink.snapshot.Heard("/198.18.0.2") {
+		t.Error("forgotten in an outage")
+	}
+	srv.start(t)
+	st = next(t, "another stream", srv.streams)
+	_, first := st.subscriptions(t)
+	if got := first.GetResourceNamesSubscribe(); !slices.Equal(got, []string{"*", "/198.18.0.2"}) || !slices.Equal(first.GetResourceNamesUnsubscribe(), []string{"*"}) {
+		t.Errorf("the first request is %v", first)
+	}
+	if got := slices.Sorted(maps.Keys(first.GetInitialResourceVersions())); !slices.Equal(got, []string{"a", "own"}) {
+		t.Errorf("it has versions of %q", got)
+	}
+	st.asked(t, "/198.18.0.3 /198.18.0.4", "")
+}
+
+func TestLetsGo(t *testing.T) {
+	_, c, st := demanding(t)
+	release := c.hold(t, "/198.18.9.1")
+	kept := c.hold(t, "/198.18.0.2")
+	defer kept()
+	nothing := c.hold(t, "/203.0.113.1")
+	for len(c.requestsSeen(st, t)) < 3 {
+		continue
+	}
+	st.mustAck(t, generation(removing(addresses("3", aVIP("h", "198.18.9.1/32"), aPod("a", "198.18.0.2", "node-b"), aPod("e", "198.18.0.3", "node-b", "ns/h")), "/203.0.113.1")))
+	release()
+	nothing()
+	c.letGo(time.Now().Add(keepNothing))
+	if s := c.sink.snapshot; s.Heard("/203.0.113.1") || !s.Heard("/198.18.9.1") || len(s.Workloads()) != 3 {
+		t.Error("what is nothing goes first")
+	}
+	c.letGo(time.Now().Add(keepIdle))
+	s := c.sink.snapshot
+	if got := strings.Join(uids(s.Workloads()), " "); got != "a own" || len(s.Services()) > 0 || s.Heard("/198.18.9.1") || !s.Heard("/198.18.0.2") {
+		t.Errorf("left are %s and services %v", got, s.Services())
+	}
+	defer c.hold(t, "/198.18.9.1")()
+	st.asked(t, "", "/198.18.9.1 /203.0.113.1 e ns/h")
+	st.asked(t, "/198.18.9.1", "")
+}
+
+// requestsSeen reads one request for names, and returns all names so far.
+func (r *running) requestsSeen(st *stream, t *testing.T) []string {
+	t.Helper()
+	r.asked = append(r.asked, next(t, "a request", st.requests).GetResourceNamesSubscribe()...)
+	return r.asked
+}
+
+func TestNamesAreBounded(t *testing.T) {
+	config := Config{Sink: newRecorder()}
+	onDemand(&config)
+	c := New(config)
+	c.Restore(nil)
+	var releases []func()
+	for i := range maxNames {
+		release, ok := c.Hold(fmt.Sprint("/", i))
+		if !ok {
+			t.Fatalf("no room for %d", i)
+		}
+		releases = append(releases, release)
+	}
+	if _, ok := c.Hold("/one-more"); ok {
+		t.Error("there is room without end")
+	}
+	c.requests(time.Now())
+	c.letGo(time.Now())
+	if _, ok := c.Hold("/one-more"); ok {
+		t.Error("something that is held was let go")
+	}
+	for _, release := range releases[:100] {
+		release()
+	}
+	c.letGo(time.Now())
+	if n := c.Status().Names; n != maxNames-100 {
+		t.Errorf("%d names are left", n)
+	}
+	if _, ok := c.Hold("/one-more"); !ok {
+		t.Error("no room where some were let go")
+	}
+}
+
+// A control plane that does not say when there is something new behind a name
+// is asked again.
+func TestAsksIstioAgain(t *testing.T) {
+	_, c, st := demanding(t)
+	defer c.hold(t, "/198.18.0.2")()
+	st.asked(t, "/198.18.0.2", "")
+	defer c.hold(t, "/198.18.0.3")()
+	st.asked(t, "/198.18.0.3", "")
+	istio := removing(addresses("3", aPod("a", "198.18.0.2", "node-b")), "/198.18.0.3")
+	istio.SystemVersionInfo = "2026-08-22T10:11:12Z/7"
+	st.mustAck(t, istio)
+	c.letGo(time.Now().Add(askAgainNothing))
+	st.asked(t, "", "/198.18.0.3")
+	st.asked(t, "/198.18.0.3", "")
+	c.letGo(time.Now().Add(askAgain))
+	st.asked(t, "", "/198.18.0.2 /198.18.0.3")
+	st.asked(t, "/198.18.0.2 /198.18.0.3", "")
+	if !c.sink.snapshot.Heard("/198.18.0.2") || !c.sink.snapshot.Heard("/198.18.0.3") {
+		t.Error("forgotten meanwhile")
+	}
+}
+
+func TestNamesAreRestored(t *testing.T) {
+	_, c, st := demanding(t)
+	defer c.hold(t, "/198.18.0.2")()
+	st.asked(t, "/198.18.0.2", "")
+	st.mustAck(t, generation(addresses("3", aPod("a", "198.18.0.2", "node-b"))))
+	data, err := c.Export()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, errs := Snapshot(data); len(errs) > 0 || !s.OnDemand() || !s.Heard("/198.18.0.2") || s.Workload("a") == nil {
+		t.Errorf("looked at elsewhere it is another: %v", errs)
+	}
+	for _, same := range []bool{true, false} {
+		config := Config{Sink: newRecorder()}
+		if same {
+			onDemand(&config)
+		}
+		restored := New(config)
+		if err := restored.Restore(data); err != nil {
+			t.Fatal(err)
+		}
+		s := config.Sink.(*recorder).snapshot
+		if known := s.Workload("a") != nil; known != same || same && (!s.OnDemand() || !s.Heard("/198.18.0.2") || s.Heard("/198.18.0.3")) {
+			t.Errorf("on demand %v: known %v", same, known)
+		}
+		if same {
+			if again, err := restored.Export(); err != nil || string(again) != string(data) {
+				t.Errorf("exported again it is something else: %v", err)
+			}
+		}
+	}
+}
