@@ -84,6 +84,29 @@ func (s *oneServer) client(t *testing.T, version int) *http.Client {
 	return &http.Client{Transport: transport, Timeout: patience}
 }
 
+// About what is for the provider itself it is not asked: that would have to be
+// asked about in turn. It is denied, or passes where the provider fails open.
+func TestProviderIsNotAskedAboutItself(t *testing.T) {
+	app := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer app.Close()
+	for _, test := range []struct {
+		failOpen bool
+		want     int
+	}{{false, 403}, {true, 200}} {
+		// To ask would take as long as the whole test may.
+		itself := &model.Provider{Name: "gate", Protocol: model.ProviderHTTP, Host: arrived4.String(), Port: 8080, Timeout: time.Hour, FailOpen: test.failOpen}
+		s := startOneServer(t, app.Listener.Addr(), asking(itself))
+		answer, err := s.client(t, 1).Get("http://server/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = answer.Body.Close()
+		if answer.StatusCode != test.want {
+			t.Errorf("failing open %v: %d, want %d", test.failOpen, answer.StatusCode, test.want)
+		}
+	}
+}
+
 // A provider decides by bodies, of which it sees as much as is declared, and
 // what it lets pass arrives whole.
 func TestProvidersSeeBodies(t *testing.T) {

@@ -24,7 +24,7 @@ func (x *exchange) ask(out *http.Decision, early http.Content) {
 		x.tooLarge(limit)
 		return
 	}
-	answer, err := x.requests.proxy.providers.Ask(x.requests.conn.ctx, to, x.question(early))
+	answer, err := x.consult(to, early)
 	switch {
 	case err != nil && to.FailOpen:
 		x.agreed()
@@ -46,6 +46,30 @@ func (x *exchange) ask(out *http.Decision, early http.Content) {
 		}
 		out.Response = http.ResponseEdits{Set: unframed(answer.RespondSet), Add: unframed(answer.RespondAdd)}
 	}
+}
+
+var (
+	errAsking = errors.New("too many questions about requests to this pod are under way")
+	errItself = errors.New("the request is for the provider itself, which would have to be asked about the question as well: leave its pods out of the policy's selector, or its port out of the rules")
+)
+
+// consult asks a provider, within the pod's share and the provider's timeout.
+// About what is for the provider itself it is not asked: that would be a request
+// to ask about as well, and so on.
+func (x *exchange) consult(to *model.Provider, early http.Content) (*extauthz.Answer, error) {
+	c := x.requests.conn
+	if serves(x.snapshot, networkOf(x.snapshot, c.pod), c.original, to.Host, to.Port) {
+		return nil, errItself
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, to.Timeout)
+	defer cancel()
+	select {
+	case c.pod.share.asking <- struct{}{}:
+		defer give(c.pod.share.asking)
+	case <-ctx.Done():
+		return nil, errAsking
+	}
+	return c.proxy.providers.Ask(ctx, to, x.question(early))
 }
 
 // visible is how much of a body a provider sees; 0 is none of it.

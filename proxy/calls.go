@@ -3,9 +3,11 @@ package proxy
 import (
 	"context"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"github.com/tacit-mesh/tacit/proxy/hbone"
@@ -56,21 +58,54 @@ func callee(s *model.Snapshot, network, host string, port uint16) (at netip.Addr
 // endpoint is some healthy member of a service, in the same network: elsewhere
 // its address may be that of another.
 func endpoint(s *model.Snapshot, network, host string, port uint16) netip.AddrPort {
-	for _, v := range s.ServicesNamed(host) {
-		for e := range s.Endpoints(v.Key()) {
-			if w := e.Workload; w.Unhealthy || w.Network != network || len(w.Addresses) == 0 {
-				continue
-			}
-			for _, ports := range [][]model.Port{e.Ports, v.Ports} {
-				for _, pt := range ports {
-					if pt.Service == port && pt.Target != 0 {
-						return netip.AddrPortFrom(e.Workload.Addresses[0], pt.Target)
-					}
+	for e, at := range members(s, network, host, port) {
+		if !e.Workload.Unhealthy {
+			return at
+		}
+	}
+	return netip.AddrPort{}
+}
+
+// members are those of the service of this name in a network that take its port,
+// and where.
+func members(s *model.Snapshot, network, host string, port uint16) iter.Seq2[model.Endpoint, netip.AddrPort] {
+	return func(yield func(model.Endpoint, netip.AddrPort) bool) {
+		for _, v := range s.ServicesNamed(host) {
+			for e := range s.Endpoints(v.Key()) {
+				if e.Workload.Network != network || len(e.Workload.Addresses) == 0 {
+					continue
+				}
+				if target := targetOf(port, e.Ports, v.Ports); target != 0 && !yield(e, netip.AddrPortFrom(e.Workload.Addresses[0], target)) {
+					return
 				}
 			}
 		}
 	}
-	return netip.AddrPort{}
+}
+
+// targetOf is where a port of a service leads, by the first list that says so.
+func targetOf(port uint16, lists ...[]model.Port) uint16 {
+	for _, ports := range lists {
+		for _, pt := range ports {
+			if pt.Service == port && pt.Target != 0 {
+				return pt.Target
+			}
+		}
+	}
+	return 0
+}
+
+// serves reports whether a call to a host and port may arrive at an address.
+func serves(s *model.Snapshot, network string, at netip.AddrPort, host string, port uint16) bool {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return netip.AddrPortFrom(a.Unmap(), port) == at
+	}
+	for e, to := range members(s, network, host, port) {
+		if to.Port() == at.Port() && slices.Contains(e.Workload.Addresses, at.Addr()) {
+			return true
+		}
+	}
+	return false
 }
 
 // meshed reports whether a service has pods in the mesh, healthy or not: none

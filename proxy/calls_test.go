@@ -40,6 +40,12 @@ func TestWhoIsCalledAsWhom(t *testing.T) {
 		{"gate.example.com", 80, "invalid AddrPort", false},
 	} {
 		at, inMesh := callee(s, "", test.host, test.port)
+		for _, n := range []byte{1, 2} { // of a call to itself it is known
+			own := netip.AddrPortFrom(address(n), 9000)
+			if got := serves(s, "", own, test.host, test.port); got != (own == at) {
+				t.Errorf("%s:%d: arrives at %v: %v", test.host, test.port, own, got)
+			}
+		}
 		if at.String() != test.at || inMesh != test.inMesh {
 			t.Errorf("%s:%d: %v, in the mesh %v", test.host, test.port, at, inMesh)
 		}

@@ -79,6 +79,58 @@ func TestLimitOfBytesOnDryRun(t *testing.T) {
 	}
 }
 
+// Limits of requests and of connections that are on dry run are noted where they
+// would have refused, and refuse nothing.
+func TestLimitsOnDryRun(t *testing.T) {
+	limit := func(unit model.LimitUnit, dryRun bool) *model.Policy {
+		p := limitOfBytes(1, dryRun)
+		p.Name, p.RateLimit.Limits[0].Unit = "few", unit
+		return p
+	}
+	app := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer app.Close()
+	for _, test := range []struct {
+		name   string
+		unit   model.LimitUnit
+		dryRun bool
+		passed int
+	}{
+		{"requests", model.LimitRequests, false, 1}, {"requests on dry run", model.LimitRequests, true, 3},
+		{"connections", model.LimitConnections, false, 1}, {"connections on dry run", model.LimitConnections, true, 3},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := startOneServer(t, app.Listener.Addr(), limit(test.unit, test.dryRun))
+			passed := 0
+			for range 3 {
+				client := s.client(t, 1) // with a connection of its own
+				answer, err := client.Get("http://server/")
+				if err != nil {
+					continue
+				}
+				_ = answer.Body.Close()
+				if answer.StatusCode == http.StatusOK {
+					passed++
+				}
+			}
+			if passed != test.passed {
+				t.Errorf("%d of 3 passed, want %d", passed, test.passed)
+			}
+			if !test.dryRun || test.unit == model.LimitRequests {
+				return // of requests the record has its own, which is gone with them
+			}
+			noted := false
+			for _, c := range s.conns.Live() {
+				c.mu.Lock()
+				noted = noted || c.record.DryRun == "mesh/few"
+				c.mu.Unlock()
+			}
+			if !noted {
+				t.Error("not noted")
+			}
+		})
+	}
+}
+
 // A limit that comes later holds for live connections, from then on.
 func TestLimitOfBytesComesLater(t *testing.T) {
 	s := startOneServer(t, echoing(t))

@@ -19,7 +19,13 @@ type share struct {
 	// Bytes of bodies that have come and are held for decisions which look at
 	// them, until they have left.
 	bodies *portions.Portions[netip.Addr]
+	// One slot for each question about a request that a provider is asked.
+	asking chan struct{}
 }
+
+// maxAsking bounds those: a provider that does not answer holds up the requests
+// of the pods that it decides for, and no others.
+const maxAsking = 250
 
 // maxBodies bounds those, maxBodiesFromSource the ones of one caller, who could
 // else keep all others from asking, and maxBody the ones of one request.
@@ -34,6 +40,7 @@ func newShare(conns int) *share {
 		outbound: make(chan struct{}, conns), inbound: make(chan struct{}, conns),
 		handshakes: portions.New[netip.Addr](maxHandshakes, maxHandshakesFromSource, false),
 		bodies:     portions.New[netip.Addr](maxBodies, maxBodiesFromSource, true),
+		asking:     make(chan struct{}, maxAsking),
 	}
 }
 

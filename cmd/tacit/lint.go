@@ -44,7 +44,7 @@ anything to say.`,
 				}
 			}
 		}
-		for _, f := range lint.Check(objects, root) {
+		for _, f := range lint.Check(objects, build.Settings{RootNamespace: root}) {
 			say(f)
 		}
 		if lines > 0 {

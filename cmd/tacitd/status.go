@@ -80,7 +80,7 @@ func newStatus(m *build.Mesh, errs []error, lacking func(*model.Policy) []string
 		}
 	}
 	findings := map[string][]string{}
-	for _, f := range lint.Check(m.Objects(), m.RootNamespace()) {
+	for _, f := range lint.Check(m.Objects(), m.Settings()) {
 		key := f.Kind + " " + f.Namespace + "/" + f.Name
 		findings[key] = append(findings[key], f.Field+": "+f.Now+"; probably meant: "+f.Meant)
 	}

@@ -24,6 +24,7 @@ const (
 	Both    = "both"    // both at once
 	Connect = "connect" // new connections with one small round trip each
 	HTTP    = "http"    // HTTP/1.1 GET of 1 KB with keep-alive
+	GRPC    = "grpc"    // unary calls of gRPC, one after the other on each connection
 	Idle    = "idle"    // connections that are held, see [Hold] and [Command]
 )
 
@@ -61,7 +62,7 @@ type client struct {
 }
 
 var kinds = map[string]func(context.Context, *client) error{
-	Echo: roundTrips, Rate: onSchedule, Up: bulk, Down: bulk, Both: bulk, Connect: connect, HTTP: get,
+	Echo: roundTrips, Rate: onSchedule, Up: bulk, Down: bulk, Both: bulk, Connect: connect, HTTP: get, GRPC: call,
 }
 
 // Kinds are the names of all kinds.

@@ -18,6 +18,7 @@ const (
 	UpPort      = 7001 // takes what comes until it is told to stop, and then says how much, in 8 bytes
 	DownPort    = 7002 // does so and meanwhile sends as much as it can
 	HTTPPort    = 7003 // answers each request, of HTTP/1.1 or HTTP/2, with a page of 1 KB
+	GRPCPort    = 7004 // grpc.testing.BenchmarkService: answers a unary call with as many bytes as it asks for
 	SkippedPort = 7100 // as EchoPort, on both skip lists
 )
 
@@ -32,6 +33,8 @@ func Port(kind string) uint16 {
 		return DownPort
 	case HTTP:
 		return HTTPPort
+	case GRPC:
+		return GRPCPort
 	default:
 		return EchoPort
 	}
@@ -51,7 +54,7 @@ func serve(ctx context.Context, listen func(port uint16) (net.Listener, error)) 
 	var serving sync.WaitGroup
 	defer serving.Wait()
 	for port, accept := range map[uint16]func(net.Listener) error{
-		EchoPort: each(echo), UpPort: each(sink), DownPort: each(stream), SkippedPort: each(echo), HTTPPort: pages,
+		EchoPort: each(echo), UpPort: each(sink), DownPort: each(stream), SkippedPort: each(echo), HTTPPort: pages, GRPCPort: calls,
 	} {
 		l, err := listen(port)
 		if err != nil {

@@ -28,7 +28,7 @@ const (
 const settleTimeout = 20 * time.Second
 
 // httpOnly are the ports of a path where requests are decided upon.
-var httpOnly = map[uint16]uint16{load.HTTPPort: load.HTTPPort}
+var httpOnly = map[uint16]uint16{load.HTTPPort: load.HTTPPort, load.GRPCPort: load.GRPCPort}
 
 // maker makes the paths, and what they need.
 type maker struct {
@@ -38,6 +38,7 @@ type maker struct {
 	measurements *regexp.Regexp
 	programs     []suite.Program // that there are
 	started      processes
+	deciding     bool // policies about requests are in force
 	paths        []*suite.Path
 	absent       []string
 	derived      []string // those whose figures are taken from others
@@ -92,10 +93,11 @@ func (m *maker) addTacit(direct *suite.Path) {
 	m.add(route{Path: report.Path{Name: suite.Skipped, Class: report.Plain}, client: "meshed/client", server: "meshed/server",
 		ports: map[uint16]uint16{load.EchoPort: load.SkippedPort}})
 	beside := route{client: "meshed/neighbour", server: "meshed/server"}
-	tacit := m.add(route{Path: ours(suite.Tacit), client: "meshed/client", server: "meshed/server", proxies: []int{a, b}, own: true, programs: true})
+	tacit := m.add(route{Path: ours(suite.Tacit), client: "meshed/client", server: "meshed/server", proxies: []int{a, b}, own: true, programs: true, prepare: m.decideOn(false)})
 	tacit.Beside = map[string]*suite.Path{suite.SentDirectly: direct, suite.ThroughProxies: m.path(beside)}
 	m.add(route{Path: ours(suite.TacitNear), client: "meshed/client", server: "meshed/near-server", proxies: []int{a}})
-	m.add(route{Path: ours(suite.TacitHTTP), client: "meshed/client", server: "meshed/http-server", proxies: []int{a, b}, ports: httpOnly})
+	m.add(route{Path: ours(suite.BesideHTTP), client: "meshed/client", server: "meshed/server", proxies: []int{a, b}, ports: map[uint16]uint16{load.EchoPort: load.EchoPort}, prepare: m.decideOn(true)})
+	m.add(route{Path: ours(suite.TacitHTTP), client: "meshed/client", server: "meshed/http-server", proxies: []int{a, b}, ports: httpOnly, prepare: m.decideOn(true)})
 }
 
 func (m *maker) haveTacit() bool {
@@ -117,6 +119,7 @@ type route struct {
 	proxies        []int             // processes in between
 	own            bool              // they are nobody else's, and take connections of any kind
 	programs       bool              // others' servers are there as well
+	prepare        func(context.Context) error
 }
 
 // add makes a path, to be measured if it is wanted.
@@ -131,7 +134,7 @@ func (m *maker) add(r route) *suite.Path {
 func (m *maker) path(r route) *suite.Path {
 	from := runner{self: m.Self, client: m.world.Pod(r.client)}
 	address := func(kind string) string { return m.address(r, kind) }
-	p := &suite.Path{Path: r.Path, Proxies: len(r.proxies), CountsCalls: r.Class == report.Tacit,
+	p := &suite.Path{Path: r.Path, Proxies: len(r.proxies), CountsCalls: r.Class == report.Tacit, Prepare: r.prepare,
 		Takes: func(kind string) bool { return address(kind) != "" },
 		Load: func(ctx context.Context, c load.Config) (load.Result, error) {
 			c.Address = address(c.Kind)

@@ -40,7 +40,10 @@ type side struct {
 // Between is a port between the two proxies.
 func (side) Between(port uint16) uint16 { return port + 1000 }
 
-var peerPorts = []uint16{load.EchoPort, load.UpPort, load.DownPort, load.HTTPPort, suite.RedisPort, suite.PostgresPort}
+// HTTP2 says whether a port's server is asked in HTTP/2.
+func (side) HTTP2(port uint16) bool { return port == load.GRPCPort }
+
+var peerPorts = []uint16{load.EchoPort, load.UpPort, load.DownPort, load.HTTPPort, load.GRPCPort, suite.RedisPort, suite.PostgresPort}
 
 // loopback is where peers take the connections of their pod.
 const loopback = "127.0.0.1"
@@ -77,7 +80,8 @@ var envoyConfig = template.Must(template.New("envoy").Parse(`
   "stat_prefix": "port{{.}}", "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"],
     "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "port{{.}}"}}]}]},
   "http_filters": [{"name": "rbac", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
-    "rules": {"action": "ALLOW", "policies": {"get": {"permissions": [{"header": {"name": ":method", "string_match": {"exact": "GET"}}}], "principals": [{"any": true}]}}}}},
+    "rules": {"action": "ALLOW", "policies": {"methods": {"permissions": [{"header": {"name": ":method", "string_match": {"exact": "GET"}}},
+      {"header": {"name": ":method", "string_match": {"exact": "POST"}}}], "principals": [{"any": true}]}}}}},
     {"name": "router", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]}}{{end}}
 {"static_resources": {
 "listeners": [
@@ -95,7 +99,10 @@ var envoyConfig = template.Must(template.New("envoy").Parse(`
 {{- end}}],
 "clusters": [
 {{- range $i, $port := .Ports}}{{if $i}},{{end}}
-  {"name": "port{{$port}}", "connect_timeout": "10s", "load_assignment": {"cluster_name": "port{{$port}}", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address":
+  {"name": "port{{$port}}", "connect_timeout": "10s",
+{{- if and $.Server $.HTTP ($.HTTP2 $port)}} "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+   "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions", "explicit_http_config": {"http2_protocol_options": {}}}},{{end}}
+   "load_assignment": {"cluster_name": "port{{$port}}", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address":
 {{- if $.Server}} {"address": "127.0.0.1", "port_value": {{$port}}}}}}]}]}}
 {{- else}} {"address": "{{$.Address}}", "port_value": {{$.Between $port}}}}}}]}]},
    "transport_socket": {"name": "tls", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", {{template "tls" $}}}}}
@@ -139,7 +146,7 @@ func (m *maker) startPeer(ctx context.Context, p peer) (pids []int, err error) {
 			s.Name = "server"
 		}
 		if p.http {
-			s.Ports = []uint16{load.HTTPPort}
+			s.Ports = []uint16{load.HTTPPort, load.GRPCPort}
 		}
 		var text strings.Builder
 		if err := p.config.Execute(&text, s); err != nil {

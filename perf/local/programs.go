@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/tacit-mesh/tacit/perf/load"
 	"github.com/tacit-mesh/tacit/perf/suite"
@@ -94,8 +95,12 @@ func (m *maker) startServers(ctx context.Context) error {
 	return nil
 }
 
+// serverTimeout is how long a server of others may take to listen: a database
+// that is made first takes some time on a busy machine.
+const serverTimeout = 2 * time.Minute
+
 func listening(ctx context.Context, pod *world.Pod, port uint16) error {
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
 	defer cancel()
 	return world.Poll(ctx, func() error {
 		conn, err := pod.Dial(ctx, fmt.Sprintf("127.0.0.1:%d", port))

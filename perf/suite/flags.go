@@ -20,6 +20,7 @@ type Flags struct {
 	json, page          string
 	rounds              int
 	idle                []int
+	full                bool
 	time                time.Duration
 	measurements, paths string
 }
@@ -30,6 +31,7 @@ func (f *Flags) Add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.page, "page", "", "write a page with charts to this `file`")
 	flags.IntVar(&f.rounds, "rounds", 5, "`number` of rounds; the results are medians of them, and compare needs 9")
 	flags.IntSliceVar(&f.idle, "idle", []int{1000, 10000}, "`numbers` of idle connections whose memory is measured")
+	flags.BoolVar(&f.full, "full", false, "measure round trips of every size at every number of connections, which takes a few minutes more")
 	flags.DurationVar(&f.time, "time", time.Second, "`duration` of each single measurement")
 	flags.StringVar(&f.measurements, "run", "", "measure only what matches this `expression`, such as 'round trips' or 'memory'")
 	flags.StringVar(&f.paths, "paths", "", "measure only the paths that match this `expression`, such as 'tacit|envoy'")
@@ -37,7 +39,7 @@ func (f *Flags) Add(flags *pflag.FlagSet) {
 
 // Options are what the flags say. Progress goes to a terminal alone.
 func (f *Flags) Options(progress io.Writer) (o Options, err error) {
-	o = Options{Rounds: f.rounds, Time: f.time, Idle: f.idle, Progress: progressOn(progress)}
+	o = Options{Rounds: f.rounds, Time: f.time, Idle: f.idle, Full: f.full, Progress: progressOn(progress)}
 	if f.rounds < 1 || f.time <= 0 || slices.ContainsFunc(f.idle, func(n int) bool { return n < 1 }) {
 		return o, errors.New("--rounds, --time and --idle: want more than 0")
 	}

@@ -39,6 +39,11 @@ func goals() []goal {
 			goal{what: "one node: " + name, load: name, figure: bytesEach, path: TacitNear, than: Tacit, need: 3},
 			goal{what: "one node: " + name, load: name, figure: bytesEach, path: TacitNear, than: DirectNear, wish: 0.6})
 	}
+	for _, m := range []Measurement{requests(1), requests(16), unary(1), unary(16)} {
+		for _, figure := range []string{"p50", "p99", cpuEach, resident} {
+			all = append(all, goal{what: m.name + ": " + figure, load: m.name, figure: figure, path: TacitHTTP, than: EnvoyHTTP, need: 1})
+		}
+	}
 	for _, n := range []int{1000, 10000} {
 		all = append(all, goal{what: fmt.Sprintf("memory of each of %d idle connections, KB", n), load: memory, figure: idleMemory(n).Name, path: Tacit, need: 9, wish: 5, fixed: true})
 	}
@@ -55,7 +60,10 @@ func Judge(r *report.Report) {
 		}
 	}
 	for _, name := range []string{roundTrips(1, 1024).name, roundTrips(16, 1024).name} {
-		judgeSkipped(r, name)
+		judgeAlike(r, alike{what: "skipped port, " + name, load: name, figure: "p50", path: Skipped, than: Direct})
+		for _, figure := range []string{"p50", "p99", cpuEach, calls} {
+			judgeAlike(r, alike{what: "connections beside those of HTTP, " + name, load: name, figure: figure, path: BesideHTTP, than: Tacit})
+		}
 	}
 	for _, n := range neighbours {
 		judgeFairness(r, n)
@@ -111,18 +119,19 @@ func (g goal) judge(v *report.Verdict, value float64, higherBetter bool) {
 	}
 }
 
-// judgeSkipped wants a skipped port to differ from a direct connection by noise
-// alone.
-func judgeSkipped(r *report.Report, name string) {
-	x := r.Row(name, "p50")
+// alike is a figure that is to differ between two paths by noise alone.
+type alike struct{ what, load, figure, path, than string }
+
+func judgeAlike(r *report.Report, a alike) {
+	x := r.Row(a.load, a.figure)
 	if x == nil {
 		return
 	}
-	skipped, ok1 := x.Median(Skipped)
-	direct, ok2 := x.Median(Direct)
+	ours, ok1 := x.Median(a.path)
+	theirs, ok2 := x.Median(a.than)
 	if ok1 && ok2 {
-		r.Verdicts = append(r.Verdicts, report.Verdict{What: "skipped port, " + name, Met: x.Alike(Skipped, Direct) || skipped < direct,
-			Text: fmt.Sprintf("p50 %.2f × direct; to be within noise of it", skipped/direct)})
+		r.Verdicts = append(r.Verdicts, report.Verdict{What: a.what, Met: x.Alike(a.path, a.than) || ours < theirs,
+			Text: fmt.Sprintf("%s %.2f × %s; to be within noise of it", a.figure, ours/theirs, a.than)})
 	}
 }
 

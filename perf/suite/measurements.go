@@ -15,6 +15,7 @@ type Measurement struct {
 	load.Config
 	beside string       // how a neighbour's load goes meanwhile; "" is none
 	other  *load.Config // the neighbour's
+	full   bool         // only with Options.Full
 	found  []finding
 }
 
@@ -38,6 +39,7 @@ const (
 	calls     = ofProxies + " reads and writes each"
 	cpuEach   = ofProxies + " CPU each"
 	cpuPerGB  = ofProxies + " CPU per GB"
+	resident  = ofProxies + " memory, all together"
 	rate      = "how many"
 	bytesEach = "bytes"
 	toServer  = "bulk to the server"
@@ -53,17 +55,22 @@ const (
 
 // All are the measurements, in the order of the report.
 func All() []Measurement {
-	list := []Measurement{
-		roundTrips(1, 64), roundTrips(1, 1024), roundTrips(1, 16<<10),
-		roundTrips(16, 64), roundTrips(16, 1024), roundTrips(16, 16<<10),
-		roundTrips(64, 1024), roundTrips(256, 1024),
+	var list []Measurement
+	for _, conns := range []int{1, 16, 64, 256} {
+		for _, size := range []int{64, 1024, 16 << 10} {
+			m := roundTrips(conns, size)
+			m.full = conns > 16 && size != 1024
+			list = append(list, m)
+		}
+	}
+	list = append(list,
 		fixedRate(atRate),
 		bulk(toServer, load.Up, 1), bulk(toServer, load.Up, 4), bulk(toServer, load.Up, 16),
 		bulk("bulk from the server", load.Down, 1), bulk("bulk from the server", load.Down, 4), bulk("bulk from the server", load.Down, 16),
 		bulk("bulk both ways", load.Both, 1), bulk("bulk both ways", load.Both, 4), bulk("bulk both ways", load.Both, 16),
 		newConnections(16),
-		requests(16),
-	}
+		requests(1), requests(16), unary(1), unary(16),
+	)
 	for _, program := range Programs {
 		list = append(list, program.measurement())
 	}
@@ -102,7 +109,7 @@ func roundTrips(conns, size int) Measurement {
 	m.latencies()
 	m.rate()
 	m.processorTime()
-	m.find(calls, "", false, func(r load.Result, u Usage) float64 { return float64(u.Calls) / float64(max(1, r.Requests)) })
+	m.calls()
 	return m
 }
 
@@ -131,10 +138,21 @@ func newConnections(conns int) Measurement {
 }
 
 func requests(conns int) Measurement {
-	m := Measurement{name: "HTTP/1.1 requests, " + connections(conns), Config: load.Config{Kind: load.HTTP, Conns: conns}}
+	return asked("HTTP/1.1 requests, ", load.Config{Kind: load.HTTP, Conns: conns})
+}
+
+func unary(conns int) Measurement {
+	return asked("unary calls of gRPC, ", load.Config{Kind: load.GRPC, Conns: conns, Size: 1024})
+}
+
+// asked is a measurement of requests one after the other on each connection.
+func asked(what string, c load.Config) Measurement {
+	m := Measurement{name: what + connections(c.Conns), Config: c}
 	m.latencies()
 	m.rate()
 	m.processorTime()
+	m.calls()
+	m.find(resident, "MB", false, func(_ load.Result, u Usage) float64 { return float64(u.Memory) / 1e6 })
 	return m
 }
 
@@ -161,6 +179,11 @@ func (m *Measurement) rate() {
 // processorTime is that of the proxies for each request.
 func (m *Measurement) processorTime() {
 	m.find(cpuEach, "µs", false, func(r load.Result, u Usage) float64 { return micros(u.CPU) / float64(max(1, r.Requests)) })
+}
+
+// calls are what the proxies ask of the kernel for each request.
+func (m *Measurement) calls() {
+	m.find(calls, "", false, func(r load.Result, u Usage) float64 { return float64(u.Calls) / float64(max(1, r.Requests)) })
 }
 
 func (m *Measurement) find(name, unit string, higherBetter bool, read func(load.Result, Usage) float64) {

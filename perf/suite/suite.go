@@ -32,13 +32,16 @@ const (
 	TacitNear  = "tacit, one node"
 	TacitHTTP  = "tacit, HTTP"
 	EnvoyHTTP  = "envoy, HTTP"
+	// BesideHTTP is Tacit while policies about requests are in force on the same
+	// nodes; on the path Tacit none are.
+	BesideHTTP = "tacit, beside HTTP"
 )
 
 // Comparisons are the ratios that matter.
 var Comparisons = []report.Comparison{
 	{Path: Tacit}, {Path: Tacit, Than: Direct}, {Path: Skipped, Than: Direct},
 	{Path: TacitNear, Than: Tacit}, {Path: TacitNear, Than: DirectNear},
-	{Path: TacitHTTP, Than: EnvoyHTTP}, {Path: TacitHTTP, Than: Direct},
+	{Path: TacitHTTP, Than: EnvoyHTTP}, {Path: TacitHTTP, Than: Direct}, {Path: BesideHTTP, Than: Tacit},
 }
 
 // Options say how much is measured.
@@ -46,6 +49,7 @@ type Options struct {
 	Rounds int
 	Time   time.Duration // of each single measurement
 	Idle   []int         // numbers of idle connections whose memory is measured
+	Full   bool          // also what tells little more than the rest
 	// Only what matches is measured, on paths that match.
 	Measurements, Paths *regexp.Regexp
 	// Progress is told what is under way.
@@ -60,7 +64,9 @@ type Path struct {
 	// Load puts a load on; its address is the path's to say.
 	Load func(context.Context, load.Config) (load.Result, error)
 	// Usage is that of the proxies in between; nil without any.
-	Usage   func(context.Context) (Usage, error)
+	Usage func(context.Context) (Usage, error)
+	// Prepare makes the path what it is, before each load; nil where it always is.
+	Prepare func(context.Context) error
 	Proxies int
 	// CountsCalls is whether all that the proxies ask of the kernel is counted.
 	CountsCalls bool
@@ -104,7 +110,7 @@ func Run(ctx context.Context, o Options, paths []*Path, r *report.Report) error 
 	}
 	for round := range o.Rounds {
 		for _, m := range All() {
-			if !o.Measurements.MatchString(m.name) {
+			if !o.Measurements.MatchString(m.name) || m.full && !o.Full {
 				continue
 			}
 			for i := range paths {
@@ -125,6 +131,11 @@ func (p *Path) measure(ctx context.Context, o Options, m Measurement, r *report.
 	if !p.Takes(m.Kind) || m.beside != "" && p.Beside[m.beside] == nil {
 		return nil
 	}
+	if p.Prepare != nil {
+		if err := p.Prepare(ctx); err != nil {
+			return err
+		}
+	}
 	before, err := p.usage(ctx)
 	if err != nil {
 		return err
@@ -137,7 +148,7 @@ func (p *Path) measure(ctx context.Context, o Options, m Measurement, r *report.
 	if err != nil {
 		return err
 	}
-	used := Usage{CPU: after.CPU - before.CPU, Calls: after.Calls - before.Calls, Memory: after.Memory - before.Memory}
+	used := Usage{CPU: after.CPU - before.CPU, Calls: after.Calls - before.Calls, Memory: after.Memory}
 	for _, f := range m.found {
 		if p.has(f.Name) {
 			r.Note(f.Metric, p.Name, f.read(got, used))

@@ -16,7 +16,6 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -24,14 +23,17 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/tacit-mesh/tacit/proxy/kept"
 	"github.com/tacit-mesh/tacit/proxy/policy"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 const (
-	// maxAsking bounds the questions under way, maxProviders the connections.
-	maxAsking    = 1000
-	maxProviders = 256
+	// maxAsking bounds the questions under way, maxProviders the connections,
+	// and maxProvidersEach those on behalf of one.
+	maxAsking        = 1000
+	maxProviders     = 256
+	maxProvidersEach = 64
 	// maxAnswer bounds the body of a denial.
 	maxAnswer = 64 << 10
 )
@@ -79,52 +81,34 @@ type Answer struct {
 type Client struct {
 	dial   Dialer
 	asking chan struct{}
-
-	mu    sync.Mutex
-	conns map[string]*provider // by what they are reached by
+	conns  *kept.Set[string, *provider] // by what they are reached by
 }
 
 type provider struct {
-	as   string
-	used time.Time // guarded by Client.mu
 	grpc *grpc.ClientConn
 	http *http.Client
 }
 
 // New connects through dial.
 func New(dial Dialer) *Client {
-	return &Client{dial: dial, asking: make(chan struct{}, maxAsking), conns: map[string]*provider{}}
+	return &Client{dial: dial, asking: make(chan struct{}, maxAsking), conns: kept.New[string, *provider](maxProviders, maxProvidersEach)}
 }
 
 // Close ends the connections.
-func (c *Client) Close() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for key, p := range c.conns {
-		p.close()
-		delete(c.conns, key)
-	}
-}
+func (c *Client) Close() { c.conns.Close() }
 
 // Forget ends the connections that were made as somebody.
-func (c *Client) Forget(as string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for key, p := range c.conns {
-		if p.as == as {
-			p.close()
-			delete(c.conns, key)
-		}
-	}
-}
+func (c *Client) Forget(as string) { c.conns.Forget(as) }
 
-func (p *provider) close() {
-	if p.grpc != nil {
-		_ = p.grpc.Close()
-	}
+// Close implements io.Closer.
+func (p *provider) Close() error {
 	if p.http != nil {
 		p.http.CloseIdleConnections()
 	}
+	if p.grpc != nil {
+		return p.grpc.Close()
+	}
+	return nil
 }
 
 // Ask asks a provider, for as long as its timeout. An error means that it
@@ -138,28 +122,26 @@ func (c *Client) Ask(ctx context.Context, to *model.Provider, q *Question) (*Ans
 	case <-ctx.Done():
 		return nil, errors.New("too many questions to providers are under way")
 	}
-	p, err := c.provider(to, q.As)
+	p, done, err := c.provider(ctx, to, q.As)
 	if err != nil {
 		return nil, err
 	}
+	defer done()
 	if to.Protocol == model.ProviderHTTP {
 		return p.askHTTP(ctx, to, q)
 	}
 	return p.askGRPC(ctx, to, q)
 }
 
-func (c *Client) provider(to *model.Provider, as string) (*provider, error) {
+// provider is the connection to a provider, until done is called.
+func (c *Client) provider(ctx context.Context, to *model.Provider, as string) (p *provider, done func(), err error) {
 	address := net.JoinHostPort(to.Host, strconv.Itoa(int(to.Port)))
 	key := fmt.Sprint(as, " ", to.Protocol, " ", address, " ", to.TLS, " ", to.ServerName, " ", to.Roots)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if p := c.conns[key]; p != nil {
-		p.used = time.Now()
-		return p, nil
-	}
-	if len(c.conns) >= maxProviders {
-		c.forgetOldest()
-	}
+	return c.conns.Use(ctx, as, key, func() (*provider, error) { return c.connect(to, as, address) })
+}
+
+// connect makes what connects to a provider when it is asked.
+func (c *Client) connect(to *model.Provider, as, address string) (*provider, error) {
 	var secure *tls.Config
 	if to.TLS {
 		var err error
@@ -170,30 +152,14 @@ func (c *Client) provider(to *model.Provider, as string) (*provider, error) {
 	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
 		return c.dial(ctx, as, network, address)
 	}
-	p := &provider{as: as, used: time.Now()}
 	if to.Protocol == model.ProviderHTTP {
-		p.http = httpClient(dial, secure)
-	} else {
-		var err error
-		if p.grpc, err = grpcClient(dial, address, secure); err != nil {
-			return nil, fmt.Errorf("provider %s: %w", to.Name, err)
-		}
+		return &provider{http: httpClient(dial, secure)}, nil
 	}
-	c.conns[key] = p
-	return p, nil
-}
-
-// forgetOldest makes room in the place of what nobody has asked for the longest
-// time. Called with mu held.
-func (c *Client) forgetOldest() {
-	oldest := ""
-	for key, p := range c.conns {
-		if o := c.conns[oldest]; o == nil || p.used.Before(o.used) {
-			oldest = key
-		}
+	client, err := grpcClient(dial, address, secure)
+	if err != nil {
+		return nil, fmt.Errorf("provider %s: %w", to.Name, err)
 	}
-	c.conns[oldest].close()
-	delete(c.conns, oldest)
+	return &provider{grpc: client}, nil
 }
 
 // retries are soon: what is asked about meanwhile is denied.

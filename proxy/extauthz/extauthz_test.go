@@ -2,14 +2,17 @@ package extauthz
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,6 +25,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/tacit-mesh/tacit/proxy/kept"
 	"github.com/tacit-mesh/tacit/proxy/policy"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -234,28 +238,33 @@ func TestBodies(t *testing.T) {
 }
 
 // Beyond its bound a client gives up the connection that was asked over the
-// longest time ago.
+// longest time ago, but none over which a question is under way.
 func TestConnectionsAreBounded(t *testing.T) {
 	c := New(dial)
 	defer c.Close()
 	to := &model.Provider{Name: "gate", Protocol: model.ProviderHTTP, Host: "192.0.2.1", Port: 80}
 	get := func(as string) *provider {
 		t.Helper()
-		p, err := c.provider(to, as)
+		p, done, err := c.provider(t.Context(), to, as)
 		if err != nil {
 			t.Fatal(err)
 		}
+		done()
 		return p
 	}
+	busy, done, err := c.provider(t.Context(), to, "busy")
+	if err != nil {
+		t.Fatal(err)
+	}
 	first, second := get("0"), get("1")
-	for i := 2; i < maxProviders; i++ {
+	for i := 3; i < maxProviders; i++ {
 		get(strconv.Itoa(i))
 	}
 	if get("0") != first {
 		t.Error("the first is gone before there are too many")
 	}
 	get("another")
-	if n := len(c.conns); n != maxProviders {
+	if n := c.conns.Len(); n != maxProviders {
 		t.Errorf("%d connections", n)
 	}
 	if get("0") != first {
@@ -263,5 +272,45 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 	if get("1") == second {
 		t.Error("the one that was used the longest time ago is still there")
+	}
+	if get("busy") != busy {
+		t.Error("the one over which a question is under way is gone")
+	}
+	done()
+}
+
+// With a provider for each of its questions nobody takes the connections that
+// others need: it waits for its own as long as for an answer.
+func TestOneAskerLeavesConnectionsToOthers(t *testing.T) {
+	release := make(chan struct{})
+	stuck := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
+	defer stuck.Close()
+	defer close(release)
+	c := New(dial)
+	defer c.Close()
+	to := declared(t, model.ProviderHTTP, stuck.Listener.Addr())
+	asking, leave := context.WithCancel(t.Context())
+	var questions sync.WaitGroup
+	defer questions.Wait()
+	defer leave()
+	ask := func(as string, timeout time.Duration, n int) error {
+		each := *to
+		each.Timeout, each.ServerName = timeout, strconv.Itoa(n) // another one, as far as the client knows
+		q := question("user")
+		q.As = as
+		_, err := c.Ask(asking, &each, q)
+		return err
+	}
+	for i := range maxProvidersEach {
+		questions.Go(func() { _ = ask("greedy", time.Minute, i) })
+	}
+	for c.conns.Len() < maxProvidersEach {
+		runtime.Gosched()
+	}
+	if err := ask("greedy", 50*time.Millisecond, maxProvidersEach); !errors.Is(err, kept.ErrBusy) {
+		t.Errorf("one more of the same: %v, want %v", err, kept.ErrBusy)
+	}
+	if err := ask("another", 50*time.Millisecond, 0); err == nil || errors.Is(err, kept.ErrBusy) {
+		t.Errorf("another one: %v, want that the provider is too late", err)
 	}
 }

@@ -19,6 +19,10 @@ const (
 	headerFragment = 16 << 10
 	// eager is how much is collected before it is sent.
 	eager = 32 << 10
+	// along is the largest frame of DATA that is collected: copying it costs
+	// less than a record and a call of its own. A message of gRPC then goes out
+	// as one, with the headers in front and behind.
+	along = 8 << 10
 	// maxUnsent is how much a side may leave unread of what concerns it alone.
 	maxUnsent = 1 << 20
 )
@@ -134,7 +138,7 @@ func (s *sender2) err() error {
 func (s *sender2) data(b []byte, from int, sealed *atomic.Bool) (sent bool, err error) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	if len(b)-from <= 1<<10 { // small enough to go along
+	if len(b)-from <= along {
 		s.mu.Lock()
 		if !sealed.Load() {
 			_, _ = s.Write(b[from:])

@@ -37,8 +37,13 @@ func denied(reason Reason, policy, attribute string) Decision {
 	return Decision{Reason: reason, Policy: policy, Attribute: attribute}
 }
 
+func audited(d Decision, policy string) Decision {
+	d.Audit = policy
+	return d
+}
+
 func TestDecisions(t *testing.T) {
-	const allow, deny = model.ActionAllow, model.ActionDeny
+	const allow, deny, audit = model.ActionAllow, model.ActionDeny, model.ActionAudit
 	noPolicy := allowed(ReasonNoPolicy, "")
 	tests := []struct {
 		name     string
@@ -56,6 +61,11 @@ func TestDecisions(t *testing.T) {
 		{name: "DENY does not match", policies: []*model.Policy{named("a", deny, when(failing))}, want: noPolicy},
 		{name: "DENY before ALLOW", policies: []*model.Policy{named("a", allow, anyRule...), named("b", deny, anyRule...)}, want: denied(ReasonDenied, "data/b", "")},
 		{name: "second ALLOW", policies: []*model.Policy{named("a", allow, when(failing)), named("b", allow, when(fitting))}, want: allowed(ReasonAllowed, "data/b")},
+
+		{name: "AUDIT matches", policies: []*model.Policy{named("a", audit, when(fitting))}, want: audited(noPolicy, "data/a")},
+		{name: "AUDIT does not match", policies: []*model.Policy{named("a", audit, when(failing))}, want: noPolicy},
+		{name: "AUDIT allows nothing", policies: []*model.Policy{named("a", allow, when(failing)), named("b", audit, anyRule...)}, want: audited(denied(ReasonNotAllowed, "data/a", "namespaces"), "data/b")},
+		{name: "AUDIT beside DENY", policies: []*model.Policy{named("a", deny, anyRule...), named("b", audit, anyRule...)}, want: audited(denied(ReasonDenied, "data/a", ""), "data/b")},
 
 		{name: "rule without clauses", policies: []*model.Policy{named("a", allow, when())}, want: allowed(ReasonAllowed, "data/a")},
 		{name: "empty clause", policies: []*model.Policy{named("a", allow, when(either()))}, want: allowed(ReasonAllowed, "data/a")},

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tacit-mesh/tacit/proxy/kept"
 	"github.com/tacit-mesh/tacit/proxy/policy"
 )
 
@@ -48,12 +49,12 @@ type count struct {
 func New(dial Dialer) *Limiter {
 	return &Limiter{
 		counts: map[count]time.Time{},
-		stores: stores{dial: dial, timeout: storeTimeout, pause: storePause, clients: map[storeKey]*store{}},
+		stores: stores{dial: dial, timeout: storeTimeout, pause: storePause, clients: kept.New[storeKey, *store](maxStores, maxStoresEach)},
 	}
 }
 
 // Close ends the connections to stores.
-func (l *Limiter) Close() { l.stores.close(func(storeKey) bool { return true }) }
+func (l *Limiter) Close() { l.stores.clients.Close() }
 
 // Take counts n if that many are allowed now; in a store, as who the Dialer
 // takes as for.
@@ -68,7 +69,7 @@ func (l *Limiter) Charge(ctx context.Context, as string, a *policy.AppliedLimit,
 }
 
 // Forget ends the connections to stores that were made as somebody.
-func (l *Limiter) Forget(as string) { l.stores.close(func(k storeKey) bool { return k.as == as }) }
+func (l *Limiter) Forget(as string) { l.stores.clients.Forget(as) }
 
 func (l *Limiter) count(ctx context.Context, as string, a *policy.AppliedLimit, n uint64, charge bool) Outcome {
 	if a.Store != nil {

@@ -214,27 +214,33 @@ func BenchmarkTake(b *testing.B) {
 }
 
 // Beyond their bound the connections to the store go that were used the longest
-// time ago.
+// time ago, but none while something is counted over them.
 func TestStoresAreBounded(t *testing.T) {
 	l := New(dial)
 	defer l.Close()
+	at := &model.LimitStore{Host: "192.0.2.1", Port: 6379}
 	get := func(as string) *store {
 		t.Helper()
-		st, err := l.stores.get(as, &model.LimitStore{Host: "192.0.2.1", Port: 6379})
+		st, done, err := l.stores.get(t.Context(), as, at)
 		if err != nil {
 			t.Fatal(err)
 		}
+		done()
 		return st
 	}
+	busy, done, err := l.stores.get(t.Context(), "busy", at)
+	if err != nil {
+		t.Fatal(err)
+	}
 	first, second := get("0"), get("1")
-	for i := 2; i < maxStores; i++ {
+	for i := 3; i < maxStores; i++ {
 		get(strconv.Itoa(i))
 	}
 	if get("0") != first {
 		t.Error("the first is gone before there are too many")
 	}
 	get("another")
-	if n := len(l.stores.clients); n != maxStores {
+	if n := l.stores.clients.Len(); n != maxStores {
 		t.Errorf("%d stores", n)
 	}
 	if get("0") != first {
@@ -243,4 +249,8 @@ func TestStoresAreBounded(t *testing.T) {
 	if get("1") == second {
 		t.Error("the one that was used the longest time ago is still there")
 	}
+	if get("busy") != busy {
+		t.Error("the one over which something is counted is gone")
+	}
+	done()
 }

@@ -10,12 +10,12 @@ import (
 	"fmt"
 	"net"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
 
+	"github.com/tacit-mesh/tacit/proxy/kept"
 	"github.com/tacit-mesh/tacit/proxy/policy"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -29,9 +29,11 @@ const (
 	storeTimeout = 100 * time.Millisecond
 	// storePause is how long a store that failed is left alone.
 	storePause = time.Second
-	// storeConns bounds the connections to a store, and maxStores the stores.
-	storeConns = 16
-	maxStores  = 256
+	// storeConns bounds the connections to a store, maxStores the stores, and
+	// maxStoresEach those that are asked on behalf of one.
+	storeConns    = 16
+	maxStores     = 256
+	maxStoresEach = 64
 )
 
 // script is advance, in microseconds of Redis's own clock, which all nodes
@@ -61,8 +63,7 @@ type stores struct {
 	// What requests wait for at most, and how long what failed is left alone.
 	timeout, pause time.Duration
 
-	mu      sync.Mutex
-	clients map[storeKey]*store
+	clients *kept.Set[storeKey, *store]
 }
 
 type storeKey struct {
@@ -78,21 +79,24 @@ type store struct {
 	pool    *redis.Pool
 	address string
 	broken  atomic.Int64 // Unix nanoseconds until which it is left alone
-	used    time.Time    // guarded by stores.mu
 }
+
+// Close implements io.Closer.
+func (s *store) Close() error { return s.pool.Close() }
 
 var errAway = errors.New("the store of rate limits is away")
 
 func (s *stores) count(ctx context.Context, as string, a *policy.AppliedLimit, n uint64, charge bool) (Outcome, error) {
-	st, err := s.get(as, a.Store)
+	waits, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	st, done, err := s.get(waits, as, a.Store)
 	if err != nil {
 		return Outcome{}, err
 	}
+	defer done()
 	if time.Now().UnixNano() < st.broken.Load() {
 		return Outcome{}, errAway
 	}
-	waits, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
 	each := float64(a.Limit.Interval.Microseconds()) / float64(max(a.Limit.Amount, 1))
 	over, err := st.run(waits, redisKey(a), strconv.FormatFloat(each, 'g', -1, 64), max(a.Limit.Burst, 1), n, charge)
 	if err != nil {
@@ -123,18 +127,14 @@ func redisKey(a *policy.AppliedLimit) string {
 	return "tacit:limit:" + a.Policy + ":" + strconv.Itoa(a.Index) + ":" + hex.EncodeToString(sum[:16])
 }
 
-func (s *stores) get(as string, at *model.LimitStore) (*store, error) {
+// get is the store, until done is called.
+func (s *stores) get(ctx context.Context, as string, at *model.LimitStore) (st *store, done func(), err error) {
 	k := storeKey{as, at.Host, at.Port, at.TLS, at.ServerName, at.Roots}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if st := s.clients[k]; st != nil {
-		st.used = time.Now()
-		return st, nil
-	}
-	if len(s.clients) >= maxStores {
-		s.forgetOldest()
-	}
-	st := &store{address: net.JoinHostPort(at.Host, strconv.Itoa(int(at.Port))), used: time.Now()}
+	return s.clients.Use(ctx, as, k, func() (*store, error) { return s.newStore(as, at) })
+}
+
+// newStore connects when it is asked.
+func (s *stores) newStore(as string, at *model.LimitStore) (*store, error) {
 	var secure *tls.Config
 	if at.TLS {
 		var err error
@@ -142,8 +142,9 @@ func (s *stores) get(as string, at *model.LimitStore) (*store, error) {
 			return nil, err
 		}
 	}
-	st.pool = &redis.Pool{
-		DialContext: func(ctx context.Context) (redis.Conn, error) { return s.connect(ctx, as, st.address, secure) },
+	address := net.JoinHostPort(at.Host, strconv.Itoa(int(at.Port)))
+	return &store{address: address, pool: &redis.Pool{
+		DialContext: func(ctx context.Context) (redis.Conn, error) { return s.connect(ctx, as, address, secure) },
 		MaxActive:   storeConns, MaxIdle: storeConns, Wait: true,
 		TestOnBorrow: func(c redis.Conn, lastUsed time.Time) (err error) {
 			if time.Since(lastUsed) >= s.pause { // the store may have been away
@@ -151,22 +152,7 @@ func (s *stores) get(as string, at *model.LimitStore) (*store, error) {
 			}
 			return err
 		},
-	}
-	s.clients[k] = st
-	return st, nil
-}
-
-// forgetOldest makes room in the place of the store that was not used for the
-// longest time. Called with mu held.
-func (s *stores) forgetOldest() {
-	var oldest storeKey
-	for k, st := range s.clients {
-		if o := s.clients[oldest]; o == nil || st.used.Before(o.used) {
-			oldest = k
-		}
-	}
-	_ = s.clients[oldest].pool.Close()
-	delete(s.clients, oldest)
+	}}, nil
 }
 
 // connect makes a connection, over TLS if secure is not nil.
@@ -198,15 +184,4 @@ func tlsConfig(at *model.LimitStore) (*tls.Config, error) {
 		}
 	}
 	return config, nil
-}
-
-func (s *stores) close(those func(storeKey) bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for k, st := range s.clients {
-		if those(k) {
-			_ = st.pool.Close()
-			delete(s.clients, k)
-		}
-	}
 }

@@ -297,8 +297,8 @@ func byName[T metav1.Object](list []T) {
 	slices.SortFunc(list, func(x, y T) int { return nameOf(x).compare(nameOf(y)) })
 }
 
-// RootNamespace is the one whose policies cover the whole mesh.
-func (m *Mesh) RootNamespace() string { return m.settings.RootNamespace }
+// Settings are what the mesh was made with.
+func (m *Mesh) Settings() Settings { return m.settings }
 
 func policyTarget(pod *corev1.Pod, w *model.Workload) PolicyTarget {
 	t := PolicyTarget{

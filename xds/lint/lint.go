@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/tacit-mesh/tacit/xds/build"
+	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 // Finding is one doubtful part of an object.
@@ -36,16 +37,17 @@ const maxPairs = 2_000_000
 
 // Check goes through all policies, and sorts what it finds. Whatever is about
 // workloads is left out where there are none of the namespace.
-func Check(o *build.Objects, rootNamespace string) []Finding {
+func Check(o *build.Objects, s build.Settings) []Finding {
 	if (len(o.AuthorizationPolicies)+len(o.PeerAuthentications)+len(o.RequestAuthentications))*len(o.Pods) > maxPairs {
 		few := *o
 		few.Pods, o = nil, &few
 	}
-	c := checker{objects: o, root: cmp.Or(rootNamespace, build.DefaultRootNamespace)}
+	c := checker{objects: o, root: cmp.Or(s.RootNamespace, build.DefaultRootNamespace), providers: s.Providers}
 	for _, p := range o.AuthorizationPolicies {
 		c.begin("AuthorizationPolicy", p.Namespace, p.Name)
 		pods := c.selected(p.Namespace, p.Spec.GetSelector().GetMatchLabels(), len(p.Spec.TargetRefs) > 0 || p.Spec.TargetRef != nil)
 		c.authorization(p, pods)
+		c.provider(p, pods)
 	}
 	for _, p := range o.RequestAuthentications {
 		c.begin("RequestAuthentication", p.Namespace, p.Name)
@@ -60,10 +62,11 @@ func Check(o *build.Objects, rootNamespace string) []Finding {
 
 // checker looks at one object after the other.
 type checker struct {
-	objects *build.Objects
-	root    string
-	at      Finding // the object
-	found   []Finding
+	objects   *build.Objects
+	root      string
+	providers map[string]*model.Provider
+	at        Finding // the object
+	found     []Finding
 }
 
 func (c *checker) begin(kind, namespace, name string) {

@@ -8,9 +8,17 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/tacit-mesh/tacit/xds/build"
 	"github.com/tacit-mesh/tacit/xds/lint"
+	"github.com/tacit-mesh/tacit/xds/model"
 	"github.com/tacit-mesh/tacit/xds/source/files"
 )
+
+// providers that CUSTOM policies name, one in the mesh and one outside of it.
+var providers = map[string]*model.Provider{
+	"gate":    {Name: "gate", Host: "gate.asked.svc.cluster.local", Port: 9000},
+	"outside": {Name: "outside", Host: "192.0.2.1", Port: 9000},
+}
 
 var update = flag.Bool("update", false, "write the golden files")
 
@@ -21,7 +29,7 @@ func check(t *testing.T, file string) string {
 		t.Fatal(errs)
 	}
 	var b strings.Builder
-	for _, f := range lint.Check(objects, "") {
+	for _, f := range lint.Check(objects, build.Settings{Providers: providers}) {
 		b.WriteString(f.String() + "\n")
 	}
 	return b.String()
