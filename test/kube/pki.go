@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -33,6 +34,7 @@ type subject struct {
 	Organization []string
 	Addresses    []netip.Addr // of servers only
 	DNSNames     []string
+	Identity     *url.URL // of a pod: its SPIFFE ID; nil for all else
 }
 
 func newAuthority() (*authority, error) {
@@ -68,6 +70,9 @@ func (a *authority) issue(s subject) (cert, key []byte, err error) {
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
 	template.DNSNames = s.DNSNames
+	if s.Identity != nil {
+		template.URIs = []*url.URL{s.Identity}
+	}
 	for _, address := range s.Addresses {
 		template.IPAddresses = append(template.IPAddresses, net.IP(address.AsSlice()))
 	}

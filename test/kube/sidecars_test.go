@@ -2,33 +2,10 @@ package kube
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/tacit-mesh/tacit/deploy/check"
 )
-
-// envoyConfig forwards what is redirected to Envoy to where it was to go, in
-// both directions.
-func envoyConfig() string {
-	listener := func(name string, port int) string {
-		return fmt.Sprintf(`
-  - name: %s
-    address: {socket_address: {address: "::", port_value: %d, ipv4_compat: true}}
-    listener_filters:
-    - name: envoy.filters.listener.original_dst
-      typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.tcp_proxy
-        typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: all, cluster: original}`, name, port)
-	}
-	return `
-admin: {address: {socket_address: {address: 127.0.0.1, port_value: 15000}}}
-static_resources:
-  listeners:` + listener("outbound", 15001) + listener("inbound", 15006) + `
-  clusters:
-  - {name: original, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED, connect_timeout: 10s}
-`
-}
 
 // redirectToEnvoy is what the init container of a sidecar does.
 const redirectToEnvoy = `
@@ -55,31 +32,40 @@ spec:
         command: [/envoy, --disable-hot-restart, --concurrency, "1", --log-level, error, --config-yaml, %[3]q]
         securityContext: {runAsUser: 1337, runAsGroup: 1337}
         startupProbe: {exec: {command: [/app, get, "http://127.0.0.1:15000/ready"]}, periodSeconds: 1, failureThreshold: 60}
-        volumeMounts: [` + machineMounts + `, {name: envoy, mountPath: /envoy, readOnly: true}]
-      volumes: [` + machineVolumes + `, {name: envoy, hostPath: {path: %[4]q}}]
+        volumeMounts: [` + machineMounts + `, {name: envoy, mountPath: /envoy, readOnly: true}, {name: mesh, mountPath: /mesh, readOnly: true}]
+      volumes: [` + machineVolumes + `, {name: envoy, hostPath: {path: %[4]q}}, {name: mesh, hostPath: {path: /node/` + sidecarFiles + `}}]
 `
 
 // sidecars replaces Envoy beside each pod by Tacit, one namespace after the
-// other, under load: pods with and without a sidecar reach each other in both
-// directions meanwhile, and nothing fails.
+// other, under load: Envoys speak mutual TLS among themselves, pods with and
+// without one reach each other in both directions meanwhile, and nothing fails.
 func sidecars(e environment) {
 	if !e.Ours() {
 		e.t.Skip("runs Envoy of this machine: only on a cluster made here")
 	}
+	e = e.within(8 * time.Minute)
 	for _, namespace := range []string{"shop", "web"} {
 		e.newNamespace(namespace, nil)
-		e.serve(namespace, "server")
+		// Long enough on a busy machine for all to hear that a pod is about to
+		// end: kube-proxies, Envoys and proxies of Tacit.
+		e.serve(namespace, "server", "--lame-duck=12s")
 	}
-	fromWeb, fromShop := e.load("web", "client", "server.shop"), e.load("shop", "client", "server.web")
+	// Envoy drops a connection in clear whose FIN comes before it has found out
+	// that it is in clear.
+	fromWeb, fromShop := e.load("web", "client", "server.shop", "--fin-last"), e.load("shop", "client", "server.web", "--fin-last")
+	mesh := e.newSidecarMesh("shop", "web")
 	for _, c := range []clients{fromWeb, fromShop} {
-		e.setSidecar(c.namespace, "server", true)
-		e.setSidecar(c.namespace, "client", true)
+		mesh.add(c.namespace, "server", mesh.services)
+		mesh.add(c.namespace, "client", mesh.services)
 	}
 	for _, c := range []clients{fromWeb, fromShop} {
 		c.must(c.AwaitDeployment(c.ctx, c.namespace, "server"), c.AwaitDeployment(c.ctx, c.namespace, "client"))
 	}
 	fromWeb.restart()
 	fromShop.restart()
+	for _, namespace := range []string{"shop", "web"} {
+		e.awaitGrowth("mutual TLS to the sidecars of "+namespace, func() (float64, error) { return mesh.handshakes(namespace) })
+	}
 
 	e.label("shop", dataplaneLabel, enabled)
 	if f := e.finding("Other meshes", "shop/"+fromShop.pods()[0]); f.Level != check.Risky {
@@ -95,6 +81,8 @@ func sidecars(e environment) {
 	e.toTacit("web")
 	e.awaitEncrypted("web")
 	e.awaitEncrypted("shop")
+	e.awaitNoneInClear("shop", fromWeb)
+	e.awaitNoneInClear("web", fromShop)
 	for _, namespace := range []string{"shop", "web"} {
 		e.must(e.Apply(e.ctx, fmt.Sprintf(requireTLS, namespace)))
 	}
@@ -109,24 +97,12 @@ func sidecars(e environment) {
 func (e environment) toTacit(namespace string) {
 	e.t.Helper()
 	for _, name := range []string{"server", "client"} {
-		e.setSidecar(namespace, name, false)
+		e.must(e.Patch(e.ctx, "apps/v1", "Deployment", namespace, name, "spec: {template: {spec: {initContainers: null, volumes: null}}}"))
 	}
 	for _, name := range []string{"server", "client"} {
 		e.must(e.AwaitDeployment(e.ctx, namespace, name))
 	}
 	e.awaitCapture(namespace, true)
-}
-
-// setSidecar gives a Deployment a sidecar, or takes it away.
-func (e environment) setSidecar(namespace, name string, wanted bool) {
-	e.t.Helper()
-	patch := "spec: {template: {spec: {initContainers: null, volumes: null}}}"
-	if wanted {
-		image, err := e.AppImage(e.ctx)
-		e.must(err)
-		patch = fmt.Sprintf(sidecar, image, redirectToEnvoy, envoyConfig(), envoyProgram)
-	}
-	e.must(e.Patch(e.ctx, "apps/v1", "Deployment", namespace, name, patch))
 }
 
 // wantNoFailedExchange is for servers that are made anew, which cuts streams and
@@ -138,4 +114,20 @@ func (c clients) wantNoFailedExchange(when string) {
 			c.t.Errorf("%s: exchanges of %s/%s: %d failed and %d did not: %q", when, c.namespace, pod, count.Failed, count.Done, count.Errors)
 		}
 	}
+}
+
+// awaitNoneInClear waits until clients make traffic of which nothing comes to a
+// namespace in clear.
+func (e environment) awaitNoneInClear(to string, from clients) {
+	e.t.Helper()
+	e.eventually("nobody comes to "+to+" in clear", func() error {
+		before, err := e.inClear(to)
+		e.must(err)
+		from.progress()
+		now, err := e.inClear(to)
+		if now > before {
+			return fmt.Errorf("%v connections do", now-before)
+		}
+		return err
+	})
 }

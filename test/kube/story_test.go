@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"text/tabwriter"
 	"time"
 )
 
@@ -34,6 +35,8 @@ type memoryOfPods struct {
 	Proxy int `json:"proxy"`
 	Agent int `json:"agent"`
 	Envoy int `json:"envoy,omitempty"` // all of them; 0 where the machine has no room for so many
+	// EnvoyOwn is Envoy without the pages that all of them have from one file.
+	EnvoyOwn int `json:"envoyOwn,omitempty"`
 }
 
 // roomForEnvoy is what the machine must have for each Envoy, in bytes: more
@@ -56,30 +59,60 @@ func TestMemory(t *testing.T) {
 	nodes, err := e.NodeNames(e.ctx)
 	e.must(err)
 	var story memoryStory
-	e.newNamespace("tacit", inMesh())
-	e.newNamespace("envoy", nil)
-	for i, pods := range storyPods {
+	for namespace, labels := range map[string]map[string]string{"tacit": inMesh(), "envoy": nil} {
+		e.newNamespace(namespace, labels)
+		e.must(e.Apply(e.ctx, fmt.Sprintf(echoService, namespace)))
+	}
+	mesh := e.newSidecarMesh("envoy")
+	for _, pods := range storyPods {
 		e.pin("tacit", "idle", pods, nodes[0], "")
 		e.awaitCapture("tacit", true)
 		proxy, agent := e.settled(nodes[0])
-		e.pin("tacit", "idle", 0, nodes[0], "")
 		story.Pods = append(story.Pods, memoryOfPods{Pods: pods, Proxy: proxy, Agent: agent})
-		if available(t) > pods*roomForEnvoy {
-			e.pin("envoy", "idle", pods, nodes[0], "")
-			if i == 0 {
-				e.setSidecar("envoy", "idle", true)
-				e.pin("envoy", "idle", pods, nodes[0], "")
-			}
-			story.Pods[i].Envoy = e.resident(nodes[0], "envoy")
-			e.pin("envoy", "idle", 0, nodes[0], "")
+		e.wantLittle(pods, proxy+agent, story.Pods[0].Proxy+story.Pods[0].Agent)
+		t.Logf("%+v", story.Pods[len(story.Pods)-1])
+	}
+	e.pin("tacit", "idle", 0, nodes[0], "")
+	e.pin("envoy", "idle", 0, nodes[0], "")
+	mesh.add("envoy", "idle", nil)
+	for i, pods := range storyPods {
+		if available(t) < (pods-len(e.podNames("envoy", "")))*roomForEnvoy {
+			break
 		}
+		e.pin("envoy", "idle", pods, nodes[0], "")
+		story.Pods[i].Envoy = e.resident(nodes[0], "envoy", allPages)
+		story.Pods[i].EnvoyOwn = e.resident(nodes[0], "envoy", ownPages)
 		t.Logf("%+v", story.Pods[i])
 	}
-	story.Idle.Tacit = e.holdConnections("tacit", "tacit-proxy", nodes)
-	story.Idle.Envoy = e.holdConnections("envoy", "envoy", nodes)
-	t.Logf("%d idle connections: %+v", idleConnections, story.Idle)
+	e.pin("envoy", "idle", 0, nodes[0], "")
+	story.Idle.Tacit = e.holdConnections("tacit", "tacit-proxy", nodes, nil)
+	story.Idle.Envoy = e.holdConnections("envoy", "envoy", nodes, mesh)
 	text, err := json.MarshalIndent(story, "", "  ")
 	e.must(err, os.WriteFile(*storyFlag, append(text, '\n'), 0o644))
+	t.Log(story)
+}
+
+// String is a table of it, in MB.
+func (m memoryStory) String() string {
+	var out strings.Builder
+	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	line := func(what string, figures ...int) {
+		_, _ = fmt.Fprintf(w, "%s\t", what) // to memory
+		for _, figure := range figures {
+			text := "-"
+			if figure > 0 {
+				text = fmt.Sprintf("%.1f", float64(figure)/1e6)
+			}
+			_, _ = fmt.Fprintf(w, "%s\t", text)
+		}
+		_, _ = fmt.Fprintln(w)
+	}
+	_, _ = fmt.Fprintln(w, "resident, MB\tproxy\tagent\ttogether\tan Envoy each\twithout shared pages\t")
+	for _, at := range m.Pods {
+		line(fmt.Sprintf("%d pods", at.Pods), at.Proxy, at.Agent, at.Proxy+at.Agent, at.Envoy, at.EnvoyOwn)
+	}
+	line(fmt.Sprintf("%d idle connections", idleConnections), 0, 0, m.Idle.Tacit, m.Idle.Envoy, 0)
+	return "what pods take of a node\n" + out.String()
 }
 
 // available is how much memory the machine has yet, in bytes.
@@ -102,27 +135,34 @@ func available(t *testing.T) int {
 	return 0
 }
 
+const echoService = `
+apiVersion: v1
+kind: Service
+metadata: {name: server, namespace: %s}
+spec: {selector: {app: server}, ports: [{name: echo, port: 7000}, {name: web, port: 8080}]}
+`
+
 // holdConnections is what connections between two pods of two nodes take of a
-// program, on both nodes together, while they are idle.
-func (e environment) holdConnections(namespace, program string, nodes []string) int {
+// program, on both nodes together, while they are idle. The pods have sidecars
+// of a mesh, if that is not nil.
+func (e environment) holdConnections(namespace, program string, nodes []string, mesh *sidecarMesh) int {
 	e.t.Helper()
-	e.pin(namespace, "server", 1, nodes[1], "serve")
-	e.pin(namespace, "client", 1, nodes[0], "")
-	if program == "envoy" {
-		for i, name := range []string{"client", "server"} {
-			e.setSidecar(namespace, name, true)
-			e.pin(namespace, name, 1, nodes[i], map[string]string{"server": "serve"}[name])
+	programs := map[string]string{"server": "serve", "client": ""}
+	for i, name := range []string{"client", "server"} {
+		e.pin(namespace, name, 1, nodes[i], programs[name])
+		if mesh != nil {
+			mesh.add(namespace, name, mesh.services)
+			e.pin(namespace, name, 1, nodes[i], programs[name])
 		}
-	} else {
+	}
+	if mesh == nil {
 		e.awaitCapture(namespace, true)
 	}
-	addresses, err := e.PodAddresses(e.ctx, namespace, e.podNames(namespace, "app=server")[0])
-	e.must(err)
 	both := func() int {
+		e.settled(nodes[0]) // and with it the other
 		sum := 0
 		for _, node := range nodes[:2] {
-			e.settled(node)
-			sum += e.resident(node, program)
+			sum += e.resident(node, program, allPages)
 		}
 		return sum
 	}
@@ -132,14 +172,32 @@ func (e environment) holdConnections(namespace, program string, nodes []string) 
 	ctx, cancel := context.WithCancel(e.ctx)
 	defer cancel()
 	go func() { // ends with the pod, at the latest
-		_, _ = e.Exec(ctx, namespace, pod, "/app", "client", addresses[0], fmt.Sprintf("--streams=%d", idleConnections), "--pause=1h")
+		_, _ = e.Exec(ctx, namespace, pod, "/app", "client", "server", fmt.Sprintf("--streams=%d", idleConnections), "--pause=1h")
 	}()
-	e.eventually("connections are there", func() error {
-		report, err := client.report(pod)
-		if err == nil && report.Streams.Done < idleConnections {
-			err = fmt.Errorf("%d of them, and %d failed", report.Streams.Done, report.Streams.Failed)
+	e.awaitStreams(client, pod, idleConnections)
+	if mesh != nil {
+		if count, err := mesh.handshakes(namespace); err != nil || count < idleConnections {
+			e.t.Errorf("%v of the connections among sidecars are over mutual TLS, error %v", count, err)
 		}
-		return err
-	})
+	}
 	return both() - before
+}
+
+// awaitStreams waits until a client has that many connections: for as long as the
+// test may take, as a machine that measures memory may be slow.
+func (e environment) awaitStreams(client clients, pod string, want int64) {
+	e.t.Helper()
+	for {
+		report, err := client.report(pod)
+		if err == nil && report.Streams.Done >= want {
+			return
+		}
+		if e.ctx.Err() != nil {
+			e.t.Fatalf("of %d connections there are %d, and %d failed, error %v: %q", want, report.Streams.Done, report.Streams.Failed, err, report.Streams.Errors)
+		}
+		select {
+		case <-time.After(interval):
+		case <-e.ctx.Done():
+		}
+	}
 }

@@ -13,8 +13,10 @@ func TestTacit(t *testing.T) {
 	before := e.nodeStates()
 	e.must(e.PublishTacit(e.ctx, tag, e.programs))
 	e.taintNodes()
+	wantKind := e.bringKind()
 	e.must(e.InstallTacit(e.ctx, "install", tag, settings...))
 	e.awaitNoTaint()
+	wantKind()
 	for _, part := range []struct {
 		name string
 		run  func(environment)
@@ -51,10 +53,9 @@ func TestTacit(t *testing.T) {
 		})
 	}
 	e = use(t)
-	if out, err := e.Tacit(e.ctx, "uninstall", "--drain=10s"); err != nil {
-		t.Error(err, out)
-	}
+	e.uninstall()
 	e.wantNodesAs(before)
+	wantKind()
 }
 
 // tag is that of the images under test.

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"strconv"
 	"strings"
 
 	"github.com/google/go-cmp/cmp"
@@ -52,6 +53,52 @@ func (e environment) nodeStates() map[string]string {
 	}
 	return states
 }
+
+// uninstall takes Tacit away from under live traffic. It says how many connections
+// it cut, which are those that would not end; everything else goes on in clear.
+func (e environment) uninstall() {
+	e.t.Helper()
+	e.newNamespace("shop", inMesh())
+	e.newNamespace("web", inMesh())
+	e.serve("shop", "shop")
+	web := e.load("web", "web", "shop.shop")
+	e.awaitEncrypted("web")
+	out, err := e.Tacit(e.ctx, "uninstall", "--drain=10s")
+	if err != nil {
+		e.t.Error(err, out)
+	}
+	_, said, _ := strings.Cut(out, "\nCutting ")
+	cut, _, _ := strings.Cut(said, " connections")
+	count, err := strconv.ParseInt(cut, 10, 64)
+	if err != nil {
+		e.t.Errorf("uninstall does not say how many connections it cut: %v in\n%s", err, out)
+	}
+	web.progress()
+	for pod, report := range web.reports() {
+		failed := report.Streams.Failed + report.Requests.Failed
+		if count -= failed; report.Exchanges.Failed > 0 || report.Streams.Failed == 0 || count < 0 {
+			e.t.Errorf("%s connections were cut, it says; %s had %d exchanges, %d streams and %d requests fail: %q", cut, pod,
+				report.Exchanges.Failed, report.Streams.Failed, report.Requests.Failed, report.Exchanges.Errors)
+		}
+	}
+	for _, node := range e.nodes {
+		left, err := node.Run(e.ctx, "bash", "-c", podState)
+		if e.must(err); left != "" {
+			e.t.Errorf("left in pods of %s:\n%s", node.Name, left)
+		}
+	}
+}
+
+// podState prints what capture leaves in pods of a node.
+const podState = `
+for pod in /run/netns/*; do
+  in="nsenter --net=$pod"
+  for save in iptables-save ip6tables-save; do $in $save | grep -i tacit; done
+  { $in ip rule; $in ip -6 rule; } | grep fwmark
+  $in ss --no-header --listening --tcp --numeric | grep -E ':(15001|15006|15008)\b'
+done
+true
+`
 
 // wantNodesAs checks that nodes are as they were, and that no object of Tacit
 // outside its namespace is left, nor that.

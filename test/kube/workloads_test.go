@@ -66,10 +66,11 @@ spec:
 `, namespace, name, replicas, image, quoted, probes)))
 }
 
-// serve makes a server of [load] with a service of the same name.
-func (e environment) serve(namespace, name string) {
+// serve makes a server of [load] with a service of the same name; further flags
+// are of app serve.
+func (e environment) serve(namespace, name string, flags ...string) {
 	e.t.Helper()
-	e.workload(namespace, name, []string{"serve", "--lame-duck=5s"}, "        readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}")
+	e.workload(namespace, name, append([]string{"serve", "--lame-duck=5s"}, flags...), "        readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}")
 	e.must(e.Apply(e.ctx, fmt.Sprintf(`
 apiVersion: v1
 kind: Service
@@ -88,12 +89,12 @@ type clients struct {
 	namespace, name string
 }
 
-// load makes clients of a server, "NAME.NAMESPACE", and returns when each has
-// had answers of all kinds.
-func (e environment) load(namespace, name, server string) clients {
+// load makes clients of a server, "NAME.NAMESPACE", with further flags of app
+// client, and returns when each has had answers of all kinds.
+func (e environment) load(namespace, name, server string, flags ...string) clients {
 	e.t.Helper()
 	c := clients{e, namespace, name}
-	e.workload(namespace, name, []string{"client", server, "--exchanges=4", "--streams=2", "--requests=2", "--pause=40ms"}, "")
+	e.workload(namespace, name, append([]string{"client", server, "--exchanges=4", "--streams=2", "--requests=2", "--pause=40ms"}, flags...), "")
 	e.must(e.AwaitDeployment(e.ctx, namespace, name))
 	// Names and virtual addresses of services take a moment to be everywhere:
 	// what failed until then is not the mesh's doing.

@@ -28,6 +28,7 @@ type Client struct {
 	Streams   int    // connections that live on
 	Requests  int    // workers that make HTTP requests on kept connections
 	Pause     time.Duration
+	FINLast   bool // exchanges end their half once the message is back, not with it
 }
 
 // Run runs the client and serves its report.
@@ -56,7 +57,7 @@ func (c Client) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// repeat runs step until the context ends.
+// repeat runs step until the context ends; again soon where it has failed.
 func (c Client) repeat(ctx context.Context, r *recorder, count func(*Report) *Count, step func() error) error {
 	tick := time.NewTicker(c.Pause)
 	defer tick.Stop()
@@ -67,8 +68,13 @@ func (c Client) repeat(ctx context.Context, r *recorder, count func(*Report) *Co
 			return ctx.Err()
 		}
 		r.record(count, begin, err)
+		var again <-chan time.Time
+		if err != nil {
+			again = time.After(time.Second)
+		}
 		select {
 		case <-tick.C:
+		case <-again:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -92,8 +98,8 @@ func message() []byte {
 	return data
 }
 
-// Exchange sends a message with FIN, on a connection of its own, and expects
-// the same back.
+// Exchange sends a message, on a connection of its own, and expects the same
+// back, and nothing more. FIN goes with the message, or last.
 func (c Client) Exchange(ctx context.Context) error {
 	conn, err := c.dial(ctx)
 	if err != nil {
@@ -104,16 +110,21 @@ func (c Client) Exchange(ctx context.Context) error {
 	sent := message()
 	group, _ := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		if _, err := conn.Write(sent); err != nil {
+		if _, err := conn.Write(sent); err != nil || c.FINLast {
 			return err
 		}
 		return conn.CloseWrite()
 	})
-	got, err := io.ReadAll(io.LimitReader(conn, mostBytes+1))
-	if err := errors.Join(err, group.Wait()); err != nil {
+	var got []byte
+	if c.FINLast {
+		got, err = io.ReadAll(io.LimitReader(conn, int64(len(sent))))
+		err = errors.Join(err, conn.CloseWrite())
+	}
+	rest, restErr := io.ReadAll(io.LimitReader(conn, mostBytes+1))
+	if err := errors.Join(err, restErr, group.Wait()); err != nil {
 		return err
 	}
-	return same(sent, got)
+	return same(sent, append(got, rest...))
 }
 
 func same(sent, got []byte) error {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -76,10 +77,22 @@ func TestExchangeNoticesEverything(t *testing.T) {
 			}
 		})
 	}
-	t.Run("sends back what it gets", func(t *testing.T) {
-		listen(t, func(c net.Conn) { _, _ = io.Copy(c, c) })
-		if err := (Client{Host: host}).Exchange(t.Context()); err != nil {
-			t.Error(err)
+	for _, finLast := range []bool{false, true} {
+		t.Run(fmt.Sprintf("sends back what it gets, FIN last: %v", finLast), func(t *testing.T) {
+			listen(t, func(c net.Conn) { _, _ = io.Copy(c, c) })
+			if err := (Client{Host: host, FINLast: finLast}).Exchange(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("adds a byte before FIN", func(t *testing.T) {
+		listen(t, func(c net.Conn) {
+			_, _ = io.Copy(c, c)
+			_, _ = c.Write([]byte("x"))
+		})
+		err := Client{Host: host, FINLast: true}.Exchange(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "came back") {
+			t.Errorf("error %v, want one with what came back", err)
 		}
 	})
 }
