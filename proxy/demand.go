@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/tacit-mesh/tacit/proxy/policy"
 	"github.com/tacit-mesh/tacit/proxy/route"
@@ -85,6 +86,24 @@ func (p *Proxy) lookUpSource(ctx context.Context, c *Connection) {
 		}
 		return []string{name(s)}
 	})
+}
+
+// explainTimeout is how long a denial waits for who it is that is denied.
+const explainTimeout = 500 * time.Millisecond
+
+// explainSource has a denial know who comes in clear, where that was asked for:
+// the reason may be there, such as that the client skips the port.
+func (p *Proxy) explainSource(ctx context.Context, c *Connection, r *policy.Request) {
+	if p.Demand == nil || r.SourceWorkload != nil || len(c.held) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, explainTimeout)
+	defer cancel()
+	s := p.hear(ctx, &c.held, func(s *model.Snapshot) []string {
+		return []string{model.AddressName(networkOf(s, c.pod), c.source.Addr())}
+	})
+	now, _ := c.facts(s, r.Time)
+	r.SourceWorkload = now.SourceWorkload
 }
 
 // targetNames are those by which the control plane has to be asked whether a pod

@@ -210,6 +210,9 @@ func (p *Proxy) authorize(c *Connection) (allowed bool) {
 	if d.Allowed && c.requests == nil {
 		d = p.limited(ctx, c.pod, d, &request, model.LimitBytes)
 	}
+	if !d.Allowed {
+		p.explainSource(ctx, c, &request)
+	}
 	c.judged(d, request)
 	if !d.Allowed {
 		c.deny(d)
