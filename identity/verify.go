@@ -85,6 +85,13 @@ func FailureReason(err error) string {
 	return reasonProtocol
 }
 
+// HasEnded reports whether a handshake failed since a certificate, this side's
+// or the peer's, was outside of its life. Its successor may come in a moment.
+func HasEnded(err error) bool {
+	var peer *PeerError
+	return errors.As(err, &peer) && (peer.Reason == reasonExpired || peer.Reason == reasonOwnCertificate)
+}
+
 func isTimeout(err error) bool {
 	var timeout interface{ Timeout() bool }
 	return errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/proxy/hbone"
 	"github.com/tacit-mesh/tacit/proxy/relay"
 	"github.com/tacit-mesh/tacit/proxy/route"
@@ -208,13 +209,17 @@ func (p *Proxy) resolve(ctx context.Context, c *Connection) (route.Route, error)
 
 // peerAway reports whether the peer's proxy may be back in a moment: it refused
 // the connection, or was lost before it had taken anything. So may the agent of
-// this node, for which another connection may have waited until its own deadline.
+// this node, for which another connection may have waited until its own deadline,
+// and the successor of a certificate that ended meanwhile.
 func peerAway(err error) bool {
 	var refused *hbone.RefusedError
 	if errors.As(err, &refused) {
 		return refused.Status == 0
 	}
-	for _, passing := range []error{syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF, sockets.ErrNoSocket} {
+	if identity.HasEnded(err) {
+		return true
+	}
+	for _, passing := range []error{hbone.ErrCertificateEnded, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF, sockets.ErrNoSocket} {
 		if errors.Is(err, passing) {
 			return true
 		}

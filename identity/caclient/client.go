@@ -25,6 +25,14 @@ const (
 	// sooner than one whose certificate merely grows old.
 	maxBackoffUrgent = 15 * time.Second
 	maxBackoff       = 150 * time.Second
+	// While there is a certificate, a wait takes up to this part of the life
+	// that it has left, and of little left not less than a second: whenever
+	// the authority is back, there is a newer one before that one ends.
+	backoffShare = 8
+	minBackoff   = time.Second
+	// lastMinute is when the connection to the authority is not waited for
+	// either, which backs off by itself.
+	lastMinute = time.Minute
 	// wallStep bounds how long a machine that was suspended, or whose clock
 	// was set, goes on by the old time: timers do not run in suspend.
 	wallStep           = 15 * time.Second
@@ -101,8 +109,8 @@ func (c *Client) Subscribe(ctx context.Context, s identity.Subject, update func(
 	var current *identity.Material
 	backoff := firstBackoff
 	for {
-		urgent := current == nil || !current.ValidAt(c.clock.Now())
-		m, err := c.request(ctx, s.Identity, urgent)
+		left := c.left(current)
+		m, err := c.request(ctx, s.Identity, left)
 		switch {
 		case err == nil:
 			current, backoff = m, firstBackoff
@@ -110,7 +118,7 @@ func (c *Client) Subscribe(ctx context.Context, s identity.Subject, update func(
 			c.waitForRenewal(ctx, m)
 		case ctx.Err() == nil:
 			failed(err)
-			backoff = min(backoff, limit(urgent))
+			backoff = min(backoff, limit(c.left(current)))
 			c.waitAfterFailure(ctx, backoff)
 			backoff *= 2
 		}
@@ -120,19 +128,34 @@ func (c *Client) Subscribe(ctx context.Context, s identity.Subject, update func(
 	}
 }
 
-func limit(urgent bool) time.Duration {
-	if urgent {
-		return maxBackoffUrgent
+// left is how long a certificate is still valid; 0 without one that is.
+func (c *Client) left(m *identity.Material) time.Duration {
+	now := c.clock.Now()
+	if m == nil || !m.ValidAt(now) {
+		return 0
 	}
-	return maxBackoff
+	return m.NotAfter().Sub(now)
 }
 
-// request takes its turn, the urgent before others, and asks once.
-func (c *Client) request(ctx context.Context, id model.Identity, urgent bool) (*identity.Material, error) {
-	if err := c.gate.enter(ctx, urgent); err != nil {
+// limit is the longest wait after a failure, by how long the certificate that
+// there is will do.
+func limit(left time.Duration) time.Duration {
+	if left == 0 {
+		return maxBackoffUrgent
+	}
+	return min(max(left/backoffShare, minBackoff), maxBackoff)
+}
+
+// request takes its turn, those without a certificate before others, and asks
+// once.
+func (c *Client) request(ctx context.Context, id model.Identity, left time.Duration) (*identity.Material, error) {
+	if err := c.gate.enter(ctx, left == 0); err != nil {
 		return nil, err
 	}
 	defer c.gate.leave()
+	if left > 0 && left < lastMinute {
+		c.conn.ResetConnectBackoff()
+	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	return c.ask(ctx, id)

@@ -225,6 +225,26 @@ func TestOutage(t *testing.T) {
 	}
 }
 
+// However long an outage was, what ends soon is replaced as soon as it is over.
+func TestOutageEndsBeforeTheCertificate(t *testing.T) {
+	for _, life := range []time.Duration{20 * time.Second, time.Hour} {
+		t.Run(life.String(), func(t *testing.T) {
+			a := newAuthority(t)
+			a.life = life
+			s := subscribe(t, a.config)
+			end := s.update().NotAfter()
+			a.change(func() { a.failure = status.Error(codes.Unavailable, "away") })
+			for end.Sub(a.clock.Now()) > life/5 {
+				drive(t, a.clock, s.fails)
+			}
+			a.change(func() { a.failure = nil })
+			if _, waited := drive(t, a.clock, s.updates); waited > max(life/40, time.Second) || !a.clock.Now().Before(end) {
+				t.Errorf("renewed %s after the outage, %s before the end", waited, end.Sub(a.clock.Now()))
+			}
+		})
+	}
+}
+
 func TestRefusedAnswers(t *testing.T) {
 	other := identitytest.NewCA(t)
 	cases := map[string]struct {

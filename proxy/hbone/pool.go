@@ -237,6 +237,9 @@ func (p *Pool) dial(key Key) (*conn, error) {
 	return c, err
 }
 
+// ErrCertificateEnded is that a certificate ended while a connection was made.
+var ErrCertificateEnded = errors.New("a certificate ended")
+
 // greet authenticates the peer of a new connection and says the first words.
 func (p *Pool) greet(ctx context.Context, key Key, nc *tls.Conn, notAfter time.Time) (*conn, error) {
 	if err := nc.HandshakeContext(ctx); err != nil {
@@ -248,7 +251,7 @@ func (p *Pool) greet(ctx context.Context, key Key, nc *tls.Conn, notAfter time.T
 	}
 	end := earlier(notAfter, peerEnd(state))
 	if !end.IsZero() && !time.Now().Before(end) {
-		return nil, fmt.Errorf("TLS handshake: a certificate ended at %v", end)
+		return nil, fmt.Errorf("TLS handshake: %w at %v", ErrCertificateEnded, end)
 	}
 	c := newConn(nc, nil, p.config.Budget(key), certificateEnd{end, p.config.Grace}, p.config.timing)
 	c.greetPeer()
