@@ -42,7 +42,6 @@ func rotateCommand() *cobra.Command {
 		f       cluster.Flags
 		dir     string
 		dryRun  bool
-		noWait  bool
 		command rotation
 	)
 	cmd := &cobra.Command{
@@ -52,7 +51,8 @@ func rotateCommand() *cobra.Command {
 which everybody accepts what anybody presents:
 
   distribute  the new root is handed out beside the old one, which still signs,
-              until every certificate in use came with both
+              until every certificate in use came with both, and every node has
+              told tacitd that it has both
   overlap     the new root signs; the old one is kept until the last certificate
               that it signed has ended
   retire      the old root is not handed out any more, and is forgotten as
@@ -60,6 +60,11 @@ which everybody accepts what anybody presents:
 
 Each lasts somewhat longer than a certificate may live (--max-certificate-ttl of
 tacitd), so all of it takes days where that is 24 hours. No connection is cut.
+Nodes that do not have the new root by then are named and waited for; with
+--leave-behind they are not. What such a node has to do is said with its name:
+once the new root signs, its proxy cannot reach tacitd before that is done. With
+tacitd --no-flows nodes tell nothing, and the time alone counts.
+
 After that flag was lowered, wait for as long as it was before you rotate.
 
 It is tacitd that rotates; its state is with the CA. This command asks for it
@@ -77,16 +82,18 @@ rotated where it comes from.
 Exit status: 0 it is done, or asked for with --no-wait; 1 it is not.`,
 		Example: `  tacit ca rotate --dry-run
   tacit ca rotate
+  tacit ca rotate --leave-behind
   tacit ca rotate --ca-dir /var/lib/tacit/ca`,
 		Args: cobra.NoArgs,
 	}
 	clusterFlags(cmd.Flags(), &f)
 	cmd.Flags().StringVar(&dir, "ca-dir", "", "`directory` of the CA, as tacitd on this machine has it, in the place of a cluster's")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would happen, and when, and change nothing")
-	cmd.Flags().BoolVar(&noWait, "no-wait", false, "end as soon as tacitd has begun")
+	cmd.Flags().BoolVar(&command.leaveBehind, "leave-behind", false, "have the rotation, also the one under way, go on without nodes that do not have the new root")
+	cmd.Flags().BoolVar(&command.noWait, "no-wait", false, "end as soon as tacitd has begun")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		command.out, command.width = cmd.OutOrStdout(), terminalWidth(cmd.OutOrStdout())
-		command.noWait, command.interval = noWait, caInterval
+		command.interval = caInterval
 		switch {
 		case dir == "":
 			c, err := f.Connect()
@@ -159,6 +166,8 @@ type rotation struct {
 	out    io.Writer
 	width  int // of the terminal; 0 if there is none
 	noWait bool
+	// leaveBehind is to go on without nodes that do not have the new root.
+	leaveBehind bool
 	// interval is the time between two looks.
 	interval time.Duration
 }
@@ -176,14 +185,18 @@ func (r *rotation) run(ctx context.Context, dryRun bool) error {
 	if dryRun {
 		return p.RotationPlan(s)
 	}
-	id := ""
 	if underWay {
 		fmt.Fprintln(r.out, "A rotation is under way.")
-	} else {
-		id = time.Now().UTC().Format(time.RFC3339Nano)
-		if err := r.desk.request(ctx, id); err != nil {
-			return err
+		if !r.leaveBehind || s.Rotation.LeaveBehind {
+			return r.follow(ctx, "")
 		}
+	}
+	id := time.Now().UTC().Format(time.RFC3339Nano)
+	if r.leaveBehind {
+		id += ca.LeaveBehind
+	}
+	if err := r.desk.request(ctx, id); err != nil {
+		return err
 	}
 	return r.follow(ctx, id)
 }

@@ -16,6 +16,7 @@ import (
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/tacit-mesh/tacit/cmd/tacit/show"
 	"github.com/tacit-mesh/tacit/deploy/cluster"
 	"github.com/tacit-mesh/tacit/identity/ca"
 )
@@ -41,6 +42,9 @@ func (s *script) status(context.Context) (ca.Status, error) {
 		r := ca.Rotation{Request: "theirs", From: "CN=old", To: "CN=new", Phase: s.phases[0], Began: time.Now(), Until: time.Now().Add(time.Hour)}
 		if len(s.requests) > 0 {
 			r.Request = s.requests[0]
+		}
+		if s.state.Rotation.Active() {
+			r.LeaveBehind = s.state.Rotation.LeaveBehind
 		}
 		s.state.Rotation, s.phases = &r, s.phases[1:]
 	}
@@ -105,6 +109,43 @@ func TestRotationUnderWay(t *testing.T) {
 	text, err := rotate(t.Context(), s, false, nil)
 	if err != nil || len(s.requests) > 0 || !strings.Contains(text, "A rotation is under way.") || !strings.Contains(text, "done") {
 		t.Errorf("%s, %v, %d requests", text, err, len(s.requests))
+	}
+}
+
+// Nodes that are behind are named, in the plan too, and left behind by those who
+// say so, also later.
+func TestRotateNamesNodes(t *testing.T) {
+	behind := &ca.Progress{Have: 1, Of: 3, Behind: []ca.Behind{{Node: "b", Why: "its --root"}}}
+	s := &script{state: idle()}
+	s.state.Rotation = &ca.Rotation{Phase: ca.Distribute, Until: time.Now().Add(-time.Minute), Nodes: behind}
+	wants := []string{"1 of 3 nodes have the new root\n  not yet b: its --root\n  not yet 1 more\n", "--leave-behind has it go on without"}
+	plan, err := rotate(t.Context(), s, true, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var shown bytes.Buffer
+	screen := show.NewRotation(&shown, 0)
+	for range 3 {
+		screen.Show(*s.state.Rotation, time.Now())
+	}
+	for _, want := range wants {
+		if !strings.Contains(plan, want) || strings.Count(shown.String(), want) != 1 {
+			t.Errorf("no %q, or more than one, in\n%s\nor\n%s", want, plan, shown.String())
+		}
+	}
+	s.phases = slices.Clone(allPhases[2:])
+	leave := func(r *rotation) { r.leaveBehind = true }
+	if text, err := rotate(t.Context(), s, false, leave); err != nil || len(s.requests) != 1 || !strings.HasSuffix(s.requests[0], ca.LeaveBehind) {
+		t.Errorf("%s, %v, requests %q", text, err, s.requests)
+	}
+	s = &script{state: idle(), phases: slices.Clone(allPhases)}
+	if text, err := rotate(t.Context(), s, false, leave); err != nil || len(s.requests) != 1 || !strings.HasSuffix(s.requests[0], ca.LeaveBehind) {
+		t.Errorf("%s, %v, requests %q", text, err, s.requests)
+	}
+	s = &script{state: idle(), phases: slices.Clone(allPhases[2:])}
+	s.state.Rotation = &ca.Rotation{Phase: ca.Distribute, LeaveBehind: true}
+	if text, err := rotate(t.Context(), s, false, leave); err != nil || len(s.requests) != 0 {
+		t.Errorf("%s, %v, requests %q: it is so already", text, err, s.requests)
 	}
 }
 

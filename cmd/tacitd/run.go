@@ -124,6 +124,9 @@ func newService(o options, p *platform, log *zap.Logger) (*service, error) {
 	discovery.RegisterAggregatedDiscoveryServiceServer(s.grpc, s.ads)
 	caapi.RegisterIstioCertificateServiceServer(s.grpc, s.certificates)
 	s.seen = o.observe(s.grpc, s.ads, s.mesh, log)
+	if s.seen != nil {
+		p.authority.Look(s.seen.judges)
+	}
 	return s, nil
 }
 

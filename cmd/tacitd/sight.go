@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 
+	"github.com/tacit-mesh/tacit/identity/ca"
 	"github.com/tacit-mesh/tacit/identity/nodeauth"
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/sight/hour"
@@ -65,6 +66,9 @@ type observed struct {
 	lacks  func(policy string) []string // of being enforced as written
 	memory uses.Memory
 	log    *zap.Logger
+	// known says that the mesh is whole; began is since when proxies can tell.
+	known func() bool
+	began time.Time
 
 	mu      sync.Mutex // guards what follows
 	at      time.Time
@@ -76,7 +80,7 @@ func (o *sightOptions) observe(g *grpc.Server, ads *server.Server, m *mesh, log 
 	if o.noFlows {
 		return nil
 	}
-	s := &observed{hour: hour.New(), mesh: ads.Snapshot, lacks: m.lacks, log: log}
+	s := &observed{hour: hour.New(), mesh: ads.Snapshot, lacks: m.lacks, log: log, known: m.ready, began: time.Now()}
 	interval := o.interval
 	if interval == 0 {
 		interval = hour.Interval
@@ -146,4 +150,26 @@ func (s *observed) silent(now time.Time) (nodes []string) {
 	}
 	slices.Sort(nodes)
 	return nodes
+}
+
+// settling is how long after the start of tacitd all proxies that are there have
+// told something again.
+const settling = 30 * time.Second
+
+// judges are the nodes with captured pods, and others of which something has
+// been heard, with the roots that each has told of lately. They are not known
+// before every proxy that is there has had the time to tell.
+func (s *observed) judges(now time.Time) (nodes []ca.Node, ok bool) {
+	if !s.known() || now.Sub(s.began) < settling {
+		return nil, false
+	}
+	for _, n := range s.hour.Nodes(now) {
+		if now.Sub(n.Last) < silence {
+			nodes = append(nodes, ca.Node{Name: n.Name, Judges: n.Roots})
+		}
+	}
+	for _, name := range s.silent(now) {
+		nodes = append(nodes, ca.Node{Name: name})
+	}
+	return nodes, true
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -61,7 +62,7 @@ func TestMapAndCoverage(t *testing.T) {
 		ended := make(chan error, 1)
 		r := &report.Reporter{
 			Server: caclient.Config{Address: f.address, ServerName: serverName, RootsFile: f.path("ca/ca.crt"), TokenFile: f.path(token)}, Flows: log,
-			Live: func() iter.Seq[flows.Event] { return slices.Values([]flows.Event{}) }, Certificates: func() []admin.Certificate { return nil }, Log: zap.NewNop(),
+			Live: func() iter.Seq[flows.Event] { return slices.Values([]flows.Event{}) }, Certificates: func() []admin.Certificate { return nil }, Roots: func() [][]*x509.Certificate { return nil }, Log: zap.NewNop(),
 		}
 		go func() { ended <- r.Run(ctx) }()
 		return func() { cancel(); <-ended }

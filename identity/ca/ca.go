@@ -39,6 +39,7 @@ type Authority struct {
 	now    func() time.Time
 	// longerUntil is as in Status, or in the past.
 	longerUntil time.Time
+	nodes       func(now time.Time) (all []Node, ok bool) // nil: see Look
 
 	mu      sync.Mutex
 	current *issuer

@@ -51,20 +51,20 @@ func (a *Authority) next(i *issuer, request string) (*State, error) {
 	switch {
 	case r.Active() && i.replaced():
 		return i.state.abandoned(r), nil
-	case r.Active() && !now.Before(r.Until):
+	case r.Active() && !now.Before(r.Until) && !a.heldUp(i, now):
 		// Before all requests, which may come in any number.
 		next, err := a.advance(i, now)
 		if err == nil && request != "" {
-			next.Rotation.Request = request
+			next.Rotation.request(request)
 		}
 		return next, err
 	case r.Active() && request != "" && request != r.Request:
 		// Whoever asks while one is under way is answered by that one.
 		next := i.state.rotated(*r)
-		next.Rotation.Request = request
+		next.Rotation.request(request)
 		return next, nil
 	case r.Active():
-		return nil, nil
+		return a.looked(i, now), nil
 	case request == "" || r != nil && request == r.Request:
 		return nil, nil
 	}
@@ -85,10 +85,11 @@ func (a *Authority) begin(i *issuer, request string, now time.Time) (*State, err
 		return nil, fmt.Errorf("make a new root: %w", err)
 	}
 	next := i.state.rotated(Rotation{
-		Request: request, Phase: Distribute, Began: now.UTC(), Until: a.until(now, i.signer),
+		Phase: Distribute, Began: now.UTC(), Until: a.until(now, i.signer),
 		From: i.signer.Subject.String(), To: fresh[0].Subject.String(),
 		Old: encode(i.signer), NextKey: key, Next: root,
 	})
+	next.Rotation.request(request)
 	next.Chain = encode(i.signer)
 	next.Roots = encode(append(slices.Clone(i.roots), fresh...)...)
 	return next, nil
@@ -131,7 +132,7 @@ func (a *Authority) advance(i *issuer, now time.Time) (*State, error) {
 		}
 		next := i.state.rotated(r)
 		next.Key, next.Chain = r.NextKey, r.Next
-		next.Rotation.NextKey, next.Rotation.Next = nil, nil
+		next.Rotation.NextKey, next.Rotation.Next, next.Rotation.Nodes = nil, nil, nil
 		next.Rotation.Phase, next.Rotation.Until = Overlap, a.until(now, old...)
 		return next, nil
 	case Overlap:

@@ -69,7 +69,8 @@ type Phase string
 // The phases, in their order.
 const (
 	// Distribute: the new root is handed out beside the old one, which still
-	// signs, until every certificate in use came with both.
+	// signs, until every certificate in use came with both, and every node
+	// has said that it has both.
 	Distribute Phase = "distribute"
 	// Overlap: the new root signs; the old one is handed out until the last
 	// certificate that it signed has ended.
@@ -91,7 +92,11 @@ type Rotation struct {
 	From    string    `json:"from"` // the name of the old root
 	To      string    `json:"to"`   // the name of the new root
 	Began   time.Time `json:"began"`
-	Until   time.Time `json:"until,omitzero"` // the end of the phase
+	Until   time.Time `json:"until,omitzero"` // the end of the phase, at the earliest
+	// Nodes are those that have the new root, while it is distributed; nil
+	// if they are not looked at. With LeaveBehind they are not waited for.
+	Nodes       *Progress `json:"nodes,omitempty"`
+	LeaveBehind bool      `json:"leaveBehind,omitempty"`
 	// Old is the old root, PEM, until it is retired; NextKey and Next are the
 	// new one's, until it signs.
 	Old     []byte `json:"old,omitempty"`

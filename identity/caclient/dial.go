@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -63,19 +64,44 @@ func dialTCP(ctx context.Context, address string) (net.Conn, error) {
 type rootsFile struct{ path, serverName string }
 
 func (r rootsFile) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	text, err := readFile(r.path, maxRoots)
+	all, err := Roots(r.path)
 	if err != nil {
-		return nil, nil, fmt.Errorf("roots of the CA: %w", err)
+		return nil, nil, err
 	}
 	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(text) {
-		return nil, nil, fmt.Errorf("roots of the CA: no PEM certificate in %s", r.path)
+	for _, c := range all {
+		roots.AddCert(c)
 	}
 	return credentials.NewTLS(&tls.Config{
 		MinVersion: tls.VersionTLS12,
 		RootCAs:    roots,
 		ServerName: r.serverName,
 	}).ClientHandshake(ctx, authority, raw)
+}
+
+// Roots are those in a file of PEM by which an authority is known. What else is
+// in it is passed over.
+func Roots(path string) (all []*x509.Certificate, err error) {
+	rest, err := readFile(path, maxRoots)
+	if err != nil {
+		return nil, fmt.Errorf("roots of the CA: %w", err)
+	}
+	for {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		if c, err := x509.ParseCertificate(block.Bytes); err == nil {
+			all = append(all, c)
+		}
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("roots of the CA: no PEM certificate in %s", path)
+	}
+	return all, nil
 }
 
 func (r rootsFile) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {

@@ -9,6 +9,7 @@
 package hour
 
 import (
+	"crypto/sha256"
 	"sync"
 	"time"
 
@@ -28,6 +29,7 @@ const (
 	maxCertificates = 512   // of a node
 	maxUses         = 4096  // policies
 	maxProcesses    = 16    // of a node
+	maxRoots        = 64    // in a set, and sets of a node
 )
 
 // openMinutes are those that may still be told of: the present one, and those
@@ -54,6 +56,7 @@ func New() *Hour {
 type node struct {
 	last         time.Time
 	certificates []Certificate
+	roots        [][]Digest
 	taken        map[uint64]uint64 // the last summary of each process
 }
 
@@ -81,11 +84,16 @@ type Certificate struct {
 	Error    string    `json:"error,omitempty"`
 }
 
-// Node says when one has told something last.
+// Node says when one has told something last, and by which roots it judges:
+// first tacitd, then peers. There are none if it has not said so.
 type Node struct {
-	Name string
-	Last time.Time
+	Name  string
+	Last  time.Time
+	Roots [][]Digest
 }
+
+// Digest is the SHA-256 of a certificate.
+type Digest = [sha256.Size]byte
 
 // Take adds what a node has told. What is not well formed in it is left out.
 func (h *Hour) Take(name string, s *sight.Summary, now time.Time) {
@@ -102,6 +110,7 @@ func (h *Hour) Take(name string, s *sight.Summary, now time.Time) {
 	if s.GetListsCertificates() {
 		n.certificates = certificates(name, s.GetCertificates())
 	}
+	n.roots = roots(s.GetRoots())
 	h.count(s, now)
 	for _, d := range s.GetDenials() {
 		h.deny(name, d, now)
@@ -133,6 +142,28 @@ func certificates(node string, said []*sight.Certificate) (out []Certificate) {
 	return out
 }
 
+// roots are nil if anything in them is not well formed: a part would be taken for
+// all of them.
+func roots(said []*sight.Roots) (sets [][]Digest) {
+	if len(said) > maxRoots {
+		return nil
+	}
+	for _, r := range said {
+		if len(r.GetDigests()) > maxRoots {
+			return nil
+		}
+		set := []Digest{}
+		for _, d := range r.GetDigests() {
+			if len(d) != sha256.Size {
+				return nil
+			}
+			set = append(set, Digest(d))
+		}
+		sets = append(sets, set)
+	}
+	return sets
+}
+
 func (h *Hour) use(u *sight.Use, now time.Time) {
 	policy, last := text(u.GetPolicy()), seconds(u.GetLast())
 	if _, known := h.uses[policy]; !known && len(h.uses) >= maxUses {
@@ -162,7 +193,7 @@ func (h *Hour) Nodes(now time.Time) (out []Node) {
 			delete(h.nodes, name)
 			continue
 		}
-		out = append(out, Node{name, n.last})
+		out = append(out, Node{name, n.last, n.roots})
 	}
 	return out
 }

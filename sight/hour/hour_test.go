@@ -1,8 +1,10 @@
 package hour
 
 import (
+	"bytes"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -271,4 +273,28 @@ func BenchmarkBetween(b *testing.B) {
 		h.Between(noon, noon.Add(time.Hour))
 	}
 	b.ReportMetric(float64(size)/(1<<20), "MiB")
+}
+
+// The roots of a node are as it said last, and none if anything is wrong with
+// them.
+func TestRoots(t *testing.T) {
+	good := func(n int) []byte { return bytes.Repeat([]byte{byte(n)}, 32) }
+	set := func(digests ...[]byte) *sight.Roots { return &sight.Roots{Digests: digests} }
+	for name, c := range map[string]struct {
+		said []*sight.Roots
+		want [][]Digest
+	}{
+		"nothing":       {nil, nil},
+		"two sets":      {[]*sight.Roots{set(), set(good(1), good(2))}, [][]Digest{{}, {Digest(good(1)), Digest(good(2))}}},
+		"a short one":   {[]*sight.Roots{set(good(1)), set(good(1)[1:])}, nil},
+		"too many":      {[]*sight.Roots{set(slices.Repeat([][]byte{good(1)}, maxRoots+1)...)}, nil},
+		"too many sets": {slices.Repeat([]*sight.Roots{set(good(1))}, maxRoots+1), nil},
+	} {
+		h := New()
+		take(h, "n1", &sight.Summary{Roots: []*sight.Roots{set(good(9))}}, noon)
+		take(h, "n1", &sight.Summary{Roots: c.said}, noon)
+		if got := h.Nodes(noon); len(got) != 1 || !cmp.Equal(got[0].Roots, c.want) {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
 }

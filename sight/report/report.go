@@ -9,6 +9,7 @@ package report
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"iter"
@@ -42,6 +43,7 @@ const (
 	maxDenials   = 64
 	maxUses      = 1000
 	maxHeldCerts = 512
+	maxRootSets  = 64
 )
 
 // Reporter tells. Its functions are called from many goroutines.
@@ -54,7 +56,10 @@ type Reporter struct {
 	Live func() iter.Seq[flows.Event]
 	// Certificates are those of the node.
 	Certificates func() []admin.Certificate
-	Log          *zap.Logger
+	// Roots are those by which the proxy knows tacitd, and then each set by
+	// which its pods judge peers, some perhaps more than once.
+	Roots func() [][]*x509.Certificate
+	Log   *zap.Logger
 
 	// resolve is the name service but in tests.
 	resolve func(ctx context.Context, host string) ([]string, error)

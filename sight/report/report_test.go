@@ -2,7 +2,9 @@ package report
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -156,11 +158,13 @@ func (c *control) run(r *Reporter) (stop func()) {
 	}
 }
 
+func noRoots() [][]*x509.Certificate { return nil }
+
 func reporter(c *control, address string, log *flows.Log) *Reporter {
 	server := c.config
 	server.Address = address
 	return &Reporter{
-		Server: server, Flows: log, Live: noneLive, Log: zap.NewNop(),
+		Server: server, Flows: log, Live: noneLive, Roots: noRoots, Log: zap.NewNop(),
 		Certificates: func() []admin.Certificate {
 			return []admin.Certificate{{Identity: "spiffe://cluster.local/ns/shop/sa/api", NotAfter: time.Unix(1e9, 0)}}
 		},
@@ -256,7 +260,7 @@ func TestReplicas(t *testing.T) {
 func TestLongAway(t *testing.T) {
 	log := flows.New(10, time.Now())
 	began := time.Now().Add(-time.Hour)
-	tell := newTeller(&Reporter{Flows: log, Live: noneLive, Certificates: func() []admin.Certificate { return nil }}, began)
+	tell := newTeller(&Reporter{Flows: log, Live: noneLive, Certificates: func() []admin.Certificate { return nil }, Roots: noRoots}, began)
 	log.Add(event(1))
 	tell.begin(1, time.Now())
 	log.Add(event(2))
@@ -274,13 +278,48 @@ func TestLongAway(t *testing.T) {
 	}
 }
 
+// Each summary tells all sets of roots that differ, in their order, or none: a
+// part would be taken for all.
+func TestRoots(t *testing.T) {
+	root := func(n int) *x509.Certificate { return &x509.Certificate{Raw: []byte{byte(n), byte(n >> 8)}} }
+	many := make([][]*x509.Certificate, maxRootSets+1)
+	for i := range many {
+		many[i] = []*x509.Certificate{root(i)}
+	}
+	var sets [][]*x509.Certificate
+	tell := newTeller(&Reporter{
+		Flows: flows.New(10, time.Now()), Live: noneLive, Certificates: func() []admin.Certificate { return nil },
+		Roots: func() [][]*x509.Certificate { return sets },
+	}, time.Now())
+	for _, c := range []struct{ sets, want [][]*x509.Certificate }{
+		{[][]*x509.Certificate{{root(1), root(2)}, {root(1)}, {root(1), root(2)}, {root(1)}}, [][]*x509.Certificate{{root(1), root(2)}, {root(1)}}},
+		{[][]*x509.Certificate{nil, {root(1)}}, [][]*x509.Certificate{nil, {root(1)}}},
+		{many[1:], many[1:]},
+		{many, nil},
+	} {
+		sets = c.sets
+		s, _ := tell.summary(time.Now())
+		tell.done(time.Now())
+		if len(s.GetRoots()) != len(c.want) {
+			t.Fatalf("%d sets of %d, want %d", len(s.GetRoots()), len(sets), len(c.want))
+		}
+		for i, set := range c.want {
+			for j, c := range set {
+				if digest := sha256.Sum256(c.Raw); !slices.Equal(s.GetRoots()[i].GetDigests()[j], digest[:]) {
+					t.Errorf("set %d, root %d: %x", i, j, s.GetRoots()[i].GetDigests()[j])
+				}
+			}
+		}
+	}
+}
+
 // What hosts and paths may hold goes nowhere.
 func TestNoPaths(t *testing.T) {
 	log := flows.New(10, time.Now())
 	log.Add(event(1, denied, func(e *flows.Event) {
 		e.Kind, e.Method, e.Host, e.Path, e.Status = flows.Requested, "GET", "secret.test", "/?token=secret", 403
 	}))
-	tell := newTeller(&Reporter{Flows: log, Live: noneLive, Certificates: func() []admin.Certificate { return nil }}, time.Now())
+	tell := newTeller(&Reporter{Flows: log, Live: noneLive, Certificates: func() []admin.Certificate { return nil }, Roots: noRoots}, time.Now())
 	s, _ := tell.summary(time.Now())
 	if len(s.GetDenials()) != 1 || s.GetDenials()[0].GetMethod() != "GET" || s.GetDenials()[0].GetStatus() != 403 {
 		t.Fatalf("told: %v", s)
@@ -297,7 +336,7 @@ func BenchmarkSummary(b *testing.B) {
 			e.Source.Workload = workload(flows.Party{Namespace: "web", Name: fmt.Sprint("w", i)})
 		}))
 	}
-	tell := newTeller(&Reporter{Flows: log, Live: noneLive, Certificates: func() []admin.Certificate { return nil }}, time.Now())
+	tell := newTeller(&Reporter{Flows: log, Live: noneLive, Certificates: func() []admin.Certificate { return nil }, Roots: noRoots}, time.Now())
 	for more := true; more; {
 		_, more = tell.summary(time.Now())
 		tell.done(time.Now())

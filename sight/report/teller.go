@@ -1,6 +1,7 @@
 package report
 
 import (
+	"crypto/sha256"
 	"math/rand/v2"
 	"net/netip"
 	"time"
@@ -73,7 +74,7 @@ func (t *teller) done(now time.Time) {
 }
 
 func (t *teller) sum(now time.Time) (s *sight.Summary, told func(), more bool) {
-	s = &sight.Summary{Minute: now.Unix() / 60, Process: t.process, Sequence: t.sequence}
+	s = &sight.Summary{Minute: now.Unix() / 60, Process: t.process, Sequence: t.sequence, Roots: t.roots()}
 	if s.Minute != t.minute {
 		t.minute, t.live = s.Minute, map[flows.PairKey]uint64{}
 	}
@@ -242,6 +243,28 @@ func (t *teller) certificates(s *sight.Summary) {
 			Identity: c.Identity, NotAfter: seconds(c.NotAfter), Renewal: seconds(c.Renewal), Issuer: c.Issuer, Error: c.Error,
 		})
 	}
+}
+
+// roots are the different sets that are judged by. Too many are not told of, so
+// that tacitd does not take a part for all of them.
+func (t *teller) roots() (sets []*sight.Roots) {
+	seen := map[string]bool{}
+	for _, roots := range t.from.Roots() {
+		set, all := &sight.Roots{}, ""
+		for _, c := range roots {
+			digest := sha256.Sum256(c.Raw)
+			set.Digests, all = append(set.Digests, digest[:]), all+string(digest[:])
+		}
+		if seen[all] {
+			continue
+		}
+		if len(sets) == maxRootSets {
+			return nil
+		}
+		seen[all] = true
+		sets = append(sets, set)
+	}
+	return sets
 }
 
 func seconds(t time.Time) int64 {

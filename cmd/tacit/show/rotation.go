@@ -30,7 +30,9 @@ func (p Printer) RotationPlan(s ca.Status) error {
 		for left[0].phase != r.Phase && len(left) > 1 {
 			left = left[1:]
 		}
-		begin = r.Until.Add(-s.Phase)
+		if begin = r.Until.Add(-s.Phase); r.Until.Before(p.Now) {
+			begin = p.Now.Add(-s.Phase)
+		}
 		if _, err := fmt.Fprintf(p.Out, "A rotation is under way, since %s.\n", r.Began.UTC().Format(time.DateTime)); err != nil {
 			return err
 		}
@@ -48,8 +50,30 @@ func (p Printer) RotationPlan(s ca.Status) error {
 	if err := p.table(rows); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(p.Out, "from  %s\nto    %s\n", from, to)
+	if _, err := fmt.Fprintf(p.Out, "from  %s\nto    %s\n", from, to); err != nil {
+		return err
+	}
+	if !s.Rotation.Active() || s.Rotation.Nodes == nil {
+		return nil
+	}
+	_, err := fmt.Fprintln(p.Out, nodesText(*s.Rotation, p.Now))
 	return err
+}
+
+// nodesText says how many nodes have the new root, and which do not.
+func nodesText(r ca.Rotation, at time.Time) string {
+	p := r.Nodes
+	text := fmt.Sprintf("%d of %d nodes have the new root", p.Have, p.Of)
+	for _, b := range p.Behind {
+		text += fmt.Sprintf("\n  not yet %s: %s", b.Node, b.Why)
+	}
+	if more := p.Of - p.Have - len(p.Behind); more > 0 {
+		text += fmt.Sprintf("\n  not yet %d more", more)
+	}
+	if p.Have < p.Of && !r.LeaveBehind && !at.Before(r.Until) {
+		text += "\nthe rotation waits for them; --leave-behind has it go on without"
+	}
+	return text
 }
 
 // Rotation shows how far a rotation is: a line for each phase, and on a
@@ -58,6 +82,7 @@ type Rotation struct {
 	out     io.Writer
 	width   int // of the terminal; 0 for none
 	phase   ca.Phase
+	nodes   string // as shown last
 	problem string
 	pending bool // the last line is to be drawn over
 }
@@ -74,6 +99,12 @@ func (r *Rotation) Show(now ca.Rotation, at time.Time) {
 	if now.Phase != r.phase {
 		r.phase = now.Phase
 		r.line(phaseLine(now))
+	}
+	if now.Nodes != nil {
+		if text := nodesText(now, at); text != r.nodes {
+			r.nodes = text
+			r.line(text)
+		}
 	}
 	if r.width == 0 || !now.Active() {
 		return

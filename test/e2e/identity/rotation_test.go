@@ -84,16 +84,16 @@ func show(t *testing.T, m *e2e.Mesh, certificate tls.Certificate) error {
 	return err
 }
 
-// bringRoots copies the CA's roots to the nodes, as whoever runs a mesh without
+// bringRoots copies the CA's roots to nodes, as whoever runs a mesh without
 // Kubernetes does in the first phase.
-func bringRoots(t *testing.T, m *e2e.Mesh, dir string) {
+func bringRoots(t *testing.T, m *e2e.Mesh, dir string, nodes ...string) {
 	t.Helper()
 	roots, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, node := range m.Nodes() {
-		file := filepath.Join(filepath.Dir(node.AdminSocket()), "ca.crt")
+	for _, name := range nodes {
+		file := filepath.Join(filepath.Dir(m.Node(name).AdminSocket()), "ca.crt")
 		if err := errors.Join(os.WriteFile(file+".new", roots, 0o644), os.Rename(file+".new", file)); err != nil {
 			t.Fatal(err)
 		}
@@ -132,7 +132,7 @@ func TestRootRotation(t *testing.T) {
 	if text, err := tacit("--no-wait"); err != nil || !strings.Contains(text, "distribute") {
 		t.Fatalf("%s: %v", text, err)
 	}
-	bringRoots(t, m, dir)
+	bringRoots(t, m, dir, "a")
 	type outcome struct {
 		text string
 		err  error
@@ -149,6 +149,19 @@ func TestRootRotation(t *testing.T) {
 			t.Fatalf("%s: %v", what, err)
 		}
 	}
+	eventually("node b holds up the rotation", func() error {
+		_, s, err := ca.ReadStatus(dir)
+		switch {
+		case err != nil:
+			return err
+		case s.Signer != before.Signer:
+			t.Fatal("the new root signs though node b does not have it")
+		case s.Rotation.Nodes == nil || len(s.Rotation.Nodes.Behind) != 1 || s.Rotation.Nodes.Behind[0].Node != "b" || time.Now().Before(s.Rotation.Until):
+			return fmt.Errorf("until %v, nodes %+v", s.Rotation.Until, s.Rotation.Nodes)
+		}
+		return nil
+	})
+	bringRoots(t, m, dir, "b")
 	eventually("the new root signs", func() error {
 		_, s, err := ca.ReadStatus(dir)
 		if err == nil && s.Signer == before.Signer {
@@ -167,7 +180,7 @@ func TestRootRotation(t *testing.T) {
 		t.Errorf("the old root is not accepted any more while certificates of it may be valid: %v", err)
 	}
 	seen := <-watched
-	for _, want := range []string{"A rotation is under way", "distribute", "overlap", "retire", "nobody knows the old root any more"} {
+	for _, want := range []string{"A rotation is under way", "distribute", "not yet b: its proxy knows tacitd by the old root alone", "overlap", "retire", "nobody knows the old root any more"} {
 		if seen.err != nil || !strings.Contains(seen.text, want) {
 			t.Fatalf("the command says %q, %v; want %q", seen.text, seen.err, want)
 		}

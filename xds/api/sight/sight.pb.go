@@ -39,7 +39,10 @@ type Summary struct {
 	Process uint64 `protobuf:"varint,7,opt,name=process,proto3" json:"process,omitempty"`
 	// Counts the process's summaries from 1; 0 is of the empty one. One that was
 	// not answered is sent again as it is.
-	Sequence      uint64 `protobuf:"varint,8,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Sequence uint64 `protobuf:"varint,8,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// The roots that are judged by now: first those by which the proxy knows
+	// tacitd, then each set by which some of its pods judge peers.
+	Roots         []*Roots `protobuf:"bytes,9,rep,name=roots,proto3" json:"roots,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -130,6 +133,57 @@ func (x *Summary) GetSequence() uint64 {
 	return 0
 }
 
+func (x *Summary) GetRoots() []*Roots {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+type Roots struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digests       [][]byte               `protobuf:"bytes,1,rep,name=digests,proto3" json:"digests,omitempty"` // SHA-256 of each certificate
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Roots) Reset() {
+	*x = Roots{}
+	mi := &file_xds_api_sight_sight_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Roots) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Roots) ProtoMessage() {}
+
+func (x *Roots) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_api_sight_sight_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Roots.ProtoReflect.Descriptor instead.
+func (*Roots) Descriptor() ([]byte, []int) {
+	return file_xds_api_sight_sight_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Roots) GetDigests() [][]byte {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
 type Taken struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long to wait before the next summary.
@@ -142,7 +196,7 @@ type Taken struct {
 
 func (x *Taken) Reset() {
 	*x = Taken{}
-	mi := &file_xds_api_sight_sight_proto_msgTypes[1]
+	mi := &file_xds_api_sight_sight_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -154,7 +208,7 @@ func (x *Taken) String() string {
 func (*Taken) ProtoMessage() {}
 
 func (x *Taken) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_sight_sight_proto_msgTypes[1]
+	mi := &file_xds_api_sight_sight_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -167,7 +221,7 @@ func (x *Taken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Taken.ProtoReflect.Descriptor instead.
 func (*Taken) Descriptor() ([]byte, []int) {
-	return file_xds_api_sight_sight_proto_rawDescGZIP(), []int{1}
+	return file_xds_api_sight_sight_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Taken) GetIntervalMillis() int64 {
@@ -194,7 +248,7 @@ type Party struct {
 
 func (x *Party) Reset() {
 	*x = Party{}
-	mi := &file_xds_api_sight_sight_proto_msgTypes[2]
+	mi := &file_xds_api_sight_sight_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -206,7 +260,7 @@ func (x *Party) String() string {
 func (*Party) ProtoMessage() {}
 
 func (x *Party) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_sight_sight_proto_msgTypes[2]
+	mi := &file_xds_api_sight_sight_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -219,7 +273,7 @@ func (x *Party) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Party.ProtoReflect.Descriptor instead.
 func (*Party) Descriptor() ([]byte, []int) {
-	return file_xds_api_sight_sight_proto_rawDescGZIP(), []int{2}
+	return file_xds_api_sight_sight_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Party) GetNamespace() string {
@@ -259,7 +313,7 @@ type Pair struct {
 
 func (x *Pair) Reset() {
 	*x = Pair{}
-	mi := &file_xds_api_sight_sight_proto_msgTypes[3]
+	mi := &file_xds_api_sight_sight_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -271,7 +325,7 @@ func (x *Pair) String() string {
 func (*Pair) ProtoMessage() {}
 
 func (x *Pair) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_sight_sight_proto_msgTypes[3]
+	mi := &file_xds_api_sight_sight_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -284,7 +338,7 @@ func (x *Pair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pair.ProtoReflect.Descriptor instead.
 func (*Pair) Descriptor() ([]byte, []int) {
-	return file_xds_api_sight_sight_proto_rawDescGZIP(), []int{3}
+	return file_xds_api_sight_sight_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Pair) GetInbound() bool {
@@ -405,7 +459,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_xds_api_sight_sight_proto_msgTypes[4]
+	mi := &file_xds_api_sight_sight_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +471,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_sight_sight_proto_msgTypes[4]
+	mi := &file_xds_api_sight_sight_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +484,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_xds_api_sight_sight_proto_rawDescGZIP(), []int{4}
+	return file_xds_api_sight_sight_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Denial) GetId() string {
@@ -576,7 +630,7 @@ type Use struct {
 
 func (x *Use) Reset() {
 	*x = Use{}
-	mi := &file_xds_api_sight_sight_proto_msgTypes[5]
+	mi := &file_xds_api_sight_sight_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -588,7 +642,7 @@ func (x *Use) String() string {
 func (*Use) ProtoMessage() {}
 
 func (x *Use) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_sight_sight_proto_msgTypes[5]
+	mi := &file_xds_api_sight_sight_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -601,7 +655,7 @@ func (x *Use) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Use.ProtoReflect.Descriptor instead.
 func (*Use) Descriptor() ([]byte, []int) {
-	return file_xds_api_sight_sight_proto_rawDescGZIP(), []int{5}
+	return file_xds_api_sight_sight_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Use) GetPolicy() string {
@@ -631,7 +685,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_xds_api_sight_sight_proto_msgTypes[6]
+	mi := &file_xds_api_sight_sight_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +697,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_sight_sight_proto_msgTypes[6]
+	mi := &file_xds_api_sight_sight_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +710,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_xds_api_sight_sight_proto_rawDescGZIP(), []int{6}
+	return file_xds_api_sight_sight_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Certificate) GetIdentity() string {
@@ -698,7 +752,7 @@ var File_xds_api_sight_sight_proto protoreflect.FileDescriptor
 
 const file_xds_api_sight_sight_proto_rawDesc = "" +
 	"\n" +
-	"\x19xds/api/sight/sight.proto\x12\x0etacit.sight.v1\"\xce\x02\n" +
+	"\x19xds/api/sight/sight.proto\x12\x0etacit.sight.v1\"\xfb\x02\n" +
 	"\aSummary\x12*\n" +
 	"\x05pairs\x18\x01 \x03(\v2\x14.tacit.sight.v1.PairR\x05pairs\x120\n" +
 	"\adenials\x18\x02 \x03(\v2\x16.tacit.sight.v1.DenialR\adenials\x12'\n" +
@@ -707,7 +761,10 @@ const file_xds_api_sight_sight_proto_rawDesc = "" +
 	"\x12lists_certificates\x18\x05 \x01(\bR\x11listsCertificates\x12\x16\n" +
 	"\x06minute\x18\x06 \x01(\x03R\x06minute\x12\x18\n" +
 	"\aprocess\x18\a \x01(\x04R\aprocess\x12\x1a\n" +
-	"\bsequence\x18\b \x01(\x04R\bsequence\"J\n" +
+	"\bsequence\x18\b \x01(\x04R\bsequence\x12+\n" +
+	"\x05roots\x18\t \x03(\v2\x15.tacit.sight.v1.RootsR\x05roots\"!\n" +
+	"\x05Roots\x12\x18\n" +
+	"\adigests\x18\x01 \x03(\fR\adigests\"J\n" +
 	"\x05Taken\x12'\n" +
 	"\x0finterval_millis\x18\x01 \x01(\x03R\x0eintervalMillis\x12\x18\n" +
 	"\aprocess\x18\x02 \x01(\x04R\aprocess\"9\n" +
@@ -776,32 +833,34 @@ func file_xds_api_sight_sight_proto_rawDescGZIP() []byte {
 	return file_xds_api_sight_sight_proto_rawDescData
 }
 
-var file_xds_api_sight_sight_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_xds_api_sight_sight_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_xds_api_sight_sight_proto_goTypes = []any{
 	(*Summary)(nil),     // 0: tacit.sight.v1.Summary
-	(*Taken)(nil),       // 1: tacit.sight.v1.Taken
-	(*Party)(nil),       // 2: tacit.sight.v1.Party
-	(*Pair)(nil),        // 3: tacit.sight.v1.Pair
-	(*Denial)(nil),      // 4: tacit.sight.v1.Denial
-	(*Use)(nil),         // 5: tacit.sight.v1.Use
-	(*Certificate)(nil), // 6: tacit.sight.v1.Certificate
+	(*Roots)(nil),       // 1: tacit.sight.v1.Roots
+	(*Taken)(nil),       // 2: tacit.sight.v1.Taken
+	(*Party)(nil),       // 3: tacit.sight.v1.Party
+	(*Pair)(nil),        // 4: tacit.sight.v1.Pair
+	(*Denial)(nil),      // 5: tacit.sight.v1.Denial
+	(*Use)(nil),         // 6: tacit.sight.v1.Use
+	(*Certificate)(nil), // 7: tacit.sight.v1.Certificate
 }
 var file_xds_api_sight_sight_proto_depIdxs = []int32{
-	3, // 0: tacit.sight.v1.Summary.pairs:type_name -> tacit.sight.v1.Pair
-	4, // 1: tacit.sight.v1.Summary.denials:type_name -> tacit.sight.v1.Denial
-	5, // 2: tacit.sight.v1.Summary.uses:type_name -> tacit.sight.v1.Use
-	6, // 3: tacit.sight.v1.Summary.certificates:type_name -> tacit.sight.v1.Certificate
-	2, // 4: tacit.sight.v1.Pair.source:type_name -> tacit.sight.v1.Party
-	2, // 5: tacit.sight.v1.Pair.destination:type_name -> tacit.sight.v1.Party
-	2, // 6: tacit.sight.v1.Denial.source:type_name -> tacit.sight.v1.Party
-	2, // 7: tacit.sight.v1.Denial.destination:type_name -> tacit.sight.v1.Party
-	0, // 8: tacit.sight.v1.Sight.Tell:input_type -> tacit.sight.v1.Summary
-	1, // 9: tacit.sight.v1.Sight.Tell:output_type -> tacit.sight.v1.Taken
-	9, // [9:10] is the sub-list for method output_type
-	8, // [8:9] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	4,  // 0: tacit.sight.v1.Summary.pairs:type_name -> tacit.sight.v1.Pair
+	5,  // 1: tacit.sight.v1.Summary.denials:type_name -> tacit.sight.v1.Denial
+	6,  // 2: tacit.sight.v1.Summary.uses:type_name -> tacit.sight.v1.Use
+	7,  // 3: tacit.sight.v1.Summary.certificates:type_name -> tacit.sight.v1.Certificate
+	1,  // 4: tacit.sight.v1.Summary.roots:type_name -> tacit.sight.v1.Roots
+	3,  // 5: tacit.sight.v1.Pair.source:type_name -> tacit.sight.v1.Party
+	3,  // 6: tacit.sight.v1.Pair.destination:type_name -> tacit.sight.v1.Party
+	3,  // 7: tacit.sight.v1.Denial.source:type_name -> tacit.sight.v1.Party
+	3,  // 8: tacit.sight.v1.Denial.destination:type_name -> tacit.sight.v1.Party
+	0,  // 9: tacit.sight.v1.Sight.Tell:input_type -> tacit.sight.v1.Summary
+	2,  // 10: tacit.sight.v1.Sight.Tell:output_type -> tacit.sight.v1.Taken
+	10, // [10:11] is the sub-list for method output_type
+	9,  // [9:10] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_xds_api_sight_sight_proto_init() }
@@ -815,7 +874,7 @@ func file_xds_api_sight_sight_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_api_sight_sight_proto_rawDesc), len(file_xds_api_sight_sight_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
