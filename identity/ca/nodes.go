@@ -47,7 +47,7 @@ const (
 	worse = time.Minute
 )
 
-// LeaveBehind, at the end of a request, has the rotation go on without nodes
+// LeaveBehind at the end of a request has the rotation go on without nodes
 // that do not have the new root.
 const LeaveBehind = "/leave-behind"
 

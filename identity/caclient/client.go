@@ -30,9 +30,9 @@ const (
 	// the authority is back, there is a newer one before that one ends.
 	backoffShare = 8
 	minBackoff   = time.Second
-	// lastMinute is when the connection to the authority is not waited for
+	// soonOver is when the connection to the authority is not waited for
 	// either, which backs off by itself.
-	lastMinute = time.Minute
+	soonOver = time.Minute
 	// wallStep bounds how long a machine that was suspended, or whose clock
 	// was set, goes on by the old time: timers do not run in suspend.
 	wallStep           = 15 * time.Second
@@ -153,7 +153,7 @@ func (c *Client) request(ctx context.Context, id model.Identity, left time.Durat
 		return nil, err
 	}
 	defer c.gate.leave()
-	if left > 0 && left < lastMinute {
+	if left > 0 && left < soonOver {
 		c.conn.ResetConnectBackoff()
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
