@@ -1,17 +1,21 @@
 package identity_test
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/identity/identitytest"
+	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 // pairs are the two ends of a handshake in which both prove who they are: ours,
@@ -77,6 +81,44 @@ func BenchmarkHandshake(b *testing.B) {
 			}
 		})
 	}
+}
+
+// What a proxy leaves to the next one, of as many identities as a node may have.
+func BenchmarkExport(b *testing.B) {
+	const identities = 500
+	ca := identitytest.NewCA(b)
+	all := given{}
+	store := identity.NewStore(all)
+	for i := range identities {
+		id := alice
+		id.ServiceAccount = fmt.Sprint("web-", i)
+		all[id] = ca.Issue(b, id)
+		defer store.Acquire(identity.Subject{Identity: id})()
+	}
+	ctx, cancel := context.WithCancel(b.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = store.Run(ctx) })
+	defer running.Wait()
+	defer cancel()
+	for id := range all {
+		if _, err := store.Get(ctx, identity.Subject{Identity: id}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for b.Loop() {
+		if _, err := store.Export(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// given has all certificates already.
+type given map[model.Identity]*identity.Material
+
+func (s given) Subscribe(ctx context.Context, subject identity.Subject, update func(*identity.Material), _ func(error)) error {
+	update(s[subject.Identity])
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 // A handshake costs hardly more than one that verifies no identity: at least

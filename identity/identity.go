@@ -29,6 +29,10 @@ type Material struct {
 	// Federated are the bundles of other trust domains, by name. A peer from
 	// one of them is judged by that one's alone.
 	Federated map[string]*Bundle
+
+	// encodedKey is the private key in PKCS #8, encoded when it is first asked
+	// for: that takes longer than all else in an export.
+	encodedKey func() ([]byte, error)
 }
 
 // Bundle is the roots of a trust domain.

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -38,6 +39,7 @@ func NewMaterial(chain []*x509.Certificate, key crypto.Signer, roots []*x509.Cer
 		Leaf:        chain[0],
 		Authorities: roots,
 		Roots:       newBundle(roots).Roots,
+		encodedKey:  sync.OnceValues(func() ([]byte, error) { return x509.MarshalPKCS8PrivateKey(key) }),
 	}
 	for _, c := range chain {
 		m.Certificate.Certificate = append(m.Certificate.Certificate, c.Raw)

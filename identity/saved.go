@@ -30,7 +30,7 @@ func (s *Store) Export() ([]byte, error) {
 	saved := savedMaterials{Version: savedVersion}
 	for _, e := range s.exported() {
 		m := e.material
-		key, err := x509.MarshalPKCS8PrivateKey(m.Certificate.PrivateKey)
+		key, err := m.encodedKey()
 		if err != nil {
 			return nil, fmt.Errorf("export certificate of %s: %w", m.Identity(), err)
 		}

@@ -77,8 +77,8 @@ func (p *process) keepExport(export []byte) {
 // save leaves the state to the next proxy whenever mesh or certificates have
 // changed, until the context ends.
 func (p *process) save(ctx context.Context, s saved) {
-	for {
-		changed := p.store.Changed()
+	keepSaved(ctx, p.store.Changed, p.exports, s.Mesh, func(mesh []byte) {
+		s.Mesh = mesh
 		var err error
 		if s.Certificates, err = p.store.Export(); err == nil {
 			err = p.hand(s)
@@ -86,9 +86,33 @@ func (p *process) save(ctx context.Context, s saved) {
 		if err != nil {
 			p.log.Warn("the next proxy will not know what this one knows", zap.Error(err))
 		}
+	})
+}
+
+// Each save writes all there is, so it pauses between two: for savePause times as
+// long as the last one took, up to longestPause. With many certificates one of
+// them is renewed all the time; who dies meanwhile leaves the one before it,
+// which has half of its life left.
+const (
+	savePause    = 20
+	longestPause = time.Second
+)
+
+// keepSaved saves now, and again what has changed since the last time.
+func keepSaved(ctx context.Context, certificates func() <-chan struct{}, meshes <-chan []byte, mesh []byte, save func(mesh []byte)) {
+	for {
+		changed, began := certificates(), time.Now()
+		save(mesh)
+		pause := time.NewTimer(min(savePause*time.Since(began), longestPause))
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return
+		}
 		select {
 		case <-changed:
-		case s.Mesh = <-p.exports:
+		case mesh = <-meshes:
 		case <-ctx.Done():
 			return
 		}
