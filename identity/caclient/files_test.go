@@ -1,15 +1,18 @@
 package caclient_test
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/tacit-mesh/tacit/identity/caclient"
+	"github.com/tacit-mesh/tacit/identity/identitytest"
 )
 
 // Files that are of no use are named, with whose certificate is not got for
@@ -62,6 +65,32 @@ func TestMissingFiles(t *testing.T) {
 	}
 	if _, err := os.Stat(missing); err == nil {
 		t.Error("made by the client")
+	}
+}
+
+// A server that does anything but speak is told apart from an authority within
+// the time that a request has.
+func TestBadServers(t *testing.T) {
+	for name, serve := range map[string]func(net.Conn){
+		"hangs":            func(net.Conn) {},
+		"closes":           func(c net.Conn) { _ = c.Close() },
+		"half a record":    func(c net.Conn) { _, _ = c.Write([]byte{22, 3, 3, 0, 122, 2, 0, 0}) },
+		"another protocol": func(c net.Conn) { _, _ = c.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newAuthority(t)
+			a.config.Address = identitytest.Server(t, serve)
+			s := subscribe(t, a.config)
+			select {
+			case err := <-s.fails:
+				if text := err.Error(); !strings.Contains(text, alice.String()) || !strings.Contains(text, a.config.Address) || !strings.Contains(text, "check its address, server name and roots file") {
+					t.Errorf("failure %v", err)
+				}
+			case <-time.After(time.Minute):
+				t.Error("neither a certificate nor a failure")
+			}
+		})
 	}
 }
 

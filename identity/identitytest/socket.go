@@ -11,8 +11,18 @@ import (
 // connection to serve, one after the other. They are closed with the test.
 func Socket(t testing.TB, serve func(net.Conn)) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", path)
+	return listen(t, "unix", filepath.Join(t.TempDir(), "s"), serve)
+}
+
+// Server is Socket on a port of the loopback device, and returns the address.
+func Server(t testing.TB, serve func(net.Conn)) string {
+	t.Helper()
+	return listen(t, "tcp", "127.0.0.1:0", serve)
+}
+
+func listen(t testing.TB, network, address string, serve func(net.Conn)) string {
+	t.Helper()
+	l, err := net.Listen(network, address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,5 +47,5 @@ func Socket(t testing.TB, serve func(net.Conn)) string {
 			_ = c.Close()
 		}
 	})
-	return path
+	return l.Addr().String()
 }
