@@ -112,6 +112,7 @@ func (m memoryStory) String() string {
 		line(fmt.Sprintf("%d pods", at.Pods), at.Proxy, at.Agent, at.Proxy+at.Agent, at.Envoy, at.EnvoyOwn)
 	}
 	line(fmt.Sprintf("%d idle connections", idleConnections), 0, 0, m.Idle.Tacit, m.Idle.Envoy, 0)
+	_ = w.Flush() // to memory
 	return "what pods take of a node\n" + out.String()
 }
 
