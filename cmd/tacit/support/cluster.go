@@ -182,10 +182,13 @@ func metrics(ctx context.Context, c *cluster.Cluster, pod string, port int) (io.
 	body, err := Get(ctx, "http://"+net.JoinHostPort("127.0.0.1", strconv.Itoa(local))+"/metrics")
 	if err != nil {
 		cancel()
-		<-ended
+		<-ended //nolint:errcheck // it was ended here
 		return nil, err
 	}
-	return &closing{ReadCloser: body, also: func() { cancel(); <-ended }}, nil
+	return &closing{ReadCloser: body, also: func() {
+		cancel()
+		<-ended //nolint:errcheck // it was ended here
+	}}, nil
 }
 
 // closing does something else, too, when it is closed.
