@@ -68,7 +68,7 @@ func (r *recorded[T]) with(cmd *cobra.Command, do func(context.Context, records.
 }
 
 // listCommand lists the records; name is that of the list for programs.
-func (r *recorded[T]) listCommand(short, name string, print func(show.Printer, []*T) error) *cobra.Command {
+func (r *recorded[T]) listCommand(short, name string, write func(show.Printer, []*T) error) *cobra.Command {
 	c := client{more: []string{outputWide}}
 	cmd := &cobra.Command{
 		Use:   "list",
@@ -86,7 +86,7 @@ func (r *recorded[T]) listCommand(short, name string, print func(show.Printer, [
 				if forPrograms(c.output) {
 					return printAs(cmd.OutOrStdout(), c.output, map[string]any{name: all})
 				}
-				return print(c.printer(cmd), all)
+				return write(c.printer(cmd), all)
 			})
 		},
 	}
