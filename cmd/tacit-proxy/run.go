@@ -20,6 +20,7 @@ import (
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/dns"
 	"github.com/tacit-mesh/tacit/proxy/flows"
+	"github.com/tacit-mesh/tacit/proxy/resolve"
 	"github.com/tacit-mesh/tacit/proxy/sockets"
 	"github.com/tacit-mesh/tacit/proxy/state"
 	"github.com/tacit-mesh/tacit/proxy/telemetry"
@@ -34,8 +35,9 @@ type process struct {
 	level    zap.AtomicLevel
 	agent    *sockets.Agent
 	state    *state.State
-	source   io.Closer  // of certificates
-	crls     *crl.Lists // nil without --crl
+	names    *resolve.Resolver // before state
+	source   io.Closer         // of certificates
+	crls     *crl.Lists        // nil without --crl
 	store    *identity.Store
 	xds      *client.Client
 	recorder *telemetry.Recorder
@@ -69,6 +71,7 @@ func run(ctx context.Context, o options) error {
 		group.Go(func() error { return p.audit.Run(draining) })
 	}
 	group.Go(func() error { return p.followControlPlane(draining) })
+	group.Go(func() error { return p.names.Run(draining) })
 	group.Go(func() error { return p.reporter().Run(draining) })
 	group.Go(func() error { return idle.ReturnMemory(draining) })
 	group.Go(func() error {
@@ -116,6 +119,7 @@ func (p *process) awaitEnd(ctx context.Context) {
 func newProcess(o options) (*process, error) {
 	p := &process{options: o, level: zap.NewAtomicLevel(), state: state.New(), exports: make(chan []byte, 1)}
 	p.log = newLog(p.level)
+	p.names = resolve.New(resolve.Config{To: p.state, Log: p.log})
 	p.agent = sockets.NewAgent(sockets.AgentConfig{Socket: o.agentSocket, Log: p.log})
 	var err error
 	if p.store, p.source, err = newIdentities(o, p.log); err != nil {
@@ -130,7 +134,7 @@ func newProcess(o options) (*process, error) {
 	}
 	p.xds = client.New(client.Config{
 		Server: o.xds, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token,
-		ClusterID: o.clusterID, Node: o.xdsNode(), Sink: p.state, OnDemand: o.onDemand, Known: p.state.Snapshot, Saved: p.keepExport, Log: p.log,
+		ClusterID: o.clusterID, Node: o.xdsNode(), Sink: p.names, OnDemand: o.onDemand, Known: p.state.Snapshot, Saved: p.keepExport, Log: p.log,
 	})
 	if p.audit, err = o.audit.Open("tacit-proxy", o.node, p.log); err != nil {
 		return nil, errors.Join(err, p.source.Close())

@@ -252,7 +252,7 @@ func (r *Route) near(e model.Endpoint) (target netip.AddrPort, unfit string) {
 	if port == 0 {
 		return target, "does not have the named port"
 	}
-	addr, ok := addressLike(e.Workload.Addresses, r.Destination.Addr())
+	addr, ok := addressLike(e.Workload.Reached(), r.Destination.Addr())
 	if !ok {
 		return target, "has no address"
 	}

@@ -76,7 +76,7 @@ func (r *Route) atName(g model.Gateway) {
 	if w == nil {
 		return
 	}
-	if addr, ok := addressLike(w.Addresses, r.Destination.Addr()); ok {
+	if addr, ok := addressLike(w.Reached(), r.Destination.Addr()); ok {
 		r.workload, r.Destination = w, netip.AddrPortFrom(addr, g.Port)
 	}
 }

@@ -41,6 +41,16 @@ func behind(g model.Gateway) func(*model.Workload) {
 	return func(w *model.Workload) { w.Waypoint = &g }
 }
 
+// byName is a waypoint's pod that has a DNS name and no address.
+func byName(leads ...string) *model.Workload {
+	w := gatePod("g1", "198.18.3.1")
+	w.Addresses, w.Hostname = nil, "gate.example"
+	for _, a := range leads {
+		w.Resolved = append(w.Resolved, addr(a))
+	}
+	return w
+}
+
 func TestWaypoints(t *testing.T) {
 	named := model.Gateway{Service: waypointKey, Port: 15008}
 	atVIP := model.Gateway{Address: addr(waypointVIP), Port: 15008}
@@ -62,6 +72,8 @@ func TestWaypoints(t *testing.T) {
 		"of a service, by hostname":        {source: client, web: by(named), gates: []*model.Workload{g1}, dst: vip + ":80", want: []string{through}, explains: waypointKey},
 		"of a service, by virtual address": {source: client, web: by(atVIP), gates: []*model.Workload{g1}, dst: vip + ":80", want: []string{through}, explains: waypointVIP},
 		"of a service, by a pod's address": {source: client, web: by(atPod), gates: []*model.Workload{g1}, dst: vip + ":80", want: []string{through}, explains: "198.18.3.1:15008"},
+		"of a service, by a DNS name":      {source: client, web: by(model.Gateway{Service: "infra/gate.example", Port: 15008}), gates: []*model.Workload{byName("203.0.113.1")}, dst: vip + ":80", want: []string{"hbone g1 198.19.0.1:80 by 203.0.113.1:15008"}},
+		"by a DNS name that leads nowhere": {source: client, web: by(model.Gateway{Service: "infra/gate.example", Port: 15008}), gates: []*model.Workload{byName()}, dst: vip + ":80", refusal: NoWaypoint},
 		"its port leads elsewhere":         {source: client, web: by(model.Gateway{Service: waypointKey, Port: 15009}), gates: []*model.Workload{g1}, dst: vip + ":80", want: []string{"hbone g1 198.19.0.1:80 by 198.18.3.1:15010"}},
 		"it decides which ports there are": {source: client, web: by(named), gates: []*model.Workload{g1}, dst: vip + ":7777", want: []string{"hbone g1 198.19.0.1:7777 by 198.18.3.1:15008"}},
 		"all its pods in turn":             {source: client, web: by(named), gates: []*model.Workload{gatePod("g1", "198.18.3.1"), gatePod("g2", "198.18.3.2")}, dst: vip + ":80", want: []string{through, "hbone g2 198.19.0.1:80 by 198.18.3.2:15008"}},

@@ -81,6 +81,10 @@ type Workload struct {
 	// as a waypoint whose own traffic is captured does; nil: not at all.
 	Tunnel *ApplicationTunnel
 
+	// Resolved is where Hostname leads, of a workload without addresses. It is
+	// not found by these: whoever answers for a name could claim those of others.
+	Resolved []netip.Addr
+
 	// TrustDomainAliases are other names of its trust domain, as during a
 	// migration from one to another.
 	TrustDomainAliases []string
@@ -100,6 +104,14 @@ type ApplicationTunnel struct {
 // Identity is the workload's SPIFFE identity.
 func (w *Workload) Identity() Identity {
 	return Identity{TrustDomain: w.TrustDomain, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount}
+}
+
+// Reached are the addresses to connect to: its own, or those of its name.
+func (w *Workload) Reached() []netip.Addr {
+	if len(w.Addresses) == 0 {
+		return w.Resolved
+	}
+	return w.Addresses
 }
 
 // hostKey is by what a workload with a hostname may be named.
