@@ -22,11 +22,14 @@ var (
 	serverID = model.Identity{TrustDomain: "cluster.local", Namespace: "mesh", ServiceAccount: "server"}
 )
 
+// life is that of certificates that are seen to be renewed.
+const life = 30 * time.Second
+
 // certificates asks as the proxy of node a, where the client runs.
 func (m *mesh) certificates() {
 	m.t.Helper()
 	token := m.proxyToken("a")
-	whole := m.subscribe("whole", token, servers.IstiodCluster, clientID)
+	whole := m.subscribe("whole", token, servers.IstiodCluster, clientID, life)
 	c := whole.update()
 	if err := c.Check(time.Now()); err != nil {
 		m.t.Error(err)
@@ -53,7 +56,7 @@ func (m *mesh) certificates() {
 		"a token for someone else": {m.token(system, account, "tacitd", account+"-a"), servers.IstiodCluster, clientID},
 		"a token of no pod":        {m.token(system, account, "istio-ca", ""), servers.IstiodCluster, clientID},
 	} {
-		s := m.subscribe(strings.ReplaceAll(name, " ", "-"), refused.token, refused.cluster, refused.of)
+		s := m.subscribe(strings.ReplaceAll(name, " ", "-"), refused.token, refused.cluster, refused.of, life)
 		if err := s.failure(); !strings.Contains(err.Error(), "Unauthenticated") || !strings.Contains(err.Error(), refused.of.String()) ||
 			strings.Contains(err.Error(), refused.token) {
 			m.t.Errorf("%s: refused by %v", name, err)
@@ -87,11 +90,11 @@ type subscriber struct {
 	stop    func()
 }
 
-func (m *mesh) subscribe(name, token, cluster string, id model.Identity) *subscriber {
+func (m *mesh) subscribe(name, token, cluster string, id model.Identity, life time.Duration) *subscriber {
 	m.t.Helper()
 	source, err := caclient.New(caclient.Config{
 		Address: m.istiod.Address, ServerName: servers.IstiodName, ClusterID: cluster,
-		RootsFile: m.roots(), TokenFile: m.tokenFile(name, token), Lifetime: 30 * time.Second,
+		RootsFile: m.roots(), TokenFile: m.tokenFile(name, token), Lifetime: life,
 	})
 	m.must(err)
 	s := &subscriber{m: m, updates: make(chan *identity.Material, 1000), fails: make(chan error, 1000)}

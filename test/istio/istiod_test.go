@@ -59,6 +59,7 @@ func TestIstiod(t *testing.T) {
 		}
 	}
 	m.certificates()
+	m.nodes()
 }
 
 // proxy is what the proxy of a node knows.
@@ -122,7 +123,7 @@ func (p *proxy) first(t *testing.T) {
 	t.Helper()
 	s := p.await("workloads and services", (*model.Snapshot).AddressesReady, (*model.Snapshot).PoliciesReady, has(serverPod, gonePod, serverService, goneService))
 	<-p.client.Ready()
-	w := s.WorkloadAt("", netip.MustParseAddr("10.244.2.10"))
+	w := s.WorkloadAt("", netip.MustParseAddr("198.18.2.10"))
 	if w == nil || w.UID != serverPod || w.Protocol != model.ProtocolHBONE || w.Node != "b" || w.Unhealthy ||
 		w.Identity().String() != "spiffe://cluster.local/ns/mesh/sa/server" {
 		t.Errorf("the server is %+v", w)

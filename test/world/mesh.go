@@ -14,6 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ControlPlane is one that is not the world's own.
+type ControlPlane struct {
+	Roots []byte // by which proxies know it, PEM
+	// Token is that of a node's proxy.
+	Token func(node string) string
+	// Args are arguments of a node's proxy that say where it is.
+	Args func(node string) []string
+}
+
 // Start starts the whole cluster: control plane, every node's agent and
 // proxy, and the pods' programs.
 func (w *World) Start(ctx context.Context) error {
@@ -137,18 +146,13 @@ func (n *Node) agentSocket() string { return filepath.Join(n.RunDir(), "agent.so
 func (n *Node) StartProxy(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	root, err := os.ReadFile(filepath.Join(n.world.caDir(), "ca.crt"))
+	control, err := n.control()
 	if err != nil {
-		return fmt.Errorf("root certificate (is the control plane started?): %w", err)
-	}
-	if err := writeOwned(n.rootFile(), root); err != nil {
 		return err
 	}
 	port := func(above int) string { return fmt.Sprintf(":%d", metricsPort+10*(n.rolls%2)+above) }
-	args := []string{"--node", n.Name, "--agent-socket", n.agentSocket(),
-		"--xds", n.world.control4(), "--ca", n.world.control4(), "--server-name", serverName,
-		"--root", n.rootFile(), "--token", n.tokenFile(),
-		"--admin-socket", n.AdminSocket(), "--metrics", port(0), "--readiness", port(1)}
+	args := append([]string{"--node", n.Name, "--agent-socket", n.agentSocket(), "--root", n.rootFile(), "--token", n.tokenFile(),
+		"--admin-socket", n.AdminSocket(), "--metrics", port(0), "--readiness", port(1)}, control...)
 	spec := execSpec{Netns: n.netns.path, CPUs: n.cpus, Cgroup: n.cgroup, User: ProxyUID, Group: ProxyUID, Unprivileged: true}
 	n.world.mu.Lock()
 	p, err := n.world.start("proxy-"+n.Name, spec, n.world.program("tacit-proxy"), append(args, n.world.config.ProxyArgs...)...)
@@ -160,6 +164,19 @@ func (n *Node) StartProxy(ctx context.Context) error {
 		return err
 	}
 	return p.ready(ctx, func() error { return n.proxyReady(ctx) })
+}
+
+// control writes what the proxy needs to know its control plane and to be known
+// there, and returns the arguments that say where it is.
+func (n *Node) control() (args []string, err error) {
+	if other := n.world.config.Control; other != nil {
+		return other.Args(n.Name), errors.Join(writeOwned(n.rootFile(), other.Roots), writeOwned(n.tokenFile(), []byte(other.Token(n.Name)+"\n")))
+	}
+	root, err := os.ReadFile(filepath.Join(n.world.caDir(), "ca.crt"))
+	if err != nil {
+		return nil, fmt.Errorf("root certificate (is the control plane started?): %w", err)
+	}
+	return []string{"--xds", n.world.control4(), "--ca", n.world.control4(), "--server-name", serverName}, writeOwned(n.rootFile(), root)
 }
 
 func (n *Node) proxyReady(ctx context.Context) error {

@@ -45,6 +45,8 @@ type Config struct {
 	// ZDS has agents get their pods from Istio's CNI agent in the place of
 	// the manifests; a test plays it at [Node.ZDSSocket].
 	ZDS bool
+	// Control has proxies follow another control plane in the place of tacitd.
+	Control *ControlPlane
 	// SplitCPUs gives each node CPUs of its own, as far as there are enough:
 	// else a client and its server may share a cache by chance, or not.
 	SplitCPUs bool
