@@ -13,6 +13,7 @@ import (
 	"github.com/tacit-mesh/tacit/proxy/hbone"
 	"github.com/tacit-mesh/tacit/proxy/policy"
 	"github.com/tacit-mesh/tacit/proxy/route"
+	"github.com/tacit-mesh/tacit/proxy/tracing"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -187,7 +188,7 @@ func (p *Proxy) dialAs(ctx context.Context, pod *pod, at netip.AddrPort) (net.Co
 		}
 		var stream *hbone.Stream
 		if stream, err = p.pool.Open(ctx, tunnelKey(pod, source, to), hbone.Request{
-			Authority: to.Target.String(), Headers: []hbone.Header{{Name: traceparentHeader, Value: traceparent(newID())}},
+			Authority: to.Target.String(), Headers: []hbone.Header{{Name: tracing.ParentHeader, Value: traceparent(tracing.NewTrace())}},
 		}); err != nil {
 			continue
 		}

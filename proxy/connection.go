@@ -2,8 +2,6 @@ package proxy
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"net"
 	"net/netip"
@@ -14,6 +12,7 @@ import (
 	"github.com/tacit-mesh/tacit/proxy/relay"
 	"github.com/tacit-mesh/tacit/proxy/route"
 	"github.com/tacit-mesh/tacit/proxy/telemetry"
+	"github.com/tacit-mesh/tacit/proxy/tracing"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -68,7 +67,8 @@ func (d denied) Error() string {
 func (p *Proxy) begin(pod *pod, conn *net.TCPConn, direction telemetry.Direction) *Connection {
 	c := p.newConnection(pod, addrPort(conn.RemoteAddr()), direction)
 	c.conn = conn
-	c.record.ID = newID()
+	c.record.ID = tracing.NewTrace()
+	c.record.Span = p.Tracing.Root(c.record.ID)
 	if direction == telemetry.Outbound {
 		c.record.Source.Identity = pod.identity
 		c.record.Source.Name, c.record.Source.Namespace = pod.Name, pod.Namespace
@@ -353,13 +353,6 @@ func (c *Connection) sourceFor(target netip.AddrPort) netip.Addr {
 		return c.source.Addr()
 	}
 	return netip.Addr{}
-}
-
-// newID is a connection id, which is also a trace id.
-func newID() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
 }
 
 // addrPort is the address of a TCP connection, never an IPv4-mapped one.

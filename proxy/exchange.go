@@ -8,6 +8,7 @@ import (
 	"github.com/tacit-mesh/tacit/proxy/jwt"
 	"github.com/tacit-mesh/tacit/proxy/policy"
 	"github.com/tacit-mesh/tacit/proxy/telemetry"
+	"github.com/tacit-mesh/tacit/proxy/tracing"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -18,6 +19,7 @@ type exchange struct {
 	request  *http.Request
 	live     *http.Live
 	began    time.Time
+	span     *tracing.Span // nil if there is none to be made
 
 	facts    policy.Request
 	http     policy.HTTPRequest
@@ -195,8 +197,11 @@ func (x *exchange) Decision(early http.Content) http.Decision {
 // their rules say, and the caller's identity where that is wanted.
 func (x *exchange) edit(e *http.Edits) {
 	query := x.request.Query()
-	if e.Fields == nil && x.requests.proxy.TellIdentity {
+	if e.Fields == nil && (x.requests.proxy.TellIdentity || x.span != nil) {
 		e.Fields = x.fields
+	}
+	if x.span != nil {
+		e.Fields = below(e.Fields, x.span)
 	}
 	if x.tokens.Changes() {
 		fields := e.Fields
@@ -263,7 +268,7 @@ func (x *exchange) record(result http.Result) *telemetry.Request {
 		Status: result.Status, GRPCStatus: result.GRPCStatus,
 		Policy: x.decision.Policy, Reason: x.decision.Reason.String(), Attribute: x.decision.Attribute,
 		DryRun: x.decision.DryRun, Audit: x.decision.Audit, Bypass: x.decision.Bypass, Closest: x.decision.Reason == policy.ReasonNotAllowed,
-		Err: result.Err, Sent: result.Sent, Received: result.Received,
+		Err: result.Err, Span: x.span, Sent: result.Sent, Received: result.Received,
 	}
 	if x.request.GRPC() {
 		q.Protocol = "grpc"

@@ -1,21 +1,19 @@
 package proxy
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"strings"
 
 	"github.com/tacit-mesh/tacit/proxy/hbone"
+	"github.com/tacit-mesh/tacit/proxy/tracing"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 // The headers of a CONNECT are Istio ambient's. What the peer makes of them
 // decides nothing: they decorate its telemetry.
 const (
-	baggageHeader     = "baggage"
-	forwardedHeader   = "forwarded"
-	traceparentHeader = "traceparent"
-	networkHeader     = "x-forwarded-network" // the source's, for another one
+	baggageHeader   = "baggage"
+	forwardedHeader = "forwarded"
+	networkHeader   = "x-forwarded-network" // the source's, for another one
 )
 
 func (c *Connection) headers() []hbone.Header {
@@ -25,7 +23,12 @@ func (c *Connection) headers() []hbone.Header {
 	}
 	headers := []hbone.Header{
 		{Name: forwardedHeader, Value: forwarded},
-		{Name: traceparentHeader, Value: traceparent(c.record.ID)},
+	}
+	if span := c.record.Span; span != nil {
+		headers = append(headers, hbone.Header{Name: tracing.ParentHeader, Value: span.String()},
+			hbone.Header{Name: tracing.StateHeader, Value: span.State})
+	} else {
+		headers = append(headers, hbone.Header{Name: tracing.ParentHeader, Value: traceparent(c.record.ID)})
 	}
 	if w := c.record.Source.Workload; w != nil {
 		headers = append(headers, hbone.Header{Name: baggageHeader, Value: baggage(w)})
@@ -33,25 +36,23 @@ func (c *Connection) headers() []hbone.Header {
 	return headers
 }
 
-// traceparent is W3C Trace Context: version, trace id, parent id, not sampled.
+// traceparent names a connection by the id of a trace of which there are no
+// spans.
 func traceparent(id string) string {
-	var parent [8]byte
-	_, _ = rand.Read(parent[:]) // never fails
-	return "00-" + id + "-" + hex.EncodeToString(parent[:]) + "-00"
+	return tracing.Context{Trace: id, Span: tracing.NewSpan()}.String()
 }
 
-// traceID reads the trace id of a traceparent; a new one where there is none,
-// so that every connection has an id.
-func traceID(header string) string {
-	parts := strings.Split(header, "-")
-	if len(parts) != 4 || len(parts[1]) != 32 || strings.Trim(parts[1], "0123456789abcdef") != "" {
-		return newID()
+// traced gives an inbound connection the id that its caller's proxy has for it,
+// or else a new one, and makes its span one below the caller's.
+func (c *Connection) traced(header func(name string) string) {
+	parent, ok := tracing.Parse(header(tracing.ParentHeader), header(tracing.StateHeader))
+	if !ok {
+		c.record.ID = tracing.NewTrace()
+		c.record.Span = c.proxy.Tracing.Root(c.record.ID)
+		return
 	}
-	return strings.Clone(parts[1]) // not the peer's whole header, for as long as the id is remembered
-}
-
-var workloadTypes = map[model.WorkloadType]string{
-	model.TypeDeployment: "deployment", model.TypeCronJob: "cronjob", model.TypePod: "pod", model.TypeJob: "job",
+	c.record.ID = parent.Trace
+	c.record.Span = c.proxy.Tracing.Child(parent)
 }
 
 // baggage describes the source, keys without a value left out.
@@ -60,7 +61,7 @@ func baggage(w *model.Workload) string {
 	for _, item := range [][2]string{
 		{"k8s.cluster.name", w.ClusterID},
 		{"k8s.namespace.name", w.Namespace},
-		{"k8s." + workloadTypes[w.WorkloadType] + ".name", w.WorkloadName},
+		{"k8s." + w.WorkloadType.String() + ".name", w.WorkloadName},
 		{"service.name", w.CanonicalName},
 		{"service.version", w.CanonicalRevision},
 		{"cloud.region", w.Locality.Region},

@@ -129,7 +129,7 @@ func (p *Proxy) serve(pod *pod, from *caller, s *hbone.ServerStream) {
 // offer instead. Without an application the stream was refused.
 func (p *Proxy) admit(c *Connection, from *caller, s *hbone.ServerStream) (app *net.TCPConn, offer *handover) {
 	c.peer, c.takenBack, c.working = from.peer, from.takenBack, s.Working
-	c.record.ID = traceID(s.Header(traceparentHeader))
+	c.traced(s.Header)
 	c.record.Security = telemetry.MTLS
 	c.record.Source.Identity = from.peer
 	c.record.Phases[telemetry.PhaseHandshake] = from.handshake()

@@ -46,10 +46,15 @@ type oneServer struct {
 
 func startOneServer(t *testing.T, app net.Addr, policies ...*model.Policy) *oneServer {
 	t.Helper()
-	p := New(Config{
-		Identities: identity.NewStore(nil), MaxConnsPerPod: 100, State: state.New(),
-		Recorder: telemetry.New(telemetry.Options{}), Sockets: oneApp{address: app.String()},
-	})
+	return startOneServerWith(t, app, Config{Recorder: telemetry.New(telemetry.Options{})}, policies...)
+}
+
+// startOneServerWith has a recorder, and switches, of one's own.
+func startOneServerWith(t *testing.T, app net.Addr, config Config, policies ...*model.Policy) *oneServer {
+	t.Helper()
+	config.Identities, config.MaxConnsPerPod, config.State = identity.NewStore(nil), 100, state.New()
+	config.Sockets = oneApp{address: app.String()}
+	p := New(config)
 	p.draining = true // it accepts nothing by itself
 	p.Add(sockets.Pod{UID: "uid", Namespace: "mesh", Name: "server", Addresses: []netip.Addr{arrived4}}, sockets.Listeners{})
 	p.State.Apply(model.Update{

@@ -7,6 +7,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/tacit-mesh/tacit/proxy/tracing"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -80,6 +81,16 @@ func FuzzTarget(f *testing.F) {
 
 func TestTraceID(t *testing.T) {
 	const id = "4bf92f3577b34da6a3ce929d0e0e4736"
+	traceID := func(header string) string {
+		c := &Connection{proxy: &Proxy{}}
+		c.traced(func(name string) string {
+			if name == tracing.ParentHeader {
+				return header
+			}
+			return ""
+		})
+		return c.record.ID
+	}
 	if got := traceID(traceparent(id)); got != id {
 		t.Errorf("the id %s arrives as %q", id, got)
 	}

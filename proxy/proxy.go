@@ -24,6 +24,7 @@ import (
 	"github.com/tacit-mesh/tacit/proxy/sockets"
 	"github.com/tacit-mesh/tacit/proxy/state"
 	"github.com/tacit-mesh/tacit/proxy/telemetry"
+	"github.com/tacit-mesh/tacit/proxy/tracing"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 )
@@ -89,6 +90,9 @@ type Config struct {
 	// TellIdentity puts the caller's identity into X-Forwarded-Client-Cert of
 	// requests that are decided on, in the place of what the caller says there.
 	TellIdentity bool
+	// Tracing says of which connections and requests there are spans, which the
+	// Recorder sends; nil: of none, and requests are not told of any trace.
+	Tracing *tracing.Sampler
 }
 
 // Proxy serves the pods that its sockets.Provider reports.

@@ -125,6 +125,7 @@ func (r *requests) Malformed(e *http.MalformedError) {
 // Begin implements http.Gate.
 func (r *requests) Begin(request *http.Request, live *http.Live) http.Exchange {
 	x := &exchange{requests: r, request: request, live: live, began: time.Now()}
+	x.traced()
 	x.begin()
 	return x
 }

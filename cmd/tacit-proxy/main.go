@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tacit-mesh/tacit/internal/cli"
+	"github.com/tacit-mesh/tacit/internal/otlp"
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/flows"
 )
@@ -93,6 +94,9 @@ type options struct {
 	tellIdentity bool
 	flows        int
 	audit        cli.Audit
+	otlp         otlp.Flags
+	tracing      bool
+	sampling     float64
 }
 
 func command() *cobra.Command {
@@ -104,7 +108,7 @@ func command() *cobra.Command {
 		Example: example,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := cli.Check(cmd, []string{"node", "xds", "root", "token"}, slices.Concat(o.check(), o.checkIdentity(), o.checkControlPlane(), []error{o.audit.Check()})...); err != nil {
+			if err := cli.Check(cmd, []string{"node", "xds", "root", "token"}, slices.Concat(o.check(), o.checkIdentity(), o.checkControlPlane(), []error{o.audit.Check(), o.otlp.Check(), o.checkTracing()})...); err != nil {
 				return err
 			}
 			if err := confine(); err != nil {
@@ -130,6 +134,8 @@ func command() *cobra.Command {
 	f.BoolVar(&o.directLocal, "direct-local", true, "join connections between two pods of this node, once authorized, without encrypting their bytes in between")
 	f.IntVar(&o.flows, "flows", flows.DefaultSize, "`number` of ended connections and requests to remember for tacit flows, tap and coverage, 0.9 KB each; 0: none")
 	o.audit.Flags(f)
+	o.otlp.Flags(f)
+	o.tracingFlags(f)
 	f.BoolVar(&o.tell, "tell-policies", false, "name the policy in the answer to a request of HTTP that it denies")
 	f.BoolVar(&o.tellIdentity, "tell-identity", false, "put the caller's identity into X-Forwarded-Client-Cert of each request that a policy about requests covers, in the place of what the caller says there")
 	return cmd

@@ -16,6 +16,7 @@ import (
 	"github.com/tacit-mesh/tacit/identity/crl"
 	"github.com/tacit-mesh/tacit/internal/audit"
 	"github.com/tacit-mesh/tacit/internal/idle"
+	"github.com/tacit-mesh/tacit/internal/otlp"
 	"github.com/tacit-mesh/tacit/proxy"
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/dns"
@@ -42,9 +43,11 @@ type process struct {
 	xds      *client.Client
 	recorder *telemetry.Recorder
 	flows    *flows.Log
-	audit    *audit.Log // nil without --audit
-	proxy    *proxy.Proxy
-	exports  chan []byte // the newest of the xDS client's
+	audit    *audit.Log // nil without --audit and --audit-otlp
+	// collector is told of traces and of the audit log; nil without --otlp.
+	collector *otlp.Exporter
+	proxy     *proxy.Proxy
+	exports   chan []byte // the newest of the xDS client's
 }
 
 // run serves until the context ends or a newer proxy takes over, and its
@@ -67,8 +70,8 @@ func run(ctx context.Context, o options) error {
 	if p.crls != nil {
 		group.Go(func() error { return p.crls.Run(draining) })
 	}
-	if p.audit != nil {
-		group.Go(func() error { return p.audit.Run(draining) })
+	if p.audit != nil || p.collector != nil {
+		group.Go(func() error { return p.collector.RunWith(draining, p.audit.Run) })
 	}
 	group.Go(func() error { return p.followControlPlane(draining) })
 	group.Go(func() error { return p.names.Run(draining) })
@@ -136,7 +139,10 @@ func newProcess(o options) (*process, error) {
 		Server: o.xds, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token,
 		ClusterID: o.clusterID, Node: o.xdsNode(), Sink: p.names, OnDemand: o.onDemand, Known: p.state.Snapshot, Saved: p.keepExport, Log: p.log,
 	})
-	if p.audit, err = o.audit.Open("tacit-proxy", o.node, p.log); err != nil {
+	if p.collector, err = o.otlp.Open("tacit-proxy", o.node, p.log); err != nil {
+		return nil, errors.Join(err, p.source.Close())
+	}
+	if p.audit, err = o.audit.Open("tacit-proxy", o.node, o.otlp.Audit(p.collector), p.log); err != nil {
 		return nil, errors.Join(err, p.source.Close())
 	}
 	p.flows = flows.New(o.flows, time.Now())
@@ -148,6 +154,7 @@ func newProcess(o options) (*process, error) {
 		Certificates:    p.certificates,
 		Flows:           p.flows,
 		Audit:           p.audit,
+		Spans:           p.collector, Node: o.node,
 	})
 	var forwarder *dns.Forwarder
 	if o.dnsUpstream != "" {
@@ -162,6 +169,7 @@ func newProcess(o options) (*process, error) {
 		DNS:    forwarder, Zone: dns.NewZone(o.domain),
 		Node: o.node, Network: o.network, ClusterID: o.clusterID, Sockets: p.agent, State: p.state, Identities: p.store, Recorder: p.recorder, Revocations: revocations,
 		Drain: o.drain, CertificateGrace: o.grace, MaxConnsPerPod: connectionsPerPod(o.podShare), DirectLocal: o.directLocal, TellPolicies: o.tell, TellIdentity: o.tellIdentity,
+		Tracing: o.sampler(),
 	})
 	return p, nil
 }

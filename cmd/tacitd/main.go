@@ -16,6 +16,7 @@ import (
 	"github.com/tacit-mesh/tacit/internal/bypass"
 	"github.com/tacit-mesh/tacit/internal/cli"
 	"github.com/tacit-mesh/tacit/internal/kube"
+	"github.com/tacit-mesh/tacit/internal/otlp"
 	"github.com/tacit-mesh/tacit/xds/build"
 	"github.com/tacit-mesh/tacit/xds/jwks"
 	"github.com/tacit-mesh/tacit/xds/meshconfig"
@@ -114,6 +115,7 @@ func command() *cobra.Command {
 	f.DurationVar(&o.jwksRefresh, "jwks-refresh", jwks.DefaultRefresh, "how often issuers' key sets are fetched again, at least 1s: a token of a new key is refused until then, so issuers announce keys before they use them")
 	f.DurationVar(&o.settings.MaxBypass, "max-bypass", bypass.DefaultMax, "longest bypass (tacit bypass) that is accepted; tacit-agent is to have the same")
 	o.audit.Flags(f)
+	o.otlp.Flags(f)
 	f.StringVar(&o.statusFile, "status-file", "", "`file` to write the status of policies and manifests to, as JSON, on each change")
 	f.StringVar(&o.metrics, "metrics", "", "`address` for Prometheus, at /metrics, and readiness, at /healthz/ready, such as :15014; none if empty")
 	return cmd
@@ -128,6 +130,7 @@ type options struct {
 	maxTTL, jwksRefresh                     time.Duration
 	statusFile, metrics                     string
 	audit                                   cli.Audit
+	otlp                                    otlp.Flags
 	clusterOptions
 	// listening is told the addresses; for tests, which listen on port 0.
 	listening func(proxies, metrics string)
@@ -142,9 +145,7 @@ func (o *options) check() error {
 	if o.jwksRefresh < time.Second {
 		errs = append(errs, fmt.Errorf("--jwks-refresh=%v: want at least 1s, such as 5m", o.jwksRefresh))
 	}
-	if err := o.audit.Check(); err != nil {
-		errs = append(errs, err)
-	}
+	errs = append(errs, o.audit.Check(), o.otlp.Check())
 	if o.settings.MaxBypass <= 0 {
 		errs = append(errs, errors.New("--max-bypass: want more than 0, such as 24h; who may bypass at all is a matter of RBAC"))
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/tacit-mesh/tacit/identity/ca"
 	"github.com/tacit-mesh/tacit/identity/nodeauth"
 	"github.com/tacit-mesh/tacit/internal/httpserve"
+	"github.com/tacit-mesh/tacit/internal/otlp"
 	"github.com/tacit-mesh/tacit/sight/page"
 	caapi "github.com/tacit-mesh/tacit/xds/api/ca"
 	"github.com/tacit-mesh/tacit/xds/build"
@@ -66,6 +67,7 @@ type service struct {
 	certificates *ca.Service
 	grpc         *grpc.Server
 	seen         *observed
+	collector    *otlp.Exporter // nil: none
 	listener     net.Listener
 	metrics      net.Listener // nil: not wanted
 }
@@ -113,7 +115,10 @@ func newService(o options, p *platform, log *zap.Logger) (*service, error) {
 	s.mesh = newMesh(o.settings, s.ads, log)
 	s.mesh.statusFile, s.mesh.tell, s.mesh.interval = o.statusFile, p.tell, p.interval
 	s.mesh.keys = newFetcher(s.mesh, o.jwksRefresh, log)
-	if s.mesh.audit, err = o.audit.Open("tacitd", "", log); err != nil {
+	if s.collector, err = o.otlp.Open("tacitd", "", log); err != nil {
+		return nil, err
+	}
+	if s.mesh.audit, err = o.audit.Open("tacitd", "", o.otlp.Audit(s.collector), log); err != nil {
 		return nil, err
 	}
 	s.certificates = &ca.Service{
@@ -130,12 +135,17 @@ func newService(o options, p *platform, log *zap.Logger) (*service, error) {
 	return s, nil
 }
 
+// writeAudit writes the audit log, and tells a collector what is in it.
+func (s *service) writeAudit(ctx context.Context) error {
+	return s.collector.RunWith(ctx, s.mesh.audit.Run)
+}
+
 // run serves until the context ends, or a part of it does.
 func (s *service) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.grpc.Serve(netutil.LimitListener(s.listener, maxConnections)) })
 	group.Go(func() error { return s.objects(ctx, s.mesh) })
-	for _, task := range append(s.tasks, s.mesh.followStatus, s.mesh.followTime, s.mesh.keys.Run, s.mesh.audit.Run, s.remember(s.seen, s.keep, s.log)) {
+	for _, task := range append(s.tasks, s.mesh.followStatus, s.mesh.followTime, s.mesh.keys.Run, s.writeAudit, s.remember(s.seen, s.keep, s.log)) {
 		group.Go(func() error { return task(ctx) })
 	}
 	if s.ui != "" {

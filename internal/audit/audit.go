@@ -1,5 +1,5 @@
-// Package audit keeps a file of what must not be forgotten or changed unnoticed:
-// denials, bypasses, and what became of identities.
+// Package audit keeps what must not be forgotten or changed unnoticed, in a file
+// or where it is exported to: denials, bypasses, and what became of identities.
 //
 // Each line is a record of JSON that ends with the SHA-256 of itself and of the
 // one before, so that a line which is changed, missing or out of its place
@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -76,11 +77,14 @@ func (r Record) hash() (string, error) {
 
 // Config says where records go.
 type Config struct {
-	Path          string
-	MaxSize       int64 // bytes, after which a file is closed and the next begun; 0: DefaultMaxSize
-	Keep          int   // files beside the current one, PATH.1 being the youngest; 0: DefaultKeep
+	Path          string // of the file; empty for none, where Export takes the records
+	MaxSize       int64  // bytes, after which a file is closed and the next begun; 0: DefaultMaxSize
+	Keep          int    // files beside the current one, PATH.1 being the youngest; 0: DefaultKeep
 	Program, Node string
 	Log           *zap.Logger
+	// Export is told of each record, and its line, once it is in the file; it
+	// must not wait. nil: nobody is.
+	Export func(r Record, line []byte)
 }
 
 // Log writes records. Its methods may be called from any goroutine; nil writes
@@ -107,6 +111,10 @@ func Open(c Config) (*Log, error) {
 		c.Keep = DefaultKeep
 	}
 	l := &Log{config: c, queue: make(chan Record, queued)}
+	if c.Path == "" {
+		l.Write(EventStarted, nil)
+		return l, nil
+	}
 	if err := l.claim(); err != nil {
 		return nil, err
 	}
@@ -218,8 +226,7 @@ func (l *Log) Run(ctx context.Context) error {
 	if l == nil {
 		return nil
 	}
-	defer l.lock.Close()
-	defer func() { _ = l.file.Close() }()
+	defer l.close()
 	ticker := time.NewTicker(syncEvery)
 	defer ticker.Stop()
 	dirty := false
@@ -240,6 +247,13 @@ func (l *Log) Run(ctx context.Context) error {
 			l.sync()
 		}
 		dirty = false
+	}
+}
+
+func (l *Log) close() {
+	if l.file != nil {
+		_ = l.file.Close()
+		_ = l.lock.Close()
 	}
 }
 
@@ -266,6 +280,9 @@ func (l *Log) tellLost() {
 }
 
 func (l *Log) sync() {
+	if l.file == nil {
+		return
+	}
 	if err := l.file.Sync(); err != nil {
 		l.config.Log.Error("audit log not on the disk", zap.Error(err))
 	}
@@ -282,19 +299,32 @@ func (l *Log) append(r Record, records uint64) {
 	if err == nil {
 		text, err = json.Marshal(r)
 	}
-	if err == nil && l.size > 0 && l.size+int64(len(text)) > l.config.MaxSize {
-		err = l.rotate()
-	}
-	if err == nil {
-		_, err = l.file.WriteAt(append(text, '\n'), l.size)
+	if err == nil && l.file != nil {
+		err = l.keep(text)
 	}
 	if err != nil {
 		l.lose(records)
 		l.config.Log.Error("audit record not written", zap.String("event", r.Event), zap.Error(err))
 		return
 	}
-	l.size += int64(len(text)) + 1
 	l.last = r
+	if l.config.Export != nil {
+		l.config.Export(r, text)
+	}
+}
+
+// keep writes a line to the file.
+func (l *Log) keep(text []byte) error {
+	if l.size > 0 && l.size+int64(len(text)) > l.config.MaxSize {
+		if err := l.rotate(); err != nil {
+			return err
+		}
+	}
+	if _, err := l.file.WriteAt(append(slices.Clip(text), '\n'), l.size); err != nil {
+		return err
+	}
+	l.size += int64(len(text)) + 1
+	return nil
 }
 
 // rotate puts the file behind the older ones, of which the oldest goes. Nothing

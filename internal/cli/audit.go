@@ -30,12 +30,12 @@ func (a *Audit) Check() error {
 	return nil
 }
 
-// Open is nil if no audit log is wanted.
-func (a *Audit) Open(program, node string, log *zap.Logger) (*audit.Log, error) {
-	if a.path == "" {
+// Open is nil if no audit log is wanted, in a file or by export, which may be nil.
+func (a *Audit) Open(program, node string, export func(audit.Record, []byte), log *zap.Logger) (*audit.Log, error) {
+	if a.path == "" && export == nil {
 		return nil, nil
 	}
 	return audit.Open(audit.Config{
-		Path: a.path, MaxSize: int64(a.size) << 20, Keep: a.keep, Program: program, Node: node, Log: log,
+		Path: a.path, MaxSize: int64(a.size) << 20, Keep: a.keep, Program: program, Node: node, Export: export, Log: log,
 	})
 }

@@ -86,6 +86,10 @@ func (m *metrics) registerState(registry prometheus.Registerer, o Options) {
 			Help: "mTLS connections to peers, kept for further streams."},
 			func() float64 { return float64(o.PoolConnections()) }))
 	}
+	if o.Spans != nil {
+		registerExported(registry, "spans", o.Spans.Spans)
+		registerExported(registry, "logs", o.Spans.Logs)
+	}
 	if o.Certificates != nil {
 		registry.MustRegister(newCertificateCollector(o))
 	}

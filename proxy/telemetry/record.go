@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/tacit-mesh/tacit/proxy/tracing"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -108,6 +109,8 @@ type Record struct {
 	Bypass                            string // that let it through, if one did
 	Closest                           bool   // Policy decided nothing, and only came closest to allowing
 	Err                               error
+
+	Span *tracing.Span // to be told of; nil for none
 
 	Sent     int64 // bytes from Source to Destination
 	Received int64 // bytes from Destination to Source

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/tacit-mesh/tacit/internal/audit"
+	"github.com/tacit-mesh/tacit/internal/otlp"
 	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -44,6 +45,10 @@ type Options struct {
 	Flows *flows.Log
 	// Audit is told of denials, and of what a bypass lets through; nil: nobody.
 	Audit *audit.Log
+	// Spans takes those of the connections and requests that have one; nil makes
+	// none. Node is where they are made.
+	Spans *otlp.Exporter
+	Node  string
 }
 
 // Recorder counts and logs connections. Its methods may be called from any
@@ -187,6 +192,7 @@ func (r *Recorder) Closed(c *Record) {
 		r.countPolicies(c.Outcome == Denied, c.Policy, c.Closest, c.DryRun, "")
 		r.auditConnection(c)
 	}
+	r.spanOfConnection(c, now)
 	r.flow(c, flows.Ended, now)
 	level, message := zapcore.WarnLevel, "connection denied"
 	switch c.Outcome {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/tacit-mesh/tacit/proxy/flows"
+	"github.com/tacit-mesh/tacit/proxy/tracing"
 )
 
 // Access lines beyond these are counted and summed up, denials apart, which
@@ -39,7 +40,8 @@ type Request struct {
 	Audit, Bypass                     string
 	Closest                           bool // see Record
 	Err                               error
-	Sent, Received                    int64 // bytes of the bodies, as Record has it
+	Span                              *tracing.Span // to be told of; nil for none
+	Sent, Received                    int64         // bytes of the bodies, as Record has it
 }
 
 func (q *Request) outcome() Outcome {
@@ -104,6 +106,7 @@ func (r *Recorder) Requested(q *Request) {
 	r.requests.count(q, now)
 	r.countPolicies(q.Denied, q.Policy, q.Closest, q.DryRun, q.Audit)
 	r.auditRequest(q)
+	r.spanOfRequest(q, now)
 	if r.options.Flows.Takes(flows.Requested) {
 		event := q.flow(now)
 		r.options.Flows.Add(&event)

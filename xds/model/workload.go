@@ -28,6 +28,15 @@ const (
 	TypeJob
 )
 
+// String is the controller's kind as telemetry has it, such as "deployment".
+func (t WorkloadType) String() string {
+	names := [...]string{TypeDeployment: "deployment", TypeCronJob: "cronjob", TypePod: "pod", TypeJob: "job"}
+	if int(t) < len(names) {
+		return names[t]
+	}
+	return "unknown"
+}
+
 // Locality is where a workload runs.
 type Locality struct{ Region, Zone, Subzone string }
 
