@@ -148,7 +148,7 @@ func (p *Proxy) dialOut(ctx context.Context, as, network, address string) (net.C
 		}
 		return (&net.Dialer{}).DialContext(ctx, network, address)
 	}
-	pod := p.localPod(as)
+	pod := p.callingPod(as)
 	if pod == nil {
 		return nil, fmt.Errorf("call %s as pod %s: it is no longer captured", address, as)
 	}

@@ -90,7 +90,8 @@ func (p *Proxy) claim(attested identity.Pod) *identity.Claim {
 }
 
 // Remove implements sockets.Handler. Connections of a pod that merely is no
-// longer captured live on, without new ones; they need its identity no more.
+// longer captured live on, without new ones. What decisions about their requests
+// ask in the mesh is asked as before, over the connections that there are.
 func (p *Proxy) Remove(uid string, gone bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -100,10 +101,18 @@ func (p *Proxy) Remove(uid string, gone bool) {
 		p.leaving[uid] = removed
 		go p.leave(removed)
 	}
-	if left := p.leaving[uid]; left != nil && gone {
-		left.kill()
+	if gone {
+		if left := p.leaving[uid]; left != nil {
+			left.kill()
+		}
+		p.endTunnels(uid, true)
 	}
-	p.pool.Evict(func(k hbone.Key) bool { return k.SourceUID == uid }, gone)
+}
+
+// endTunnels ends what a pod has begun, now or once nothing uses it any more.
+// Called with mu held.
+func (p *Proxy) endTunnels(uid string, now bool) {
+	p.pool.Evict(func(k hbone.Key) bool { return k.SourceUID == uid }, now)
 	go p.endCalls(uid) // without mu
 }
 
@@ -124,6 +133,7 @@ func (p *Proxy) leave(pod *pod) {
 	delete(p.leaving, pod.UID)
 	if p.pods[pod.UID] == nil {
 		pod.kill()
+		p.endTunnels(pod.UID, false)
 	}
 }
 
@@ -141,6 +151,21 @@ func (p *Proxy) localPod(uid string) *pod {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.pods[uid]
+}
+
+// callingPod is the same, or one whose connections outlive its capture: requests
+// on these may still have to be asked about.
+func (p *Proxy) callingPod(uid string) *pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	found := p.pods[uid]
+	if found == nil {
+		found = p.leaving[uid]
+	}
+	if found == nil || found.ctx.Err() != nil {
+		return nil
+	}
+	return found
 }
 
 // accept hands each connection to its own goroutine, at most a pod's share of

@@ -206,6 +206,44 @@ func TestProviderInTheMesh(t *testing.T) {
 	}
 }
 
+// A policy that covers the provider itself is no endless loop: about questions
+// nobody is asked, so all that it matches is denied, with the reason. And requests
+// on connections from before their pod left the mesh are asked about as before.
+func TestProviderAtTheEdges(t *testing.T) {
+	custom := func(rules string) string { return "{action: CUSTOM, provider: {name: gate}, rules: [" + rules + "]}" }
+	m := e2e.StartWith(t, meshConfig(t, `extensionProviders: [{name: gate, envoyExtAuthzGrpc: {service: 198.18.2.11, port: 9000, timeout: 60s}}]`),
+		object("AuthorizationPolicy", "custom", custom("{}")))
+	serve(t, m, "mesh/server", ":8080", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
+	authorize(t, m, "mesh/server2", func(about *authv3.AttributeContext_HttpRequest) bool { return about.GetHeaders()["x-pass"] != "" })
+	kept := client(t, m, "mesh/client", 1)
+	want := func(c *http.Client, header string, want int) {
+		t.Helper()
+		if status, _, _ := call(t, c, "GET", "http://"+server+"/", header); status != want {
+			t.Errorf("with %q: %d, want %d", header, status, want)
+		}
+	}
+	want(kept, "X-Pass: 1", 403)
+	requested(t, m, 0, map[string]any{"reason": "provider_unavailable", "http.path": "/envoy.service.auth.v3.Authorization/Check"})
+
+	apply(t, m, "AuthorizationPolicy", "custom", custom("{to: [{operation: {ports: ['8080']}}]}"))
+	want(kept, "X-Pass: 1", 200)
+	m.MustApply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: server, namespace: mesh, labels: {app: server, tacit.mesh/dataplane: disabled}}
+spec: {nodeName: b, serviceAccountName: server, containers: [{name: app, image: none, ports: [{name: web, containerPort: 8080}]}]}
+status: {podIPs: [{ip: "198.18.2.10"}, {ip: "fd00:7ac1:2::10"}]}
+`)
+	m.Eventually("the pod has left the mesh", func() error {
+		if status, _, _ := call(t, client(t, m, "mesh/client", 1), "GET", "http://"+server+"/"); status != 200 {
+			return fmt.Errorf("%d to a new connection", status)
+		}
+		return nil
+	})
+	want(kept, "X-Pass: 1", 200)
+	want(kept, "A: b", 403)
+}
+
 // A provider decides by bodies, of which it sees as much as is declared, and
 // what it lets pass arrives whole.
 func TestProviderSeesBodies(t *testing.T) {
