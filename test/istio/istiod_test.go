@@ -51,6 +51,7 @@ func TestIstiod(t *testing.T) {
 	m := start(t)
 	p := m.follow("a")
 	p.first(t)
+	m.demand()
 	p.policies(t)
 	p.away(t)
 	for name, s := range map[string]client.TypeStatus{"addresses": p.client.Status().Addresses, "policies": p.client.Status().Policies} {
@@ -70,10 +71,13 @@ type proxy struct {
 }
 
 // follow runs the xDS client of a node's proxy until the end of the test.
-func (m *mesh) follow(node string) *proxy {
+func (m *mesh) follow(node string) *proxy { return m.followWith(node, false) }
+
+func (m *mesh) followWith(node string, onDemand bool) *proxy {
 	m.t.Helper()
 	p := &proxy{mesh: m, state: state.New()}
 	p.client = client.New(client.Config{
+		OnDemand: onDemand, Known: p.state.Snapshot,
 		Server: m.istiod.Address, ServerName: servers.IstiodName, ClusterID: servers.IstiodCluster,
 		RootsFile: m.roots(), TokenFile: m.tokenFile("xds", m.proxyToken(node)), Sink: p.state,
 		Node: client.Node{Name: node, Pod: account + "-" + node, Namespace: system, Metadata: map[string]string{"CLUSTER_ID": servers.IstiodCluster}},
