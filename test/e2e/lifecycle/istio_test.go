@@ -1,6 +1,8 @@
 package lifecycle
 
 import (
+	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -11,38 +13,114 @@ import (
 	"github.com/tacit-mesh/tacit/test/world"
 )
 
+// underIstio is a mesh whose agents have the pods from who plays Istio's CNI
+// agent, by node.
+func underIstio(t *testing.T) (*e2e.Mesh, map[string]*istio) {
+	t.Helper()
+	m, agents := e2e.Build(t, world.Config{ZDS: true}), map[string]*istio{}
+	must(t, m.StartControl(m.Context()))
+	for _, node := range m.Nodes() {
+		i := &istio{Mesh: m, t: t, node: node}
+		agents[node.Name] = i
+		i.listen()
+		must(t, node.StartAgent(m.Context()))
+		for _, pod := range m.Pods() {
+			if pod.Node == node && strings.HasPrefix(pod.Key, "mesh/") {
+				must(t, zdstest.Capture(pod))
+				i.pods = append(i.pods, pod)
+			}
+		}
+		i.name(i.pods)
+		must(t, node.StartProxy(m.Context()))
+	}
+	return m, agents
+}
+
+// istio plays the CNI agent of a node.
+type istio struct {
+	*e2e.Mesh
+	t      *testing.T
+	node   *world.Node
+	socket *zdstest.Agent
+	conn   *zdstest.Conn
+	pods   []*world.Pod
+}
+
+func (i *istio) listen() {
+	i.t.Helper()
+	var err error
+	i.socket, err = zdstest.Listen(i.node.ZDSSocket())
+	must(i.t, err)
+	i.t.Cleanup(i.end)
+}
+
+// end has it go away.
+func (i *istio) end() {
+	_ = i.socket.Close()
+	if i.conn != nil {
+		_ = i.conn.Close()
+	}
+}
+
+// name tells the node's agent that these are all pods there are.
+func (i *istio) name(pods []*world.Pod) {
+	i.t.Helper()
+	var err error
+	i.conn, err = i.socket.Accept(i.Context())
+	must(i.t, err)
+	for _, pod := range pods {
+		namespace, name, _ := strings.Cut(pod.Key, "/")
+		must(i.t, i.conn.Add(manifests.PodUID("", namespace, name), &protocol.WorkloadInfo{
+			Namespace: namespace, Name: name, ServiceAccount: pod.ServiceAccount(),
+		}, pod.NetnsPath()))
+	}
+	must(i.t, i.conn.SnapshotSent())
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An agent that starts while Istio's is away goes on with the pods that the
+// proxy knows, new connections included; those that Istio's does not name when
+// it is back are let go.
+func TestAgentWithoutIstio(t *testing.T) {
+	m, agents := underIstio(t)
+	serveEverywhere(m)
+	i := agents["a"]
+	i.end()
+	must(t, i.node.Agent().Kill())
+	must(t, i.node.StartAgent(m.Context()))
+	// More than there are sockets left from the agent before.
+	for range 20 {
+		for from, to := range map[string]string{"mesh/client": "198.18.2.10:8080", "mesh/twin": "198.18.2.10:8080", "outside/plain": "198.18.1.20:8080"} {
+			if _, err := m.Call(from, to); err != nil {
+				t.Fatalf("%s to %s: %v", from, to, err)
+			}
+		}
+	}
+	i.listen()
+	left := slices.DeleteFunc(slices.Clone(i.pods), func(p *world.Pod) bool { return p.Key == "mesh/twin" })
+	i.name(left)
+	m.Eventually("the pod that is not named is let go", func() error {
+		_, err := m.Call("mesh/twin", "198.18.2.10:8080")
+		if err == nil {
+			return errors.New("it is served")
+		}
+		return nil
+	})
+	if _, err := m.Call("mesh/client", "198.18.2.10:8080"); err != nil {
+		t.Error(err)
+	}
+}
+
 // Under Istio's CNI agent connections go over mutual TLS as ever, and the proxy
 // has no privilege there either.
 func TestUnderIstio(t *testing.T) {
-	m := e2e.Build(t, world.Config{ZDS: true})
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	must(m.StartControl(m.Context()))
-	for _, node := range m.Nodes() {
-		istio, err := zdstest.Listen(node.ZDSSocket())
-		must(err)
-		defer istio.Close()
-		must(node.StartAgent(m.Context()))
-		conn, err := istio.Accept(m.Context())
-		must(err)
-		defer conn.Close()
-		for _, pod := range m.Pods() {
-			namespace, name, _ := strings.Cut(pod.Key, "/")
-			if pod.Node != node || namespace != "mesh" {
-				continue
-			}
-			must(zdstest.Capture(pod))
-			must(conn.Add(manifests.PodUID("", namespace, name), &protocol.WorkloadInfo{
-				Namespace: namespace, Name: name, ServiceAccount: pod.ServiceAccount(),
-			}, pod.NetnsPath()))
-		}
-		must(conn.SnapshotSent())
-		must(node.StartProxy(m.Context()))
-	}
+	m, _ := underIstio(t)
 	wantUnprivileged(t, m)
 	serveEverywhere(m)
 	for name, tt := range map[string]struct{ node, from, to, client string }{
