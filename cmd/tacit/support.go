@@ -14,7 +14,6 @@ import (
 	"path"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -91,7 +90,7 @@ func (f *supportFlags) run(cmd *cobra.Command) error {
 	if name == "" {
 		name = "tacit-support-" + time.Now().UTC().Format("20060102-150405") + ".tar.gz"
 	}
-	p := support.Packer{Command: strings.Join(os.Args, " "), MaxBytes: f.maxSize << 20, Progress: func(done, of int, file support.File) {
+	p := support.Packer{Command: os.Args, MaxBytes: f.maxSize << 20, Progress: func(done, of int, file support.File) {
 		state := fmt.Sprintf("%.1f KiB", float64(file.Bytes)/1024)
 		switch {
 		case file.Error != "":
@@ -105,7 +104,7 @@ func (f *supportFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return fmt.Errorf("support: %w", err)
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "\nPacked %d parts into %s. Look through it before you give it away.\n", len(index.Files), name)
+	fmt.Fprintf(cmd.ErrOrStderr(), "\nPacked %d parts into %s. Look through it before you give it away.\n", index.Packed(), name)
 	if index.Partial {
 		return partialError{errors.New("support: the archive is partial: its index.json says what is missing or cut, and why")}
 	}

@@ -109,7 +109,7 @@ func TestSupportOfThisMachine(t *testing.T) {
 	where := "http://127.0.0.1:" + strconv.Itoa(metricsServer(t)) + "/metrics"
 	code, _, errOut := tacit("support", "--socket", socket, "-f", file, "--log", log, "--metrics", where)
 	files, index := packed(t, file)
-	if code != 0 || index.Partial || !strings.Contains(errOut, "Look through it") {
+	if code != 0 || index.Partial || !strings.Contains(errOut, "Packed 11 parts") {
 		t.Errorf("exit %d, %s, %+v", code, errOut, index)
 	}
 	for name, want := range map[string]string{
@@ -124,6 +124,11 @@ func TestSupportOfThisMachine(t *testing.T) {
 	code, _, errOut = tacit("support", "--socket", socket, "-f", file, "--log", filepath.Join(dir, "none"))
 	if _, index := packed(t, file); code != exitPartial || !index.Partial || !strings.Contains(errOut, "MISSING: open") {
 		t.Errorf("exit %d, %s, %+v", code, errOut, index)
+	}
+	none := filepath.Join(dir, "none.tar.gz")
+	code, _, errOut = tacit("support", "--socket", filepath.Join(dir, "no.sock"), "-f", none, "--metrics", "http://127.0.0.1:1")
+	if _, err := os.Stat(none); code != exitPartial || err != nil || !strings.Contains(errOut, "Packed 1 parts") {
+		t.Errorf("no proxy: exit %d, %s, %v", code, errOut, err)
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, ".*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)

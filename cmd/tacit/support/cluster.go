@@ -117,7 +117,7 @@ func objectsPart(c *cluster.Cluster, k kind, name string) Part {
 		if k.ours {
 			in = c.Namespace
 		}
-		items := []any{}
+		items, size := []any{}, 0
 		for options := k.options; ; {
 			options.Limit = pageSize
 			page, err := c.Dynamic.Resource(version.WithResource(k.resource)).Namespace(in).List(ctx, options)
@@ -128,7 +128,16 @@ func objectsPart(c *cluster.Cluster, k kind, name string) Part {
 				return nil, fmt.Errorf("read %s: %w", k.resource, err)
 			}
 			for _, item := range page.Items {
-				items = append(items, item.Object)
+				// The whole is bounded here, where it can be cut between two of them.
+				text, err := json.Marshal(Object(item.Object))
+				if size += len(text) + len(","); err == nil && size > maxPart-1<<10 {
+					whole, err := encoded(map[string]any{"items": items, "note": "cut here: there are more"}, nil)
+					return shortened{whole}, err
+				}
+				if err != nil {
+					return nil, fmt.Errorf("write %s %s: %w", k.resource, item.GetName(), err)
+				}
+				items = append(items, json.RawMessage(text))
 			}
 			if options.Continue = page.GetContinue(); options.Continue == "" {
 				return encoded(map[string]any{"items": items}, nil)

@@ -7,6 +7,7 @@ package support
 
 import (
 	"archive/tar"
+	"bytes"
 	"compress/gzip"
 	"context"
 	"encoding/json"
@@ -60,21 +61,31 @@ type Index struct {
 	Files   []File `json:"files"`
 }
 
+// Packed is how many parts are in the archive.
+func (i *Index) Packed() (count int) {
+	for _, file := range i.Files {
+		if file.Error == "" {
+			count++
+		}
+	}
+	return count
+}
+
 // Packer writes archives.
 type Packer struct {
-	Command  string // that was run
-	MaxBytes int    // of all parts together, before compression
+	Command  []string // that was run
+	MaxBytes int      // of all parts together, before compression
 	// Progress is told about each part as it is done, from one goroutine at a
 	// time; may be nil.
 	Progress func(done, of int, f File)
 }
 
 // Pack writes an archive of the parts, begun in their order; one that has no room
-// is left out. The error is one of writing: what could not be read is in the
-// index.
+// is left out. The error is one of writing, or that there is no part at all: what
+// else could not be read is in the index.
 func (p *Packer) Pack(ctx context.Context, out io.Writer, parts []Part) (Index, error) {
 	now := time.Now().UTC().Truncate(time.Second)
-	index := Index{Version: version.String(), Time: now, Command: p.Command, Files: []File{}}
+	index := Index{Version: version.String(), Time: now, Command: Command(p.Command), Files: []File{}}
 	compressed := gzip.NewWriter(out)
 	archive := tar.NewWriter(compressed)
 	folder := "tacit-support-" + now.Format("20060102-150405")
@@ -118,6 +129,9 @@ func (p *Packer) Pack(ctx context.Context, out io.Writer, parts []Part) (Index, 
 	if ctx.Err() != nil {
 		return index, ctx.Err()
 	}
+	if err == nil && len(parts) > 0 && index.Packed() == 0 {
+		return index, fmt.Errorf("nothing is packed: %s: %s", index.Files[0].Name, index.Files[0].Error)
+	}
 	text, problem := json.MarshalIndent(index, "", "  ")
 	err = errors.Join(err, problem)
 	if err == nil {
@@ -145,7 +159,13 @@ func (p *Part) read(ctx context.Context) ([]byte, File) {
 		file.Error = string(Text([]byte(err.Error())))
 		return nil, file
 	}
-	file.Cut = cut
+	if begin := bytes.TrimSpace(text[:min(len(text), 64)]); cut && !p.Tail && len(begin) > 0 && (begin[0] == '{' || begin[0] == '[') {
+		// Its members can no longer be told apart, so secrets in it would stay.
+		file.Error = fmt.Sprintf("left out: it is JSON and larger than %d bytes", maxPart)
+		return nil, file
+	}
+	_, file.Cut = body.(shortened)
+	file.Cut = file.Cut || cut
 	text = Document(text)
 	switch {
 	case cut && p.Tail:
@@ -155,6 +175,9 @@ func (p *Part) read(ctx context.Context) ([]byte, File) {
 	}
 	return text, file
 }
+
+// shortened is a content that is whole as JSON, though there was more to say.
+type shortened struct{ io.ReadCloser }
 
 // bounded reads the first maxPart bytes, or the last.
 func bounded(in io.Reader, tail bool) (text []byte, cut bool, err error) {

@@ -1,3 +1,5 @@
+//go:build !inpod
+
 package support
 
 import (
@@ -15,6 +17,12 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic/fake"
+
+	"github.com/tacit-mesh/tacit/deploy/cluster"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -24,6 +32,7 @@ const (
 	keyLines = "MHcCAQEEIBplantedKeyplantedKeyplantedKeyoAoGCCqGSM49"
 	jwt      = "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJwbGFudGVkIn0.c2lnbmF0dXJlUGxhbnRlZA"
 	password = "hunter2-planted"
+	digits   = "8157329046"
 	base64d  = "LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0tUGxhbnRlZA=="
 )
 
@@ -52,9 +61,33 @@ func TestNoSecretStays(t *testing.T) {
 		"applied":           `{"metadata":{"annotations":{"kubectl.kubernetes.io/last-applied-configuration":"` + password + `"},"managedFields":["` + password + `"]}}`,
 		"symmetric key set": `{"jwks":"{\"keys\":[{\"k\":\"` + password + `\"}]}"}`,
 		"member with a key": `{"annotations":{"note":"` + strings.ReplaceAll(key, "\n", `\n`) + `"}}`,
+		"arguments apart":   `{"args":["--redis-password","` + password + `","--node","a"]}`,
+		"apart in a script": `{"command":["sh","-c","run --redis-password ` + password + ` --node a"]}`,
+		"apart in a log":    `started with ["--api-key", "` + password + `"]`,
+		"block":             `{"data":{"app.yaml":"user: a\npassword: |\n  ` + password + `\n"}}`,
+		"folded block":      `{"data":{"app.yaml":"a:\n- password: >-\n    ` + password + `\n  user: b\n"}}`,
+		"second document":   `{"data":{"app.yaml":"a: 1\n---\nargs:\n- --api-key\n- ` + password + `\n"}}`,
+		"block in a text":   "{{ not YAML\n  password: >-\n    " + password + "\n\n    " + password + "\n  user: b\n",
+		"list of lines":     "tokens:\n- " + password + "\n- " + password + "\n",
+		"digits":            "password: " + digits,
+		"number":            `{"password":` + digits + `,"tokens":[` + digits + `]}`,
+		"number in a log":   `{"msg":"x","password":` + digits + "}\n{}\n",
+		"slash in a URL":    "redis://user:hun/" + password + "@h",
+		"at in a URL":       "redis://user:p@" + password + "@h/0",
+		"list in YAML":      "tokens: [a, " + password + "]\n",
+		"list in a log":     `time=now {"password": ["x", "` + password + `"], "b": 1}`,
+		"object in a log":   `{"credentials":{"user":"` + password + `"}}` + "\n{}\n",
+		"lists in a list":   `{"tokens":[["a"],["` + password + `"]]}` + "\n{}\n",
+		"quoted once":       "pwd = 'two words " + password + "'",
+		"X-Auth":            "X-Auth: " + password,
+		"signature":         "GET /blob?sv=1&sig=" + password,
+		"code":              "GET /callback?code=" + password + "&state=x",
+		"signature in JSON": `x {"path":"/blob?sv=1\u0026sig=` + password + `"}`,
+		"working word":      "DB_PWD=" + password + " SMTP_PASS=" + password,
+		"member pwd":        `{"pwd":"` + password + `","x-auth":"` + password + `"}`,
 	} {
 		got := string(Document([]byte(text)))
-		for _, planted := range []string{keyLines, jwt, "hunter2", base64d[20:]} {
+		for _, planted := range []string{keyLines, jwt, "hunter2", base64d[20:], digits} {
 			if strings.Contains(got, planted) {
 				t.Errorf("%s: %q is in %q", name, planted, got)
 			}
@@ -76,6 +109,11 @@ func TestTheRestStays(t *testing.T) {
 		`{"key":"source.namespace","values":["shop"]}`,
 		`{"name":"NODE_NAME","value":"node-a"}`,
 		`{"generation":18446744073709551615}`,
+		`{"tokenRequests":12,"maxTokens":7,"secret":{"defaultMode":420,"optional":false}}`,
+		"token_count: 12, max_tokens=7 code=403",
+		`{"args":["--token-file","/run/token","--node","node-a"]}`,
+		"--token /var/run/secrets/tacit/token --node node-a",
+		`{"data":{"mesh.yaml":"tokenLimit: 18446744073709551615\n"}}`,
 		"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
 	} {
 		got := string(Document([]byte(text)))
@@ -129,7 +167,7 @@ func TestPack(t *testing.T) {
 		told []string
 	)
 	long := strings.Repeat("0123456789abcde\n", maxPart/16) + "the end\n"
-	p := Packer{Command: "tacit support", MaxBytes: 2*maxPart + 1<<20, Progress: func(done, of int, f File) {
+	p := Packer{Command: []string{"tacit", "support", "--token", password, "--metrics", "http://u:" + password + "@h/metrics"}, MaxBytes: 2*maxPart + 1<<20, Progress: func(done, of int, f File) {
 		if of != 6 || done != len(told)+1 {
 			t.Errorf("%d of %d, after %d", done, of, len(told))
 		}
@@ -157,6 +195,9 @@ func TestPack(t *testing.T) {
 	var read Index
 	if err := json.Unmarshal([]byte(files["index.json"]), &read); err != nil {
 		t.Fatal(err)
+	}
+	if !strings.HasPrefix(read.Command, "tacit support --token ") || strings.Contains(files["index.json"], "hunter2") {
+		t.Errorf("the command is %q", read.Command)
 	}
 	problems, total := map[string]string{}, 0
 	for _, f := range read.Files {
@@ -193,6 +234,43 @@ func TestPack(t *testing.T) {
 type torn struct{}
 
 func (torn) Read([]byte) (int, error) { return 0, errors.New("torn") }
+
+// What is cut can no longer be read by its members: it is left out, and lists of
+// objects are cut between two of them.
+func TestNoSecretStaysInWhatIsCut(t *testing.T) {
+	long := strings.Repeat("x", maxPart)
+	secret := `{"name":"DB_PASSWORD","value":"` + password + `"}`
+	part := Part{Name: "dump.json", Read: text("\n[" + secret + `,"` + long + `"]`)}
+	if content, file := part.read(t.Context()); content != nil || !strings.Contains(file.Error, "larger than") {
+		t.Errorf("%d bytes, %+v", len(content), file)
+	}
+	pod := func(name string) *unstructured.Unstructured {
+		return &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{"namespace": "n", "name": name},
+			"env": []any{map[string]any{"name": "DB_PASSWORD", "value": password}}, "text": long[:maxPart*2/5],
+		}}
+	}
+	pods := kind{version: "v1", resource: "pods"}
+	lists := map[schema.GroupVersionResource]string{{Version: "v1", Resource: "pods"}: "PodList"}
+	c := &cluster.Cluster{Dynamic: fake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), lists, pod("a"), pod("b"), pod("c"))}
+	part = objectsPart(c, pods, "pods.json")
+	content, file := part.read(t.Context())
+	var got struct{ Items []map[string]any }
+	if err := json.Unmarshal(content, &got); err != nil || len(got.Items) != 2 || !file.Cut || file.Error != "" {
+		t.Errorf("%d objects, %+v, %v", len(got.Items), file, err)
+	}
+	if strings.Contains(string(content), password) {
+		t.Error("a secret stays in objects that were cut")
+	}
+}
+
+func TestNothingPacked(t *testing.T) {
+	p := Packer{MaxBytes: 1 << 20}
+	index, err := p.Pack(t.Context(), io.Discard, []Part{{Name: "x", Read: func(context.Context) (io.ReadCloser, error) { return nil, errors.New("away") }}})
+	if err == nil || !strings.Contains(err.Error(), "nothing is packed: x: away") || index.Packed() != 0 {
+		t.Errorf("got %v, %+v", err, index)
+	}
+}
 
 func TestNothingIsPackedForNobody(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
