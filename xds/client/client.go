@@ -75,9 +75,11 @@ type Client struct {
 	status Status
 	// On demand; names is nil otherwise.
 	names     map[string]*name
-	unasked   []string // names to be asked for
-	givenUp   []string // names to be given up, before that
-	tellsNews bool     // the control plane says when a name stands for something else
+	unasked   map[string]struct{} // names to be asked for
+	givenUp   []string            // names to be given up, before that
+	batches   uint64              // of names that have been asked for
+	marks     []string            // of batches that have been answered, to be given up
+	tellsNews bool                // the control plane says when a name stands for something else
 }
 
 // New makes a client. It does nothing before Run, or Restore and Run.
@@ -99,7 +101,7 @@ func New(config Config) *Client {
 		status:    Status{Since: time.Now()},
 	}
 	if config.OnDemand {
-		c.names = map[string]*name{}
+		c.names, c.unasked = map[string]*name{}, map[string]struct{}{}
 	}
 	return c
 }

@@ -3,6 +3,7 @@ package client
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -37,9 +38,17 @@ type name struct {
 	holders int
 	idle    time.Time // since when there are none
 	asked   time.Time // on the present connection; zero: not yet
+	batch   uint64    // the one of which the answer is awaited; 0: none
 	heard   bool
-	nothing bool // is what was heard
+	means   string // what was heard, as of [model.Snapshot.Stands]
 }
+
+// answered reports whether there was an answer on the present connection, so
+// that what comes is news.
+func (n *name) answered() bool { return !n.asked.IsZero() && n.batch == 0 }
+
+// nothing reports whether that is what was heard.
+func (n *name) nothing() bool { return n.heard && n.means == "" }
 
 // Hold asks for a name, as of [model.AddressName] or "NAMESPACE/HOSTNAME", and
 // keeps it until release is called, once: the sink is told of what it stands for
@@ -56,7 +65,7 @@ func (c *Client) Hold(key string) (release func(), ok bool) {
 		}
 		n = &name{}
 		c.names[key] = n
-		c.unasked = append(c.unasked, key)
+		c.unasked[key] = struct{}{}
 		c.wakeAsking()
 	}
 	n.holders++
@@ -72,6 +81,7 @@ func (c *Client) release(key string, n *name) {
 	n.idle = time.Now()
 	if n.asked.IsZero() && !n.heard {
 		delete(c.names, key) // nobody was told of it
+		delete(c.unasked, key)
 	}
 }
 
@@ -86,23 +96,28 @@ func (c *Client) wakeAsking() {
 // meaning is known, which may have changed meanwhile. The others are asked for
 // by a second one: to that each gets an answer, be it held already or not.
 func (c *Client) resume(request *discovery.DeltaDiscoveryRequest) {
-	c.unasked, c.givenUp = nil, nil
+	clear(c.unasked)
+	c.givenUp, c.marks = nil, nil
+	c.batches++
 	// Without a name it would be a request for everything.
 	request.ResourceNamesSubscribe, request.ResourceNamesUnsubscribe = []string{"*"}, []string{"*"}
 	now := time.Now()
 	for key, n := range c.names {
 		switch {
 		case n.heard:
-			n.asked = now
+			n.asked, n.batch = now, c.batches
 			request.ResourceNamesSubscribe = append(request.ResourceNamesSubscribe, key)
 		case n.holders == 0:
 			delete(c.names, key)
 		default:
-			n.asked = time.Time{}
-			c.unasked = append(c.unasked, key)
+			n.asked, n.batch = time.Time{}, 0
+			c.unasked[key] = struct{}{}
 		}
 	}
 	slices.Sort(request.ResourceNamesSubscribe[1:])
+	if len(request.ResourceNamesSubscribe) > 1 {
+		request.ResourceNamesSubscribe = append(request.ResourceNamesSubscribe, markOf(c.batches))
+	}
 	c.wakeAsking()
 }
 
@@ -139,81 +154,31 @@ func (c *Client) crowded() bool {
 func (c *Client) requests(now time.Time) (out []*discovery.DeltaDiscoveryRequest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.givenUp) > 0 {
-		out = append(out, &discovery.DeltaDiscoveryRequest{TypeUrl: wire.AddressType, ResourceNamesUnsubscribe: c.givenUp})
+	if givenUp := append(c.marks, c.givenUp...); len(givenUp) > 0 {
+		out = append(out, &discovery.DeltaDiscoveryRequest{TypeUrl: wire.AddressType, ResourceNamesUnsubscribe: givenUp})
 	}
-	var wanted []string
-	for _, key := range c.unasked {
-		if n := c.names[key]; n != nil && n.asked.IsZero() {
-			n.asked = now
-			wanted = append(wanted, key)
-		}
+	c.marks, c.givenUp = nil, nil
+	if len(c.unasked) == 0 {
+		return out
 	}
-	if len(wanted) > 0 {
-		out = append(out, &discovery.DeltaDiscoveryRequest{TypeUrl: wire.AddressType, ResourceNamesSubscribe: wanted})
+	c.batches++
+	wanted := slices.Sorted(maps.Keys(c.unasked))
+	for _, key := range wanted {
+		n := c.names[key]
+		n.asked, n.batch = now, c.batches
 	}
-	c.unasked, c.givenUp = nil, nil
-	return out
+	clear(c.unasked)
+	return append(out, &discovery.DeltaDiscoveryRequest{TypeUrl: wire.AddressType, ResourceNamesSubscribe: append(wanted, markOf(c.batches))})
 }
 
 // again has a name be asked for once more.
 func (c *Client) again(key string, n *name) {
 	if !n.asked.IsZero() {
 		c.givenUp = append(c.givenUp, key)
-		c.unasked = append(c.unasked, key)
-		n.asked = time.Time{}
+		c.unasked[key] = struct{}{}
+		n.asked, n.batch = time.Time{}, 0
 	}
 	c.wakeAsking()
-}
-
-// hear adds to an update what responses say of names. An answer is one about
-// the name itself. Where what a name stood for has gone without a word on the
-// name, it has to be asked for again: its successor may not be known here.
-func (c *Client) hear(u *model.Update, responses []*discovery.DeltaDiscoveryResponse) {
-	nothing, other := c.said(responses)
-	next := c.config.Known().Apply(*u)
-	for key, n := range c.names {
-		stands := false
-		next.Named(key, func(string) { stands = true })
-		switch {
-		case stands && n.asked.IsZero() && !n.heard:
-			continue // it may stand for more
-		case stands, nothing[key], other[key]:
-			if n.nothing = !stands; !n.heard {
-				n.heard = true
-				u.Heard = append(u.Heard, key)
-			}
-		case n.heard && !n.nothing:
-			n.heard = false
-			u.Unheard = append(u.Unheard, key)
-			c.again(key, n)
-		}
-	}
-}
-
-// said are the names of which responses say that they stand for nothing, and
-// those of resources that are found by other names.
-func (c *Client) said(responses []*discovery.DeltaDiscoveryResponse) (nothing, other map[string]bool) {
-	nothing, other = map[string]bool{}, map[string]bool{}
-	for _, response := range responses {
-		k := c.kind(response.GetTypeUrl())
-		if k == nil || k.typeURL != wire.AddressType {
-			continue
-		}
-		c.tellsNews = wire.IsGeneration(response.GetSystemVersionInfo())
-		for _, key := range response.GetRemovedResources() {
-			nothing[key] = true
-		}
-		for _, r := range response.GetResources() {
-			if held, ok := k.resources[r.GetName()]; !ok || held.rejected {
-				continue // what is wrong says nothing
-			}
-			for _, key := range r.GetAliases() {
-				other[key] = true
-			}
-		}
-	}
-	return nothing, other
 }
 
 // letGo gives up names that nobody has held for a while, and what they stood
@@ -226,6 +191,7 @@ func (c *Client) letGo(now time.Time) {
 	for _, key := range c.forgettable(now) {
 		n := c.names[key]
 		delete(c.names, key)
+		delete(c.unasked, key)
 		if n.heard {
 			u.Unheard = append(u.Unheard, key)
 		}
@@ -233,11 +199,13 @@ func (c *Client) letGo(now time.Time) {
 			c.givenUp = append(c.givenUp, key)
 		}
 	}
-	if !c.tellsNews {
-		for key, n := range c.names {
-			if n.heard && (now.Sub(n.asked) >= askAgain || n.nothing && now.Sub(n.asked) >= askAgainNothing) {
-				c.again(key, n)
-			}
+	for key, n := range c.names {
+		after := askAgain
+		if n.nothing() {
+			after = askAgainNothing
+		}
+		if !n.asked.IsZero() && now.Sub(n.asked) >= after && !(n.heard && c.tellsNews) {
+			c.again(key, n)
 		}
 	}
 	if len(u.Unheard) > 0 {
@@ -258,7 +226,7 @@ func (c *Client) forgettable(now time.Time) (out []string) {
 		since := now.Sub(n.idle)
 		switch {
 		case n.holders > 0:
-		case since >= keepIdle || (n.nothing || !n.heard) && since >= keepNothing:
+		case since >= keepIdle || n.means == "" && since >= keepNothing:
 			out = append(out, key)
 		default:
 			idle = append(idle, key)
@@ -274,8 +242,8 @@ func (c *Client) forgettable(now time.Time) (out []string) {
 	}
 	slices.SortFunc(idle, func(a, b string) int {
 		m, n := c.names[a], c.names[b]
-		if m.nothing != n.nothing {
-			if m.nothing {
+		if m.nothing() != n.nothing() {
+			if m.nothing() {
 				return -1
 			}
 			return 1
@@ -322,9 +290,7 @@ func (c *Client) restoreNames(keys []string, u *model.Update) {
 	u.OnDemand = true
 	next := c.config.Known().Apply(*u)
 	for _, key := range keys[:min(len(keys), maxNames)] {
-		n := &name{idle: time.Now(), heard: true, nothing: true}
-		next.Named(key, func(string) { n.nothing = false })
-		c.names[key] = n
+		c.names[key] = &name{idle: time.Now(), heard: true, means: next.Stands(key)}
 		u.Heard = append(u.Heard, key)
 	}
 }

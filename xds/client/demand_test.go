@@ -10,7 +10,10 @@ import (
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/tacit-mesh/tacit/xds/api/tacit"
 	"github.com/tacit-mesh/tacit/xds/model"
 	"github.com/tacit-mesh/tacit/xds/wire"
 )
@@ -77,12 +80,51 @@ func (r *running) hold(t *testing.T, name string) (release func()) {
 // asked is the next request, one for names or one that gives them up.
 func (s *stream) asked(t *testing.T, subscribe, unsubscribe string) {
 	t.Helper()
-	r := next(t, "a request", s.requests)
-	for _, list := range [][]string{r.GetResourceNamesSubscribe(), r.GetResourceNamesUnsubscribe()} {
-		slices.Sort(list)
-	}
+	r := s.named(t)
 	if got, gave := strings.Join(r.GetResourceNamesSubscribe(), " "), strings.Join(r.GetResourceNamesUnsubscribe(), " "); got != subscribe || gave != unsubscribe || r.GetResponseNonce() != "" {
 		t.Fatalf("asked for %q and gave up %q, want %q and %q (%v)", got, gave, subscribe, unsubscribe, r)
+	}
+}
+
+// named is the next request that has names other than marks, and only those.
+func (s *stream) named(t *testing.T) *discovery.DeltaDiscoveryRequest {
+	t.Helper()
+	for {
+		r := next(t, "a request", s.requests)
+		r.ResourceNamesSubscribe = s.unmarked(r.GetResourceNamesSubscribe())
+		r.ResourceNamesUnsubscribe = slices.DeleteFunc(r.GetResourceNamesUnsubscribe(), func(name string) bool { return batchOf(name) != 0 })
+		slices.Sort(r.ResourceNamesUnsubscribe)
+		if len(r.ResourceNamesSubscribe)+len(r.ResourceNamesUnsubscribe) > 0 || r.GetResponseNonce() != "" {
+			return r
+		}
+	}
+}
+
+// unmarked keeps the marks among names for the answer.
+func (s *stream) unmarked(names []string) (out []string) {
+	for _, name := range names {
+		if batchOf(name) != 0 {
+			s.marks = append(s.marks, name)
+		} else {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// answer sends a response that answers all that was asked for.
+func (s *stream) answer(t *testing.T, r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDiscoveryRequest {
+	t.Helper()
+	r.RemovedResources = append(r.RemovedResources, s.marks...)
+	s.marks = nil
+	return s.respond(t, r)
+}
+
+func (s *stream) mustAnswer(t *testing.T, r *discovery.DeltaDiscoveryResponse) {
+	t.Helper()
+	if answer := s.answer(t, r); answer.GetErrorDetail() != nil {
+		t.Fatalf("rejected: %s", answer.GetErrorDetail().GetMessage())
 	}
 }
 
@@ -102,7 +144,7 @@ func TestAsksOnceForWhatIsHeld(t *testing.T) {
 	if u := c.sink.one(t); len(u.Heard) > 0 {
 		t.Errorf("an answer about another: %q", u.Heard)
 	}
-	st.mustAck(t, generation(addresses("4", aPod("a", "198.18.0.2", "node-b"))))
+	st.mustAnswer(t, generation(addresses("4", aPod("a", "198.18.0.2", "node-b"))))
 	if u := c.sink.one(t); !slices.Equal(u.Heard, []string{"/198.18.0.2"}) || len(u.Workloads) != 1 {
 		t.Errorf("update %+v", u)
 	}
@@ -120,22 +162,23 @@ func TestAnswers(t *testing.T) {
 		answer *discovery.DeltaDiscoveryResponse
 		heard  bool
 	}{
-		"a pod":                        {addresses("3", aPod("a", "198.18.0.2", "node-b")), true},
-		"a virtual address":            {addresses("3", aVIP("h", "198.18.0.2/32")), true},
-		"within a range":               {addresses("3", aVIP("h", "198.18.0.0/24")), true},
-		"nothing":                      {removing(addresses("3"), "/198.18.0.2"), true},
-		"a pod of the node's network":  {addresses("3", host), true},
-		"nothing at another":           {removing(addresses("3"), "/198.18.0.3"), false},
-		"another":                      {addresses("3", aPod("a", "198.18.0.4", "node-b"), aVIP("h", "198.18.1.0/24")), false},
-		"an empty one":                 {addresses("3"), false},
-		"what is wrong":                {addresses("3", wrong), false},
-		"what has gone, by its own ID": {removing(addresses("3"), "K//Pod/ns/a"), false},
+		"a pod":                         {addresses("3", aPod("a", "198.18.0.2", "node-b")), true},
+		"a virtual address":             {addresses("3", aVIP("h", "198.18.0.2/32")), true},
+		"within a range":                {addresses("3", aVIP("h", "198.18.0.0/24")), true},
+		"nothing":                       {removing(addresses("3"), "/198.18.0.2"), true},
+		"a pod of the node's network":   {addresses("3", host), true},
+		"nothing at another":            {removing(addresses("3"), "/198.18.0.3"), false},
+		"another":                       {addresses("3", aPod("a", "198.18.0.4", "node-b"), aVIP("h", "198.18.1.0/24")), false},
+		"an empty one":                  {addresses("3"), false},
+		"what is wrong, within a range": {addresses("3", aVIP("h", "198.18.0.0/24"), wrong), false},
+		"what is wrong":                 {addresses("3", wrong), false},
+		"what has gone, by its own ID":  {removing(addresses("3"), "K//Pod/ns/a"), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, c, st := demanding(t)
 			defer c.hold(t, "/198.18.0.2")()
 			st.asked(t, "/198.18.0.2", "")
-			st.respond(t, test.answer)
+			st.answer(t, test.answer)
 			if got := c.sink.snapshot.Heard("/198.18.0.2"); got != test.heard {
 				t.Errorf("heard: %v", got)
 			}
@@ -148,14 +191,14 @@ func TestAsksAgainWhereMeaningIsLost(t *testing.T) {
 	_, c, st := demanding(t)
 	defer c.hold(t, "/198.18.0.2")()
 	st.asked(t, "/198.18.0.2", "")
-	st.mustAck(t, generation(addresses("3", aPod("a", "198.18.0.2", "node-b"))))
+	st.mustAnswer(t, generation(addresses("3", aPod("a", "198.18.0.2", "node-b"))))
 	st.mustAck(t, generation(removing(addresses("4"), "a")))
 	if c.sink.snapshot.Heard("/198.18.0.2") {
 		t.Error("still heard")
 	}
 	st.asked(t, "", "/198.18.0.2")
 	st.asked(t, "/198.18.0.2", "")
-	st.mustAck(t, generation(removing(addresses("5"), "/198.18.0.2")))
+	st.mustAnswer(t, generation(removing(addresses("5"), "/198.18.0.2")))
 	if !c.sink.snapshot.Heard("/198.18.0.2") {
 		t.Error("not heard")
 	}
@@ -165,7 +208,7 @@ func TestNamesOutliveConnections(t *testing.T) {
 	srv, c, st := demanding(t)
 	defer c.hold(t, "/198.18.0.2")()
 	st.asked(t, "/198.18.0.2", "")
-	st.mustAck(t, generation(addresses("3", aPod("a", "198.18.0.2", "node-b"))))
+	st.mustAnswer(t, generation(addresses("3", aPod("a", "198.18.0.2", "node-b"))))
 	defer c.hold(t, "/198.18.0.3")()
 	st.asked(t, "/198.18.0.3", "")
 	srv.stop()
@@ -177,13 +220,90 @@ func TestNamesOutliveConnections(t *testing.T) {
 	srv.start(t)
 	st = next(t, "another stream", srv.streams)
 	_, first := st.subscriptions(t)
-	if got := first.GetResourceNamesSubscribe(); !slices.Equal(got, []string{"*", "/198.18.0.2"}) || !slices.Equal(first.GetResourceNamesUnsubscribe(), []string{"*"}) {
+	if got := st.unmarked(first.GetResourceNamesSubscribe()); !slices.Equal(got, []string{"*", "/198.18.0.2"}) || !slices.Equal(first.GetResourceNamesUnsubscribe(), []string{"*"}) {
 		t.Errorf("the first request is %v", first)
 	}
 	if got := slices.Sorted(maps.Keys(first.GetInitialResourceVersions())); !slices.Equal(got, []string{"a", "own"}) {
 		t.Errorf("it has versions of %q", got)
 	}
 	st.asked(t, "/198.18.0.3 /198.18.0.4", "")
+	st.mustAck(t, generation(removing(addresses("4"), append([]string{"a"}, st.marks[0])...)))
+	if c.sink.snapshot.Heard("/198.18.0.2") {
+		t.Error("what went in an outage counts as heard")
+	}
+}
+
+// What was on its way before a name was asked for is no answer to it.
+func TestHearsOnlyAnswers(t *testing.T) {
+	for name, test := range map[string]struct {
+		key   string
+		stale *discovery.DeltaDiscoveryResponse
+	}{
+		"a range that the address is in":         {"/198.18.0.2", addresses("3", aVIP("range", "198.18.0.0/24"))},
+		"the end of what was given up":           {"ns/h", removing(addresses("3"), "ns/h")},
+		"the address of a pod, which is another": {"/198.18.0.2", addresses("3", aPod("old", "198.18.0.2", "node-b"))},
+		"that it was nothing":                    {"/198.18.0.2", removing(addresses("3"), "/198.18.0.2")},
+		"a batch before":                         {"/198.18.0.2", removing(addresses("3"), "/198.18.0.2", markOf(1))},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, c, st := demanding(t)
+			defer c.hold(t, "/198.18.0.9")() // the batch before
+			st.asked(t, "/198.18.0.9", "")
+			st.marks = nil
+			defer c.hold(t, test.key)()
+			st.asked(t, test.key, "")
+			st.mustAck(t, generation(test.stale))
+			if c.sink.snapshot.Heard(test.key) {
+				t.Error("heard before the answer")
+			}
+			st.mustAnswer(t, generation(addresses("4", aVIP("h", "198.18.0.2/32"))))
+			if !c.sink.snapshot.Heard(test.key) || c.sink.snapshot.Stands(test.key) == "" {
+				t.Error("not heard with the answer")
+			}
+		})
+	}
+}
+
+// A range that an address is in says nothing of who is there after a pod.
+func TestAsksAgainWithinARange(t *testing.T) {
+	_, c, st := demanding(t)
+	defer c.hold(t, "/198.18.0.2")()
+	st.asked(t, "/198.18.0.2", "")
+	st.mustAnswer(t, generation(addresses("3", aPod("a", "198.18.0.2", "node-b"), aVIP("range", "198.18.0.0/24"))))
+	st.mustAck(t, generation(removing(addresses("4"), "a")))
+	if c.sink.snapshot.Heard("/198.18.0.2") {
+		t.Error("still heard")
+	}
+	st.asked(t, "", "/198.18.0.2")
+	st.asked(t, "/198.18.0.2", "")
+	st.mustAnswer(t, generation(addresses("5", aPod("b", "198.18.0.2", "node-b"))))
+	if !c.sink.snapshot.Heard("/198.18.0.2") || c.sink.snapshot.Stands("/198.18.0.2") != "b" {
+		t.Error("not heard")
+	}
+}
+
+// Marks are given up, and names that nobody holds are not asked for.
+func TestNothingIsLeftOfWhatIsNotAskedFor(t *testing.T) {
+	config := Config{Sink: newRecorder()}
+	onDemand(&config)
+	c := New(config)
+	for i := range 100 {
+		release, ok := c.Hold(fmt.Sprint("/", i))
+		if !ok {
+			t.Fatal("no room")
+		}
+		release()
+	}
+	if len(c.names)+len(c.unasked) > 0 {
+		t.Errorf("%d names and %d to be asked for are left", len(c.names), len(c.unasked))
+	}
+	release, _ := c.Hold("/198.18.0.2")
+	defer release()
+	c.requests(time.Now())
+	c.accept([]*discovery.DeltaDiscoveryResponse{removing(addresses("1"), "/198.18.0.2", markOf(1))})
+	if out := c.requests(time.Now()); len(out) != 1 || !slices.Equal(out[0].GetResourceNamesUnsubscribe(), []string{markOf(1)}) {
+		t.Errorf("given up: %v", out)
+	}
 }
 
 func TestLetsGo(t *testing.T) {
@@ -195,7 +315,7 @@ func TestLetsGo(t *testing.T) {
 	for len(c.requestsSeen(st, t)) < 3 {
 		continue
 	}
-	st.mustAck(t, generation(removing(addresses("3", aVIP("h", "198.18.9.1/32"), aPod("a", "198.18.0.2", "node-b"), aPod("e", "198.18.0.3", "node-b", "ns/h")), "/203.0.113.1")))
+	st.mustAnswer(t, generation(removing(addresses("3", aVIP("h", "198.18.9.1/32"), aPod("a", "198.18.0.2", "node-b"), aPod("e", "198.18.0.3", "node-b", "ns/h")), "/203.0.113.1")))
 	release()
 	nothing()
 	c.letGo(time.Now().Add(keepNothing))
@@ -215,7 +335,7 @@ func TestLetsGo(t *testing.T) {
 // requestsSeen reads one request for names, and returns all names so far.
 func (r *running) requestsSeen(st *stream, t *testing.T) []string {
 	t.Helper()
-	r.asked = append(r.asked, next(t, "a request", st.requests).GetResourceNamesSubscribe()...)
+	r.asked = append(r.asked, st.named(t).GetResourceNamesSubscribe()...)
 	return r.asked
 }
 
@@ -262,7 +382,7 @@ func TestAsksIstioAgain(t *testing.T) {
 	st.asked(t, "/198.18.0.3", "")
 	istio := removing(addresses("3", aPod("a", "198.18.0.2", "node-b")), "/198.18.0.3")
 	istio.SystemVersionInfo = "2026-08-22T10:11:12Z/7"
-	st.mustAck(t, istio)
+	st.mustAnswer(t, istio)
 	c.letGo(time.Now().Add(askAgainNothing))
 	st.asked(t, "", "/198.18.0.3")
 	st.asked(t, "/198.18.0.3", "")
@@ -278,7 +398,7 @@ func TestNamesAreRestored(t *testing.T) {
 	_, c, st := demanding(t)
 	defer c.hold(t, "/198.18.0.2")()
 	st.asked(t, "/198.18.0.2", "")
-	st.mustAck(t, generation(addresses("3", aPod("a", "198.18.0.2", "node-b"))))
+	st.mustAnswer(t, generation(addresses("3", aPod("a", "198.18.0.2", "node-b"))))
 	data, err := c.Export()
 	if err != nil {
 		t.Fatal(err)
@@ -304,5 +424,25 @@ func TestNamesAreRestored(t *testing.T) {
 				t.Errorf("exported again it is something else: %v", err)
 			}
 		}
+	}
+}
+
+// Of what this version cannot read it is not known by which names it is found.
+func TestNamesOfWhatIsUnreadableAreNotRestored(t *testing.T) {
+	state := &tacit.SavedState{Types: []*tacit.SavedType{{
+		TypeUrl: wire.AddressType, OnDemand: true, Names: []string{"/198.18.0.2"},
+		Resources: []*tacit.SavedResource{{Name: "a", Resource: &anypb.Any{TypeUrl: wire.AddressType, Value: []byte("nonsense")}}},
+	}}}
+	data, err := proto.Marshal(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := Config{Sink: newRecorder()}
+	onDemand(&config)
+	if err := New(config).Restore(data); err != nil {
+		t.Fatal(err)
+	}
+	if s := config.Sink.(*recorder).snapshot; !s.OnDemand() || s.Heard("/198.18.0.2") {
+		t.Error("what may be there counts as nothing")
 	}
 }

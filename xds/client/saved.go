@@ -97,8 +97,11 @@ func (c *Client) restore(state *tacit.SavedState) (u model.Update) {
 		for _, err := range k.restore(saved, &u) {
 			c.log.Warn("saved xDS resource not restored", zap.Error(err))
 		}
-		if onDemand {
+		switch {
+		case onDemand && len(k.resources) == len(saved.GetResources()):
 			c.restoreNames(saved.GetNames(), &u)
+		case onDemand: // a name may stand for what is not held
+			u.OnDemand = true
 		}
 	}
 	return u

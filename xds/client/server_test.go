@@ -149,6 +149,7 @@ type stream struct {
 	metadata metadata.MD
 	requests chan *discovery.DeltaDiscoveryRequest
 	ended    chan error
+	marks    []string // of batches of names that have been asked for and not been answered
 }
 
 func (s *stream) read() {

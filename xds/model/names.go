@@ -68,6 +68,28 @@ func (s *Snapshot) Named(name string, yield func(key string)) {
 	}
 }
 
+// Stands is the first of the resources that [Snapshot.Named] yields, without a
+// look at endpoints; empty for a name that stands for nothing.
+func (s *Snapshot) Stands(name string) string {
+	if s.Workload(name) != nil || s.Service(name) != nil {
+		return name
+	}
+	if uids := get(s.byName, name); len(uids) > 0 {
+		return uids[0]
+	}
+	network, addr, ok := parseAddressName(name)
+	if !ok {
+		return ""
+	}
+	if w := s.WorkloadAt(network, addr); w != nil {
+		return w.UID
+	}
+	if services := s.ServicesAt(network, addr); len(services) > 0 {
+		return services[0].Key()
+	}
+	return ""
+}
+
 func (s *Snapshot) withEndpoints(v *Service, yield func(string)) {
 	key := v.Key()
 	yield(key)

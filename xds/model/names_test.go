@@ -3,6 +3,7 @@ package model
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -28,6 +29,9 @@ func TestNames(t *testing.T) {
 		s.Named(name, func(resource string) { got = append(got, resource) })
 		if !slices.Equal(got, want) {
 			t.Errorf("%q stands for %q, want %q", name, got, want)
+		}
+		if first := s.Stands(name); first != strings.Join(got[:min(len(got), 1)], "") {
+			t.Errorf("%q stands for %q first, and Named yields %q", name, first, got)
 		}
 	}
 	if !s.Heard("/198.18.0.9") || s.OnDemand() {
