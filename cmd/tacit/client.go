@@ -183,7 +183,7 @@ func refusal(response *http.Response) error {
 		return fmt.Errorf("the proxy answers %s: is it of another version?", response.Status)
 	}
 	if response.StatusCode == http.StatusNotFound {
-		return absentError{errors.New(problem.Error)}
+		return absentError{error: errors.New(problem.Error)}
 	}
 	return errors.New(problem.Error)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
@@ -53,11 +54,7 @@ Pushgateway.`,
 		if err != nil {
 			return err
 		}
-		week, err := c.week(cmd, kept)
-		if err != nil {
-			cmd.PrintErrln("tacit: which policies were of no use for a week is not known:", err)
-		}
-		return c.coverage(cmd, all, week, pairs)
+		return c.coverage(cmd, all, kept, pairs)
 	}
 	return cmd
 }
@@ -80,7 +77,11 @@ func (c *client) week(cmd *cobra.Command, file string) (*uses.Report, error) {
 	return m.Report(time.Now()), nil
 }
 
-func (c *client) coverage(cmd *cobra.Command, all []answerer, week *uses.Report, pairs bool) error {
+func (c *client) coverage(cmd *cobra.Command, all []answerer, kept string, pairs bool) error {
+	week, lack := c.week(cmd, kept)
+	if lack != nil {
+		lack = partialError{fmt.Errorf("coverage: which policies were of no use for a week is not known: %w", lack)}
+	}
 	answers := askAll[admin.Coverage](cmd, all, "/coverage", nil)
 	for i := range answers {
 		if a := &answers[i]; a.err == nil && a.value.Since.IsZero() {
@@ -101,6 +102,9 @@ func (c *client) coverage(cmd *cobra.Command, all []answerer, week *uses.Report,
 	sum.Week = week
 	switch c.output {
 	case outputJSON, outputYAML:
+		if lack != nil {
+			without = append(without, missing{Error: lack.Error()})
+		}
 		err = printAs(cmd.OutOrStdout(), c.output, struct {
 			*traffic.Coverage
 			Partial bool      `json:"partial"`
@@ -112,5 +116,5 @@ func (c *client) coverage(cmd *cobra.Command, all []answerer, week *uses.Report,
 		p := c.printer(cmd)
 		err = errors.Join(p.Coverage(sum, pairs || p.Wide), partial(p, without, len(all)))
 	}
-	return errors.Join(err, failures(answers))
+	return errors.Join(err, failures(answers), lack)
 }

@@ -49,7 +49,10 @@ type exitError int
 func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
 // absentError is that a proxy does not know what it was asked about.
-type absentError struct{ error }
+type absentError struct {
+	error
+	lack error // why others that may know of it gave no answer
+}
 
 func (e absentError) Unwrap() error { return e.error }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"cmp"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -46,8 +45,8 @@ With ID it is a connection that the node's proxy carries or remembers, in a
 cluster those of both nodes: what was recorded, and what would become of it
 now. Ids are in the log ("id") and in tacit connections.
 
-LOG-LINE is a line of a proxy's log, as it stands there, in quotes; - reads it
-from the standard input. Of what no proxy remembers any more, the line itself
+LOG-LINE is a line of a proxy's log, as it stands there, in quotes; - reads it,
+or an id, from the standard input. Of what no proxy remembers any more, the line itself
 says what was, and the mesh of now what would become of it.
 
 With --mesh nothing is asked of anybody: the mesh is that of its pods, services
@@ -83,35 +82,35 @@ is no answer.`,
 var errWhat = errors.New("explain: name either the id of a connection, a line of the log, or both --from and --to; see tacit explain --help")
 
 func (f *explainFlags) run(cmd *cobra.Command, args []string) error {
-	line, err := f.line(cmd, args)
+	line, id, err := f.what(cmd, args)
 	if err != nil {
 		return err
 	}
 	pair := f.from != "" && f.to != ""
 	switch {
 	case len(f.mesh.policies) > 0 && len(f.mesh.mesh) == 0 || f.mesh.instead && len(f.mesh.mesh) == 0, len(f.mesh.mesh) > 0 && f.dump != "",
-		(len(f.mesh.mesh) > 0 || f.dump != "") && (line == nil) == !pair:
+		(len(f.mesh.mesh) > 0 || f.dump != "") && (id != "" || (line == nil) == !pair):
 		return errors.New("explain: --mesh, with or without --policies, goes with --from and --to, or with a line of the log, and so does --dump; see tacit explain --help")
 	case len(f.mesh.mesh) > 0 || f.dump != "":
 		return f.offline(cmd, line)
 	case line != nil && !pair && f.from == "" && f.to == "":
 		return f.recorded(cmd, line)
-	case len(args) == 1 && f.from == "" && f.to == "":
+	case id != "" && f.from == "" && f.to == "":
 		all, err := f.proxies(cmd, about{})
 		if err != nil {
 			return err
 		}
-		return f.byID(cmd, all, args[0])
+		return f.byID(cmd, all, id)
 	case len(args) == 0 && pair:
 		return f.pair(cmd)
 	}
 	return errWhat
 }
 
-// line is the one of the log that is meant, nil if none is.
-func (f *explainFlags) line(cmd *cobra.Command, args []string) (*logLine, error) {
+// what is the line of the log, or else the id, that is meant; neither if none is.
+func (f *explainFlags) what(cmd *cobra.Command, args []string) (line *logLine, id string, err error) {
 	if len(args) == 0 {
-		return nil, nil
+		return nil, "", nil
 	}
 	text := args[0]
 	if text == "-" {
@@ -119,13 +118,14 @@ func (f *explainFlags) line(cmd *cobra.Command, args []string) (*logLine, error)
 		for in.Scan() && strings.TrimSpace(in.Text()) == "" {
 		}
 		if text = in.Text(); strings.TrimSpace(text) == "" {
-			return nil, errors.New("explain: there is no line in the standard input")
+			return nil, "", errors.New("explain: there is no line in the standard input")
 		}
 	}
 	if !strings.Contains(text, "{") {
-		return nil, nil
+		return nil, strings.TrimSpace(text), nil
 	}
-	return parseLogLine(text)
+	line, err = parseLogLine(text)
+	return line, "", err
 }
 
 // offline explains in a mesh that nobody is asked about.
@@ -164,19 +164,25 @@ func (f *explainFlags) readDump(cmd *cobra.Command) (*model.Snapshot, error) {
 	if err := yaml.Unmarshal(text, &dump); err != nil {
 		return nil, fmt.Errorf("%s is not what tacit dump --export writes: %w", f.dump, err)
 	}
+	return meshOf(cmd, f.dump, "write it with tacit dump --export", dump)
+}
+
+// meshOf is the mesh in a dump, and says what of it this version does not
+// understand; advice is for one without a mesh.
+func meshOf(cmd *cobra.Command, name, advice string, dump admin.Dump) (*model.Snapshot, error) {
 	of := cmp.Or(dump.Version, "one that does not say which")
 	if len(dump.Export) == 0 {
-		return nil, fmt.Errorf("%s has no mesh for programs (its version: %s; this is %s): write it with tacit dump --export", f.dump, of, version.String())
+		return nil, fmt.Errorf("%s has no mesh for programs (its version: %s; this is %s): %s", name, of, version.String(), advice)
 	}
 	mesh, errs := xdsclient.Snapshot(dump.Export)
 	if mesh == nil {
-		return nil, fmt.Errorf("%s (its version: %s; this is %s): %w", f.dump, of, version.String(), errors.Join(errs...))
+		return nil, fmt.Errorf("%s (its version: %s; this is %s): %w", name, of, version.String(), errors.Join(errs...))
 	}
 	if dump.Version != version.String() {
-		cmd.PrintErrf("tacit: %s is of another version, %s; this is %s. What that one knew and this one does not is taken as a proxy of this version would: a DENY policy matches for it, an ALLOW policy does not.\n", f.dump, of, version.String())
+		cmd.PrintErrf("tacit: %s is of another version, %s; this is %s. What that one knew and this one does not is taken as a proxy of this version would: a DENY policy matches for it, an ALLOW policy does not.\n", name, of, version.String())
 	}
 	for _, err := range errs {
-		cmd.PrintErrf("tacit: not read of %s: %v\n", f.dump, err)
+		cmd.PrintErrf("tacit: not read of %s: %v\n", name, err)
 	}
 	return mesh, nil
 }
@@ -194,25 +200,28 @@ func (f *explainFlags) recorded(cmd *cobra.Command, line *logLine) error {
 			return err
 		}
 	}
-	var lack error
+	lack := absent.lack
 	for _, from := range all {
-		mesh, err := exported(cmd.Context(), from)
+		mesh, err := exported(cmd, from)
 		if err != nil {
-			lack = partialError{errors.Join(lack, fmt.Errorf("explain: mesh of the proxy%s: %w", from.where(), err))}
+			lack = errors.Join(lack, fmt.Errorf("explain: mesh of the proxy%s: %w", from.where(), err))
 			continue
 		}
 		e, err := admin.ExplainRecorded(mesh, []admin.Connection{line.connection()})
 		if err != nil {
 			return fmt.Errorf("explain: %w", err)
 		}
+		if lack != nil {
+			lack = partialError{lack}
+		}
 		return f.show(cmd, e, e, lack)
 	}
-	return errors.Unwrap(lack) // nobody gave an answer
+	return lack // nobody gave an answer
 }
 
 // exported is the mesh of a proxy.
-func exported(ctx context.Context, from answerer) (*model.Snapshot, error) {
-	body, err := from.ask(ctx, "/dump", url.Values{"export": {""}})
+func exported(cmd *cobra.Command, from answerer) (*model.Snapshot, error) {
+	body, err := from.ask(cmd.Context(), "/dump", url.Values{"export": {""}})
 	if err != nil {
 		return nil, err
 	}
@@ -221,11 +230,7 @@ func exported(ctx context.Context, from answerer) (*model.Snapshot, error) {
 	if err := from.read(body, &dump); err != nil {
 		return nil, err
 	}
-	mesh, errs := xdsclient.Snapshot(dump.Export)
-	if mesh == nil {
-		return nil, errors.Join(errs...)
-	}
-	return mesh, nil
+	return meshOf(cmd, "the dump of the proxy"+from.where(), "explain by a proxy of this version, or with --mesh", dump)
 }
 
 // byID explains a connection that proxies carry or remember. It is an absentError

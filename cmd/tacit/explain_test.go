@@ -96,6 +96,7 @@ func TestExplainDump(t *testing.T) {
 		{[]string{"--from", "shop/a", "--to", "shop/b:80", "--dump", torn}, exitFailed, "", "v99"},
 		{[]string{"--from", "shop/a", "--to", "shop/b:80", "--dump", filepath.Join(dir, "none")}, exitFailed, "", "no such file"},
 		{[]string{"--from", "shop/a", "--to", "shop/b:80", "--dump", own, "--mesh", own}, exitFailed, "", "--mesh, with or without --policies, goes"},
+		{[]string{"4bf9", "--from", "shop/a", "--to", "shop/b:80", "--dump", own}, exitFailed, "", "or with a line of the log, and so does --dump"},
 		{[]string{"4bf9", "--dump", own}, exitFailed, "", "or with a line of the log, and so does --dump"},
 	} {
 		code, out, errOut := tacit(append([]string{"explain"}, test.args...)...)
@@ -133,6 +134,7 @@ func TestExplainLineOfLog(t *testing.T) {
 		{line: allowed, code: 0, want: "spiffe://cluster.local/ns/shop/sa/a"},
 		{line: strings.Replace(deniedLine, "4bf92f3577b34da6a3ce929d0e0e4736", remembered[0].ID, 1), code: exitFound, want: "denied as remembered"},
 		{line: "-", stdin: "\n" + deniedLine + "\n", code: exitFound, want: "As of now"},
+		{line: "-", stdin: remembered[0].ID + "\n", code: exitFound, want: "denied as remembered"},
 		{line: "-", code: exitFailed, want: "no line in the standard input"},
 		{line: `{"msg":"started"}`, code: exitFailed, want: "it has no dst.addr"},
 		{line: `{"dst.addr":"198.18.1.2:80"}`, code: exitFailed, want: "neither src.addr nor src.ip"},

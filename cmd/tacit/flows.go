@@ -65,7 +65,7 @@ func (f *filterFlags) query(args []string) (url.Values, error) {
 
 // missing is a node that gave no answer.
 type missing struct {
-	Node  string `json:"node"`
+	Node  string `json:"node,omitempty"` // none of what no node is to say
 	Error string `json:"error"`
 }
 

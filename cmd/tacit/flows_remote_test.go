@@ -12,8 +12,15 @@ import (
 	"strings"
 	"testing"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+
 	"github.com/tacit-mesh/tacit/deploy/cluster"
 	"github.com/tacit-mesh/tacit/proxy/flows"
+	"github.com/tacit-mesh/tacit/sight/uses"
 )
 
 // twoNodesThatStream is twoNodes whose programs may go on saying things.
@@ -62,7 +69,7 @@ func TestFlowsOfSomeNodes(t *testing.T) {
 		var out bytes.Buffer
 		cmd.SetOut(&out)
 		c.output = output
-		if err := c.coverage(cmd, all, nil, true); !strings.Contains(out.String(), want) || err == nil || !strings.Contains(err.Error(), "node node-b") {
+		if err := c.coverage(cmd, all, "", true); !strings.Contains(out.String(), want) || err == nil || !strings.Contains(err.Error(), "node node-b") {
 			t.Errorf("coverage as %s: %v, %s; want %s", output, err, out.String(), want)
 		}
 	}
@@ -76,6 +83,32 @@ func TestFlowsOfSomeNodes(t *testing.T) {
 	}
 	if err := c.listFlows(cmd, all, url.Values{"from": {"shop/aa"}}); err == nil || strings.Count(err.Error(), "did you mean") != 1 {
 		t.Errorf("%v", err)
+	}
+}
+
+// Without the right to read what tacitd remembers the answer is partial.
+func TestCoverageWithoutTheWeek(t *testing.T) {
+	socket, _ := flowProxy(t, "node-a")
+	connect := func() (*cluster.Cluster, error) {
+		c := twoNodesThatStream(map[string]string{"proxy-a": socket, "proxy-b": socket})
+		client := c.Client.(*fake.Clientset)
+		client.PrependReactor("get", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "configmaps"}, uses.ConfigMap, nil)
+		})
+		return c, nil
+	}
+	for output, want := range map[string]string{outputText: "", outputJSON: `"partial":true,"missing":[{"error":"coverage: which policies`, outputPrometheus: "tacit_coverage_nodes_missing 0\n"} {
+		c, cmd, all, err := ask(t, connect, about{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		cmd.SetOut(&out)
+		c.output = output
+		var lack partialError
+		if err := c.coverage(cmd, all, "", false); !errors.As(err, &lack) || !strings.Contains(err.Error(), "forbidden") || !strings.Contains(out.String(), want) {
+			t.Errorf("as %s: %v, %s; want %s", output, err, out.String(), want)
+		}
 	}
 }
 

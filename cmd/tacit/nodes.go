@@ -170,8 +170,8 @@ func (c *client) explainByAll(cmd *cobra.Command, all []answerer, query url.Valu
 	}
 	const sides = 2
 	switch {
-	case len(texts) == 0 && len(quiet) == 0:
-		return absentError{failures(answers)}
+	case len(texts) == 0 && len(quiet) < len(answers):
+		return absentError{failures(answers), failures(quiet)}
 	case len(texts) == 0:
 		return failures(answers)
 	case len(texts) >= sides:

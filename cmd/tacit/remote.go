@@ -176,7 +176,7 @@ func saidIn(err error) error {
 	}
 	err = errors.New(strings.TrimPrefix(said.Error(), "tacit: "))
 	if said.Code == exitAbsent {
-		return absentError{err}
+		return absentError{error: err}
 	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -178,6 +179,51 @@ func TestAnswersOfAllNodes(t *testing.T) {
 			var code exitError
 			if errors.As(err, &code) && int(code) != exitFound {
 				t.Errorf("exit status %d", code)
+			}
+		})
+	}
+}
+
+// A line of the log is explained by the mesh of any node, and what other nodes
+// may have known and did not say is said.
+func TestExplainLineOfNodes(t *testing.T) {
+	whole := serveAdmin(t, admin.Server{
+		Node: "node-a", Snapshot: guarded, Export: func() ([]byte, error) { return exportOf(t, guarded(), true), nil },
+		Find: func(string) []admin.Connection { return nil },
+	})
+	older := serveAdmin(t, admin.Server{
+		Node: "node-a", Snapshot: guarded, Export: func() ([]byte, error) { return nil, nil },
+		Find: func(string) []admin.Connection { return nil },
+	})
+	away := filepath.Join(t.TempDir(), "gone.sock")
+	id := "4bf92f3577b34da6a3ce929d0e0e4736"
+	allowed := `{"id":"` + id + `","direction":"inbound","outcome":"ok","src.addr":"198.18.1.1:40000","src.workload":"a","src.namespace":"shop",` +
+		`"src.identity":"spiffe://cluster.local/ns/shop/sa/a","dst.addr":"198.18.1.2:80","dst.workload":"b","dst.namespace":"shop"}`
+	for _, test := range []struct {
+		name, a, b   string
+		code         int
+		want, errOut string
+	}{
+		{"all answer", whole, whole, 0, "ALLOWED", "not read of the dump of the proxy of node node-a"},
+		{"the second is away", whole, away, exitPartial, "ALLOWED", "node node-b: no proxy here"},
+		{"the first is away", away, whole, exitPartial, "ALLOWED", "node node-a: no proxy here"},
+		{"an older one", older, whole, exitPartial, "ALLOWED", "of node node-a has no mesh for programs"},
+		{"older ones", older, older, exitFailed, "", "of node node-b has no mesh for programs"},
+		{"an older one and none", older, away, exitFailed, "", "node node-b: no proxy here"},
+		{"none", away, away, exitFailed, "", "node node-a: no proxy here"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := &explainFlags{}
+			f.remote.connect = func() (*cluster.Cluster, error) {
+				return twoNodes(map[string]string{"proxy-a": test.a, "proxy-b": test.b}), nil
+			}
+			cmd := &cobra.Command{SilenceErrors: true, SilenceUsage: true, RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd, []string{allowed}) }}
+			f.flags(cmd)
+			var out, errOut bytes.Buffer
+			cmd.SetArgs([]string{})
+			code := execute(t.Context(), cmd, &out, &errOut)
+			if code != test.code || !strings.Contains(out.String(), test.want) || test.want == "" && out.Len() > 0 || !strings.Contains(errOut.String(), test.errOut) {
+				t.Errorf("exit %d, %q, %q; want %d, %q, %q", code, out.String(), errOut.String(), test.code, test.want, test.errOut)
 			}
 		})
 	}
