@@ -33,7 +33,8 @@ type entry[C io.Closer] struct {
 	used  uint64 // when it was used last, by Set.uses
 }
 
-// New keeps at most most connections, and at most mostEach of one and the same.
+// New keeps at most most connections, and at most mostEach of one and the same;
+// of nobody in particular, who is "", as many as there may be at all.
 func New[K comparable, C io.Closer](most, mostEach int) *Set[K, C] {
 	return &Set[K, C]{most: most, mostEach: mostEach, kept: map[K]*entry[C]{}, of: map[string]int{}, freed: make(chan struct{})}
 }
@@ -44,31 +45,42 @@ func New[K comparable, C io.Closer](most, mostEach int) *Set[K, C] {
 // until the context ends, and then returns [ErrBusy].
 func (s *Set[K, C]) Use(ctx context.Context, of string, key K, open func() (C, error)) (conn C, done func(), err error) {
 	for {
-		s.mu.Lock()
-		e := s.kept[key]
-		if e == nil && s.room(of) {
-			if conn, err = open(); err != nil {
-				s.mu.Unlock()
-				return conn, nil, err
-			}
-			e = &entry[C]{conn: conn, of: of}
-			s.kept[key] = e
-			s.of[of]++
-		}
-		if e != nil {
-			e.users++
-			s.use(e)
-			s.mu.Unlock()
+		e, freed, err := s.find(of, key, open)
+		switch {
+		case err != nil:
+			return conn, nil, err
+		case e != nil:
 			return e.conn, func() { s.done(e) }, nil
 		}
-		freed := s.freed
-		s.mu.Unlock()
 		select {
 		case <-freed:
 		case <-ctx.Done():
 			return conn, nil, ErrBusy
 		}
 	}
+}
+
+// find is what Use does at once: an entry that is in use now, or what is closed
+// when there may be room.
+func (s *Set[K, C]) find(of string, key K, open func() (C, error)) (*entry[C], <-chan struct{}, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.kept[key]
+	if e == nil {
+		if !s.room(of) {
+			return nil, s.freed, nil
+		}
+		conn, err := open()
+		if err != nil {
+			return nil, nil, err
+		}
+		e = &entry[C]{conn: conn, of: of}
+		s.kept[key] = e
+		s.of[of]++
+	}
+	e.users++
+	s.use(e)
+	return e, nil, nil
 }
 
 func (s *Set[K, C]) done(e *entry[C]) {
@@ -97,7 +109,7 @@ func (s *Set[K, C]) tell() {
 // use: somebody's own, if that one has too many. Called with mu held.
 func (s *Set[K, C]) room(of string) bool {
 	switch {
-	case s.of[of] >= s.mostEach:
+	case of != "" && s.of[of] >= s.mostEach:
 		return s.dropOldest(func(e *entry[C]) bool { return e.of == of })
 	case len(s.kept) >= s.most:
 		return s.dropOldest(func(*entry[C]) bool { return true })
@@ -106,7 +118,8 @@ func (s *Set[K, C]) room(of string) bool {
 }
 
 // dropOldest closes the one of those that was used the longest time ago, and
-// reports whether there was any that is not in use. Called with mu held.
+// reports whether there was any that is not in use. It does not wait until it is
+// closed. Called with mu held.
 func (s *Set[K, C]) dropOldest(those func(*entry[C]) bool) bool {
 	var key K
 	var oldest *entry[C]
@@ -119,17 +132,21 @@ func (s *Set[K, C]) dropOldest(those func(*entry[C]) bool) bool {
 		return false
 	}
 	s.drop(key, oldest)
+	go oldest.close()
 	return true
 }
 
-// drop closes a connection. Called with mu held.
+// drop forgets a connection, which is to be closed then. Called with mu held.
 func (s *Set[K, C]) drop(key K, e *entry[C]) {
-	_ = e.conn.Close() // whoever uses it still learns of it
 	delete(s.kept, key)
 	if s.of[e.of]--; s.of[e.of] == 0 {
 		delete(s.of, e.of)
 	}
 }
+
+// close closes the connection. It may take seconds, as gRPC takes leave of its
+// peer, so that mu must not be held.
+func (e *entry[C]) close() { _ = e.conn.Close() } // whoever uses it still learns of it
 
 // Forget closes what is somebody's, also what is in use.
 func (s *Set[K, C]) Forget(of string) { s.close(func(e *entry[C]) bool { return e.of == of }) }
@@ -138,11 +155,14 @@ func (s *Set[K, C]) Forget(of string) { s.close(func(e *entry[C]) bool { return 
 func (s *Set[K, C]) Close() { s.close(func(*entry[C]) bool { return true }) }
 
 func (s *Set[K, C]) close(those func(*entry[C]) bool) {
+	var closing sync.WaitGroup
+	defer closing.Wait() // without mu
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for key, e := range s.kept {
 		if those(e) {
 			s.drop(key, e)
+			closing.Go(e.close)
 		}
 	}
 	s.tell()

@@ -68,6 +68,7 @@ func TestOldestMakesRoom(t *testing.T) {
 		}
 		_, done := f.use("d", "d")
 		done()
+		synctest.Wait()
 		if !conns["b"].closed || conns["a"].closed || conns["c"].closed || f.Len() != 3 {
 			t.Errorf("want the one closed that was used the longest time ago, of %+v", conns)
 		}
@@ -97,7 +98,9 @@ func TestInUse(t *testing.T) {
 		default:
 		}
 		again()
-		if c := <-got; c.closed || !b.closed || a.closed {
+		c := <-got
+		synctest.Wait()
+		if c.closed || !b.closed || a.closed {
 			t.Errorf("closed: a %v, b %v, c %v", a.closed, b.closed, c.closed)
 		}
 		doneA()
@@ -107,25 +110,107 @@ func TestInUse(t *testing.T) {
 // Nobody takes all that there are: with as many as one may have, one's own make
 // room, and else one waits; others do not.
 func TestOneLeavesRoomForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, 4, 2)
+		first, done := f.use("a", "1")
+		done()
+		f.use("a", "2")
+		f.use("a", "3")
+		if synctest.Wait(); !first.closed {
+			t.Error("more than one may have")
+		}
+		f.full("a", "4")
+		for i := range 2 {
+			f.use("b", fmt.Sprint("b", i))
+		}
+		f.full("c", "5") // four are in use
+		f.Forget("a")
+		f.use("c", "5")
+		f.Forget("b")
+		f.Forget("c")
+		if f.Len() != 0 || len(f.of) != 0 {
+			t.Errorf("%d kept, of %v", f.Len(), f.of)
+		}
+	})
+}
+
+// What is nobody's is for all, and not bounded as what is one's.
+func TestOfNobody(t *testing.T) {
 	f := newFixture(t, 4, 2)
-	first, done := f.use("a", "1")
-	done()
-	f.use("a", "2")
-	f.use("a", "3")
-	if !first.closed {
-		t.Error("more than one may have")
+	for i := range 4 {
+		f.use("", fmt.Sprint(i))
 	}
-	f.full("a", "4")
-	for i := range 2 {
-		f.use("b", fmt.Sprint("b", i))
-	}
-	f.full("c", "5") // four are in use
-	f.Forget("a")
-	f.use("c", "5")
-	f.Forget("b")
-	f.Forget("c")
-	if f.Len() != 0 || len(f.of) != 0 {
-		t.Errorf("%d kept, of %v", f.Len(), f.of)
+	f.full("", "4")
+	f.Close()
+}
+
+// slow takes its time to close.
+type slow struct{ closing, closed chan struct{} }
+
+func (c *slow) Close() error {
+	close(c.closing)
+	<-c.closed
+	return nil
+}
+
+// However long connections take to be closed, all others are used meanwhile, and
+// several of them are closed at a time.
+func TestClosingHoldsUpNobody(t *testing.T) {
+	for name, closes := range map[string]func(*Set[string, *slow]){
+		"making room": func(s *Set[string, *slow]) {
+			for _, key := range []string{"c", "d"} {
+				_, done, _ := s.Use(context.Background(), "another", key, func() (*slow, error) { return new(slow), nil })
+				done()
+			}
+		},
+		"forgotten": func(s *Set[string, *slow]) { s.Forget("a") },
+		"closed":    func(s *Set[string, *slow]) { s.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := New[string, *slow](2, 2)
+			var conns []*slow
+			for _, key := range []string{"a", "b"} {
+				c := &slow{make(chan struct{}), make(chan struct{})}
+				_, done, err := s.Use(t.Context(), "a", key, func() (*slow, error) { return c, nil })
+				if err != nil {
+					t.Fatal(err)
+				}
+				done()
+				conns = append(conns, c)
+			}
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				closes(s)
+			}()
+			for _, c := range conns {
+				select {
+				case <-c.closing:
+				case <-time.After(patience):
+					t.Error("a connection is not closed while another one is being closed")
+				}
+			}
+			used := make(chan struct{})
+			go func() {
+				defer close(used)
+				_, done, err := s.Use(t.Context(), "b", "d", func() (*slow, error) { return new(slow), nil })
+				if err != nil {
+					t.Error(err)
+				} else {
+					done()
+				}
+			}()
+			select {
+			case <-used:
+			case <-time.After(patience):
+				t.Error("a connection that is closed slowly holds up others")
+			}
+			for _, c := range conns {
+				close(c.closed)
+			}
+			<-ended
+			<-used
+		})
 	}
 }
 
