@@ -49,7 +49,7 @@ func (x *exchange) ask(out *http.Decision, early http.Content) {
 }
 
 var (
-	errAsking = errors.New("too many questions about requests to this pod are under way")
+	errAsking = errors.New("too many questions about requests from this address, or to this pod, are under way")
 	errItself = errors.New("the request is for the provider itself, which would have to be asked about the question as well: leave its pods out of the policy's selector, or its port out of the rules")
 )
 
@@ -63,13 +63,13 @@ func (x *exchange) consult(to *model.Provider, early http.Content) (*extauthz.An
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, to.Timeout)
 	defer cancel()
-	select {
-	case c.pod.share.asking <- struct{}{}:
-		defer give(c.pod.share.asking)
-	case <-ctx.Done():
+	question := x.question(ctx, early) // may wait, and needs no slot for that
+	slots, source := c.pod.share.asking, c.source.Addr()
+	if !slots.take(ctx, source) {
 		return nil, errAsking
 	}
-	return c.proxy.providers.Ask(ctx, to, x.question(early))
+	defer slots.give(source)
+	return c.proxy.providers.Ask(ctx, to, question)
 }
 
 // visible is how much of a body a provider sees; 0 is none of it.
@@ -131,11 +131,11 @@ func (x *exchange) agreed() {
 	x.asked = x.decision.Policy
 }
 
-func (x *exchange) question(early http.Content) *extauthz.Question {
+func (x *exchange) question(ctx context.Context, early http.Content) *extauthz.Question {
 	c := x.requests.conn
 	to := x.decision.Provider
 	q := &extauthz.Question{
-		As: c.proxy.callsAs(c.pod, to.Host, to.Port), ID: c.record.ID, Method: x.http.Method, Target: x.http.Path + withQuery(x.request.Query()), Host: x.http.Host,
+		As: c.proxy.callsAs(ctx, c.pod, to.Host, to.Port), ID: c.record.ID, Method: x.http.Method, Target: x.http.Path + withQuery(x.request.Query()), Host: x.http.Host,
 		Protocol: version(x.request), Headers: x.fields,
 		Source: c.source, Destination: c.original, Principal: c.peer.String(), Local: c.pod.identity.String(),
 	}

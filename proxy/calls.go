@@ -26,8 +26,8 @@ import (
 
 // callsAs is the UID of the pod as which a call to a host and port goes out on
 // its behalf; empty if that is not in the mesh.
-func (p *Proxy) callsAs(pod *pod, host string, port uint16) string {
-	p.learnOf(pod.ctx, pod, host)
+func (p *Proxy) callsAs(ctx context.Context, pod *pod, host string, port uint16) string {
+	p.learnOf(ctx, pod, host)
 	s := p.State.Snapshot()
 	if _, inMesh := callee(s, networkOf(s, pod), host, port); inMesh {
 		return pod.UID
@@ -40,7 +40,7 @@ func (p *Proxy) countsAs(pod *pod, a *policy.AppliedLimit) string {
 	if a.Store == nil {
 		return ""
 	}
-	return p.callsAs(pod, a.Store.Host, a.Store.Port)
+	return p.callsAs(pod.ctx, pod, a.Store.Host, a.Store.Port)
 }
 
 // callee is where a host and port are, seen from a network: at some healthy

@@ -20,11 +20,12 @@ type share struct {
 	// them, until they have left.
 	bodies *portions.Portions[netip.Addr]
 	// One slot for each question about a request that a provider is asked.
-	asking chan struct{}
+	asking *turns
 }
 
 // maxAsking bounds those: a provider that does not answer holds up the requests
-// of the pods that it decides for, and no others.
+// of the pods that it decides for, and no others; nor does one caller, about
+// whose requests it does not answer, hold up the other callers.
 const maxAsking = 250
 
 // maxBodies bounds those, maxBodiesFromSource the ones of one caller, who could
@@ -40,7 +41,7 @@ func newShare(conns int) *share {
 		outbound: make(chan struct{}, conns), inbound: make(chan struct{}, conns),
 		handshakes: portions.New[netip.Addr](maxHandshakes, maxHandshakesFromSource, false),
 		bodies:     portions.New[netip.Addr](maxBodies, maxBodiesFromSource, true),
-		asking:     make(chan struct{}, maxAsking),
+		asking:     newTurns(maxAsking),
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -29,9 +28,8 @@ import (
 )
 
 const (
-	// maxAsking bounds the questions under way, maxProviders the connections,
-	// and maxProvidersEach those on behalf of one.
-	maxAsking        = 1000
+	// maxProviders bounds the connections, and maxProvidersEach those on behalf
+	// of one.
 	maxProviders     = 256
 	maxProvidersEach = 64
 	// maxAnswer bounds the body of a denial.
@@ -77,11 +75,12 @@ type Answer struct {
 	RespondSet, RespondAdd []policy.HeaderField
 }
 
-// Client asks providers. It keeps a connection to each.
+// Client asks providers. It keeps a connection to each. How many questions are
+// under way is the callers' business: a bound for all would let a few who wait
+// for slow answers keep the others from asking.
 type Client struct {
-	dial   Dialer
-	asking chan struct{}
-	conns  *kept.Set[string, *provider] // by what they are reached by
+	dial  Dialer
+	conns *kept.Set[string, *provider] // by what they are reached by
 }
 
 type provider struct {
@@ -91,7 +90,7 @@ type provider struct {
 
 // New connects through dial.
 func New(dial Dialer) *Client {
-	return &Client{dial: dial, asking: make(chan struct{}, maxAsking), conns: kept.New[string, *provider](maxProviders, maxProvidersEach)}
+	return &Client{dial: dial, conns: kept.New[string, *provider](maxProviders, maxProvidersEach)}
 }
 
 // Close ends the connections.
@@ -116,12 +115,6 @@ func (p *provider) Close() error {
 func (c *Client) Ask(ctx context.Context, to *model.Provider, q *Question) (*Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, to.Timeout)
 	defer cancel()
-	select {
-	case c.asking <- struct{}{}:
-		defer func() { <-c.asking }()
-	case <-ctx.Done():
-		return nil, errors.New("too many questions to providers are under way")
-	}
 	p, done, err := c.provider(ctx, to, q.As)
 	if err != nil {
 		return nil, err

@@ -314,3 +314,41 @@ func TestOneAskerLeavesConnectionsToOthers(t *testing.T) {
 		t.Errorf("another one: %v, want that the provider is too late", err)
 	}
 }
+
+// However many questions of some pods are not answered, those of another are
+// asked.
+func TestUnansweredQuestionsHoldUpNobodyElse(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const unanswered = 1000
+	a := &authorizer{asked: make(chan *authv3.CheckRequest, unanswered+1)}
+	s := grpc.NewServer()
+	authv3.RegisterAuthorizationServer(s, a)
+	go func() { _ = s.Serve(l) }()
+	defer s.Stop()
+	c := New(dial)
+	defer c.Close()
+	to := declared(t, model.ProviderGRPC, l.Addr())
+	stuck := *to
+	stuck.Timeout = time.Hour
+	ctx, leave := context.WithCancel(t.Context())
+	var questions sync.WaitGroup
+	defer questions.Wait()
+	defer leave()
+	ask := func(as, role string, to *model.Provider) (*Answer, error) {
+		q := question(role)
+		q.As = as
+		return c.Ask(ctx, to, q)
+	}
+	for i := range unanswered {
+		questions.Go(func() { _, _ = ask(strconv.Itoa(i%4), "slow", &stuck) })
+	}
+	for range unanswered {
+		<-a.asked
+	}
+	if answer, err := ask("another", "admin", to); err != nil || !answer.Allowed {
+		t.Errorf("%+v, %v", answer, err)
+	}
+}
