@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/tacit-mesh/tacit/proxy/dns"
@@ -49,8 +50,10 @@ func (p *Proxy) answer(asking *pod) {
 			defer p.live.Done()
 			defer asking.live.Done()
 			defer done()
+			var forwards sync.WaitGroup
+			defer forwards.Wait()
 			p.awaitMesh(asking)
-			p.answerPackets(asking, func() error { return server.ServeUDP(asking.ctx, packets.UDPConn) })
+			p.answerPackets(asking, func() error { return server.ServeUDP(asking.ctx, packets.UDPConn, &forwards) })
 		}()
 	}
 	slots := make(chan struct{}, maxDNSConnections)
@@ -61,17 +64,25 @@ func (p *Proxy) answer(asking *pod) {
 	}
 }
 
+// lastUnreadPause is the longest time after which a socket is read again.
+const lastUnreadPause = time.Second
+
 // answerPackets serves a socket until it is closed. Whatever else ends that, such
-// as a lack of memory, is told, and it is served again: nobody else would.
+// as a lack of memory, is told, and it is served again: nobody else would. It is
+// soon where the one before has been long ago.
 func (p *Proxy) answerPackets(asking *pod, serve func() error) {
 	var pause time.Duration
 	for {
+		began := time.Now()
 		err := serve()
+		if time.Since(began) > lastUnreadPause {
+			pause = 0
+		}
 		if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) || asking.ctx.Err() != nil {
 			return
 		}
 		p.Recorder.DNSUnread(workloadOf(p.State.Snapshot(), asking), err)
-		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		pause = min(max(2*pause, 5*time.Millisecond), lastUnreadPause)
 		select {
 		case <-time.After(pause):
 		case <-asking.ctx.Done():

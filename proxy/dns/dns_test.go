@@ -206,7 +206,9 @@ func newPod(t testing.TB, s *model.Snapshot, f *Forwarder, edits ...func(*Config
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
-		_ = p.server.ServeUDP(ctx, packets)
+		var forwards sync.WaitGroup
+		_ = p.server.ServeUDP(ctx, packets, &forwards)
+		forwards.Wait()
 		_ = packets.Close()
 	})
 	running.Go(func() {

@@ -465,7 +465,8 @@ func TestWithoutAMesh(t *testing.T) {
 	}
 }
 
-// The socket's end leaves nobody who was heard without an answer.
+// The socket's end leaves nobody who was heard without an answer, and holds up
+// nobody who would read on.
 func TestLastAnswers(t *testing.T) {
 	asked, release := make(chan struct{}), make(chan struct{})
 	up := newUpstream(t, func(w mdns.ResponseWriter, q *mdns.Msg) {
@@ -478,8 +479,9 @@ func TestLastAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var forwards sync.WaitGroup
 	served := make(chan error)
-	go func() { served <- p.server.ServeUDP(context.Background(), packets) }()
+	go func() { served <- p.server.ServeUDP(context.Background(), packets, &forwards) }()
 	conn, err := mdns.DialTimeout("udp", packets.LocalAddr().String(), patience)
 	if err != nil {
 		t.Fatal(err)
@@ -492,12 +494,18 @@ func TestLastAnswers(t *testing.T) {
 	if err := packets.SetReadDeadline(time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
 	}
+	select {
+	case err := <-served:
+		if err == nil {
+			t.Error("serves on")
+		}
+	case <-time.After(patience):
+		t.Fatal("waits for an answer to what was read")
+	}
 	close(release)
 	if got, err := conn.ReadMsg(); err != nil || got.Rcode != mdns.RcodeSuccess {
 		t.Errorf("%v, %v", got, err)
 	}
-	if err := <-served; err == nil {
-		t.Error("serves on")
-	}
+	forwards.Wait()
 	_ = packets.Close()
 }

@@ -34,15 +34,14 @@ var batches = sync.Pool{New: func() any {
 }}
 
 // ServeUDP answers what comes to the socket until reads fail, as after its read
-// deadline, and then until the last query that was read has been answered.
-// Answers leave from the address that the socket is bound to.
-func (s *Server) ServeUDP(ctx context.Context, conn *net.UDPConn) error {
+// deadline. Queries that were read by then are in forwards until they have been
+// answered; who reads on need not wait for them. Answers leave from the address
+// that the socket is bound to.
+func (s *Server) ServeUDP(ctx context.Context, conn *net.UDPConn, forwards *sync.WaitGroup) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err
 	}
-	var forwards sync.WaitGroup
-	defer forwards.Wait()
 	packets := ipv4.NewPacketConn(conn) // batches of either family
 	for {
 		if err := awaitPacket(raw); err != nil {
@@ -55,7 +54,7 @@ func (s *Server) ServeUDP(ctx context.Context, conn *net.UDPConn) error {
 			return err
 		}
 		for _, m := range b.in[:max(n, 0)] {
-			s.packet(ctx, conn, &forwards, b, m)
+			s.packet(ctx, conn, forwards, b, m)
 		}
 		send(packets, b.out)
 		b.out = b.out[:0]
