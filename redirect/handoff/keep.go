@@ -1,5 +1,7 @@
 package handoff
 
+import "github.com/tacit-mesh/tacit/redirect/netns"
+
 // Keep says that a pod is there whose namespace the caller has not got: what a
 // proxy has of it stays, and leads to the namespace.
 func (s *Server) Keep(uid string) {
@@ -14,14 +16,15 @@ func (s *Server) Keep(uid string) {
 
 // KeepOffered keeps every pod that proxies have sockets of, while nobody else
 // says which there are, until Synced: those that have not been named by then are
-// gone.
-func (s *Server) KeepOffered() {
+// removed. Whether one of these has ended, or has merely left the mesh so that its
+// connections live on, ended says by its namespace.
+func (s *Server) KeepOffered(ended func(*netns.NS) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.synced || s.trust {
 		return
 	}
-	s.trust = true
+	s.trust, s.ended = true, ended
 	for uid := range s.offers {
 		s.keep(uid).trusted = true
 	}

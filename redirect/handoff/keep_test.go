@@ -82,7 +82,7 @@ func TestKeptPods(t *testing.T) {
 
 // While nobody says which pods there are, those that a proxy has are kept,
 // whether its offer has come before or comes after; once all have been named,
-// the others are gone.
+// the others are removed. The connections of those that have not ended live on.
 func TestOfferedPods(t *testing.T) {
 	s, ns := New(Config{}), freshNamespace(t)
 	earlier, err := listenAll(ns)
@@ -90,11 +90,12 @@ func TestOfferedPods(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.offers["earlier"] = earlier
-	s.KeepOffered()
+	left := freshNamespace(t)
+	s.KeepOffered(func(ns *netns.NS) bool { return ns.ID() != left.ID() })
 	p := &proxy{news: map[string]bool{}, wake: make(chan struct{}, 1)}
 	s.proxies[p] = struct{}{}
 	added := freshNamespace(t)
-	for uid, ns := range map[string]*netns.NS{"later": freshNamespace(t), "named": freshNamespace(t), "added": added} {
+	for uid, ns := range map[string]*netns.NS{"later": freshNamespace(t), "left": left, "named": freshNamespace(t), "added": added} {
 		fds, err := listenAll(ns)
 		if err != nil {
 			t.Fatal(err)
@@ -103,7 +104,7 @@ func TestOfferedPods(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, uid := range []string{"earlier", "later", "named", "added"} {
+	for _, uid := range []string{"earlier", "later", "left", "named", "added"} {
 		if s.Missing(uid) {
 			t.Errorf("%s is not kept", uid)
 		}
@@ -113,15 +114,15 @@ func TestOfferedPods(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Synced()
-	for uid, gone := range map[string]bool{"earlier": true, "later": true, "named": false, "added": false} {
-		if s.Missing(uid) != gone {
-			t.Errorf("once all have been named, %s is gone: %v", uid, !gone)
+	for uid, removed := range map[string]bool{"earlier": true, "later": true, "left": true, "named": false, "added": false} {
+		if s.Missing(uid) != removed {
+			t.Errorf("once all have been named, %s is removed: %v", uid, !removed)
 		}
-		if told, ok := p.news[uid]; gone && !(ok && told) {
-			t.Errorf("of the end of %s the proxy hears %v, %v", uid, told, ok)
+		if gone, ok := p.news[uid]; removed && !(ok && gone == (uid != "left")) {
+			t.Errorf("of the end of %s the proxy hears %v, %v", uid, gone, ok)
 		}
 	}
-	s.KeepOffered() // no more: everybody has been named
+	s.KeepOffered(func(*netns.NS) bool { return true }) // no more: everybody has been named
 	fds, err := listenAll(ns)
 	if err != nil {
 		t.Fatal(err)

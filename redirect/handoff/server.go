@@ -69,7 +69,8 @@ type Server struct {
 	pods    map[string]*entry
 	offers  map[string][]int // from a proxy, for pods that have not been added yet
 	synced  bool
-	trust   bool // pods that proxies offer are kept until all are known
+	trust   bool                 // pods that proxies offer are kept until all are known
+	ended   func(*netns.NS) bool // whether the pod of a namespace has; set with trust
 	proxies map[*proxy]struct{}
 	state   int // the newest memfd of a proxy, -1 if none
 
@@ -269,7 +270,7 @@ func (s *Server) Synced() {
 	}
 	for uid, e := range s.pods {
 		if e.trusted {
-			s.remove(uid, true)
+			s.remove(uid, e.ns != nil && s.ended(e.ns))
 		}
 	}
 	for p := range s.proxies {

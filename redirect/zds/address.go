@@ -33,3 +33,11 @@ func addressesOf(ns *netns.NS) ([]netip.Addr, error) {
 	}
 	return held, err
 }
+
+// holdsNone reports whether a namespace is known to hold no address of a pod any
+// more; none at all if those of the pod are not known, as nobody could ever look
+// at it.
+func holdsNone(ns *netns.NS, of []netip.Addr) bool {
+	left, err := addresses(ns)
+	return err == nil && !slices.ContainsFunc(left, func(a netip.Addr) bool { return len(of) == 0 || slices.Contains(of, a) })
+}

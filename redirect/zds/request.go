@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"net/netip"
-	"slices"
 
 	"go.uber.org/zap"
 
@@ -217,12 +215,4 @@ func (s *session) remove(uid string) {
 }
 
 // gone reports whether the pod has ended: it has no address left.
-func (p *pod) gone() bool {
-	if p.ns == nil {
-		return false
-	}
-	left, err := addresses(p.ns)
-	return err == nil && !slices.ContainsFunc(left, func(a netip.Addr) bool {
-		return len(p.Addresses) == 0 || slices.Contains(p.Addresses, a) // none of one that could never be looked at
-	})
-}
+func (p *pod) gone() bool { return p.ns != nil && holdsNone(p.ns, p.Addresses) }

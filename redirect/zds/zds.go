@@ -25,8 +25,9 @@ type Sockets interface {
 	Add(handoff.Pod, *netns.NS) error
 	// Keep leaves to the proxy what it has of a pod.
 	Keep(uid string)
-	// KeepOffered leaves to the proxy all that it has, until Synced.
-	KeepOffered()
+	// KeepOffered leaves to the proxy all that it has, until Synced; ended
+	// says by its namespace whether a pod has that nobody has named by then.
+	KeepOffered(ended func(*netns.NS) bool)
 	// Missing reports whether nobody has anything of a pod that is kept.
 	Missing(uid string) bool
 	// Remove takes the listeners away; gone says that the pod itself has ended.
@@ -98,7 +99,7 @@ func (c *Client) follow(ctx context.Context) error {
 		if synced {
 			pause = firstPause
 		} else if !c.Synced() {
-			c.cfg.Sockets.KeepOffered()
+			c.cfg.Sockets.KeepOffered(func(ns *netns.NS) bool { return holdsNone(ns, nil) })
 		}
 		if synced || err.Error() != told {
 			told = err.Error()

@@ -39,7 +39,8 @@ type recorder struct {
 	fail    map[string]error
 	missing map[string]bool // of those that are kept
 	ns      map[string]netns.ID
-	tried   chan string // UID of each Add
+	tried   chan string               // UID of each Add
+	offered chan func(*netns.NS) bool // as KeepOffered is told
 }
 
 func (r *recorder) note(format string, args ...any) {
@@ -70,9 +71,13 @@ func (r *recorder) Keep(uid string) {
 	r.note("keep %s", uid)
 }
 
-func (r *recorder) KeepOffered() {
+func (r *recorder) KeepOffered(ended func(*netns.NS) bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	select {
+	case r.offered <- ended:
+	default:
+	}
 	r.note("keep what is offered")
 }
 
@@ -144,6 +149,7 @@ func start(t *testing.T) *bench {
 	}
 	b := &bench{t: t, path: filepath.Join(t.TempDir(), "ztunnel.sock"), recorder: &recorder{
 		served: map[string]handoff.Pod{}, missing: map[string]bool{}, fail: map[string]error{}, ns: map[string]netns.ID{}, tried: make(chan string, 100),
+		offered: make(chan func(*netns.NS) bool, 1),
 	}}
 	b.listen()
 	b.client = New(Config{Socket: b.path, TrustDomain: "example.org", Sockets: b.recorder, Log: zaptest.NewLogger(t)})
@@ -375,6 +381,27 @@ func TestFailedAdditionsInASnapshot(t *testing.T) {
 	}
 	if p, _ := b.of("u4"); len(p.Addresses) != 1 || p.Addresses[0] != netip.MustParseAddr("198.18.1.4") || p.Name != "p4" {
 		t.Errorf("the proxy is told of %+v", p)
+	}
+}
+
+// Of a pod that only a proxy knows, and that the agent does not name once it is
+// there, the namespace says whether it has ended: it holds no address any more.
+func TestEndOfOfferedPods(t *testing.T) {
+	b := start(t)
+	b.must(b.accept().Close()) // before it has named any
+	var ended func(*netns.NS) bool
+	select {
+	case ended = <-b.offered:
+	case <-time.After(20 * time.Second):
+		t.Fatal("what proxies have is not kept")
+	}
+	for address, want := range map[string]bool{"": true, "198.18.1.1/24": false} {
+		ns, err := netns.Open(namespace(t, address))
+		b.must(err)
+		if got := ended(ns); got != want {
+			t.Errorf("the pod of a namespace with the address %q has ended: %v", address, got)
+		}
+		b.must(ns.Close())
 	}
 }
 
