@@ -48,6 +48,7 @@ type Agent struct {
 	ready    uint64        // the session whose first list the handler has
 	left     time.Time     // since when there is no agent; zero if there is one
 	absence  time.Duration // altogether, before that
+	alone    time.Time     // when the last connection to an agent ended
 	drained  bool
 	leaving  time.Time // since when this process accepts nothing more; zero: it does
 	saved    *state    // the newest, nil if none
@@ -74,6 +75,7 @@ func NewAgent(cfg AgentConfig) *Agent {
 		wake:     make(chan struct{}, 1),
 		pods:     map[string]*pod{},
 		left:     time.Now(),
+		alone:    time.Now(),
 		spares:   budget{limit: cfg.Spares},
 	}
 }
@@ -199,12 +201,13 @@ func (a *Agent) Leave() {
 	}
 }
 
-// giveUp closes the listeners of a process that has been leaving, without an
-// agent, for too long. It is called between two sessions alone.
+// giveUp closes the listeners of a process that has been leaving, without a
+// connection to an agent, for too long: one that is connected but has not named
+// all pods yet has taken the listeners. It is called between two sessions alone.
 func (a *Agent) giveUp() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.drained || a.leaving.IsZero() || a.left.IsZero() || min(time.Since(a.leaving), time.Since(a.left)) < a.patience {
+	if a.drained || a.leaving.IsZero() || min(time.Since(a.leaving), time.Since(a.alone)) < a.patience {
 		return
 	}
 	a.cfg.Log.Warn("no tacit-agent comes to take the listeners; they are closed")

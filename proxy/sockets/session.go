@@ -139,6 +139,7 @@ func (a *Agent) end() {
 	if a.left.IsZero() {
 		a.left = time.Now()
 	}
+	a.alone = time.Now()
 	for _, p := range a.pods {
 		for _, pool := range p.pools {
 			pool.forgetAsked(&a.spares)

@@ -449,22 +449,58 @@ func TestLeavingProxy(t *testing.T) {
 	if m, _ := agent.next(); !m.GetHello().GetDraining() {
 		t.Errorf("greeting %v, want one that drains", m)
 	}
-	agent.send(&protocol.FromAgent{Message: &protocol.FromAgent_Hello{Hello: &protocol.Hello{Version: protocol.Version}}})
-	offers := 0
-	for offered := false; !offered; {
-		m, fds := agent.next()
-		protocol.CloseAll(fds)
-		offers += len(fds)
-		offered = m.GetOffered() != nil
-	}
-	if offers != 2*protocol.ListenersPerPod {
-		t.Errorf("%d listeners offered, want those of two pods", offers)
+	if n := agent.offers(); n != 2*protocol.ListenersPerPod {
+		t.Errorf("%d listeners offered, want those of two pods", n)
 	}
 	agent.send(&protocol.FromAgent{Message: &protocol.FromAgent_Keep{Keep: &protocol.KeepPod{Uid: "x"}}})
 	agent.synced()
 	r.expect(t, "gone y")
 	if m, _ := agent.next(); m.GetWant().GetUid() != "x" { // it goes on with x, and wants sockets for it
 		t.Errorf("said %v", m)
+	}
+}
+
+// offers greets a proxy that has said its greeting, and counts the listeners that
+// come then.
+func (f fakeAgent) offers() (n int) {
+	f.t.Helper()
+	f.send(&protocol.FromAgent{Message: &protocol.FromAgent_Hello{Hello: &protocol.Hello{Version: protocol.Version}}})
+	for {
+		m, fds := f.next()
+		protocol.CloseAll(fds)
+		n += len(fds)
+		if m.GetOffered() != nil {
+			return n
+		}
+	}
+}
+
+// An agent that has not named its pods yet has been there all the same: once it
+// is gone, the listeners stay for the next one as long as ever.
+func TestLeavingProxyBetweenAgents(t *testing.T) {
+	a, r, accept := startAgent(t)
+	agent := accept()
+	agent.greet()
+	agent.add("x", "1", listening(t))
+	agent.synced()
+	r.expect(t, "add x 1", "synced")
+	agent.Close()
+	agent = accept()
+	agent.greet()
+	a.mu.Lock()
+	if a.left.IsZero() {
+		t.Error("the agent is there before it has named its pods")
+	}
+	a.left = time.Now().Add(-time.Hour)
+	a.leaving = a.left
+	a.mu.Unlock()
+	agent.Close()
+	agent = accept()
+	if m, _ := agent.next(); m.GetHello() == nil {
+		t.Errorf("greeting %v", m)
+	}
+	if n := agent.offers(); n != protocol.ListenersPerPod {
+		t.Errorf("%d listeners offered, want those of the pod", n)
 	}
 }
 
