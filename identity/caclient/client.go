@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 
 	"github.com/tacit-mesh/tacit/identity"
@@ -27,11 +28,13 @@ const (
 	maxBackoff       = 150 * time.Second
 	// While there is a certificate, a wait takes up to this part of the life
 	// that it has left, and of little left not less than a second: whenever
-	// the authority is back, there is a newer one before that one ends.
+	// the authority is back, there is a newer one before that one ends. Once
+	// it has ended, waits grow in the same way with the time since then.
 	backoffShare = 8
 	minBackoff   = time.Second
 	// soonOver is when the connection to the authority is not waited for
-	// either, which backs off by itself.
+	// either, which backs off by itself; all together do not try to connect
+	// more often than each of them may ask.
 	soonOver = time.Minute
 	// wallStep bounds how long a machine that was suspended, or whose clock
 	// was set, goes on by the old time: timers do not run in suspend.
@@ -73,6 +76,8 @@ type Client struct {
 	ca     ca.IstioCertificateServiceClient
 	gate   *gate
 	clock  Clock
+	// connect is how often the connection is not waited for.
+	connect rate.Sometimes
 }
 
 // New prepares a client. It connects when there is something to ask.
@@ -96,6 +101,8 @@ func New(config Config) (*Client, error) {
 		ca:     ca.NewIstioCertificateServiceClient(conn),
 		gate:   newGate(config.Concurrency),
 		clock:  config.Clock,
+
+		connect: rate.Sometimes{Interval: minBackoff},
 	}, nil
 }
 
@@ -128,20 +135,28 @@ func (c *Client) Subscribe(ctx context.Context, s identity.Subject, update func(
 	}
 }
 
-// left is how long a certificate is still valid; 0 without one that is.
+// none is what is left without a certificate: as of one that has ended long ago.
+const none = -backoffShare * maxBackoffUrgent
+
+// left is how long a certificate is still valid. It is negative once it has
+// ended.
 func (c *Client) left(m *identity.Material) time.Duration {
 	now := c.clock.Now()
-	if m == nil || !m.ValidAt(now) {
-		return 0
+	if m == nil {
+		return none
 	}
-	return m.NotAfter().Sub(now)
+	left := m.NotAfter().Sub(now)
+	if left > 0 && !m.ValidAt(now) { // the clock was set back
+		return none
+	}
+	return left
 }
 
 // limit is the longest wait after a failure, by how long the certificate that
-// there is will do.
+// there is will do, or has not done.
 func limit(left time.Duration) time.Duration {
-	if left == 0 {
-		return maxBackoffUrgent
+	if left <= 0 {
+		return min(max(-left/backoffShare, minBackoff), maxBackoffUrgent)
 	}
 	return min(max(left/backoffShare, minBackoff), maxBackoff)
 }
@@ -149,12 +164,12 @@ func limit(left time.Duration) time.Duration {
 // request takes its turn, those without a certificate before others, and asks
 // once.
 func (c *Client) request(ctx context.Context, id model.Identity, left time.Duration) (*identity.Material, error) {
-	if err := c.gate.enter(ctx, left == 0); err != nil {
+	if err := c.gate.enter(ctx, left <= 0); err != nil {
 		return nil, err
 	}
 	defer c.gate.leave()
-	if left > 0 && left < soonOver {
-		c.conn.ResetConnectBackoff()
+	if left < soonOver {
+		c.connect.Do(c.conn.ResetConnectBackoff)
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

@@ -245,6 +245,23 @@ func TestOutageEndsBeforeTheCertificate(t *testing.T) {
 	}
 }
 
+// The end of a certificate is no reason to ask less often than just before.
+func TestOutageEndsAfterTheCertificate(t *testing.T) {
+	a := newAuthority(t)
+	s := subscribe(t, a.config)
+	end := s.update().NotAfter()
+	a.change(func() { a.failure = status.Error(codes.Unavailable, "away") })
+	for past := time.Duration(0); past < 7*time.Second; past = a.clock.Now().Sub(end) {
+		if _, waited := drive(t, a.clock, s.fails); past > 0 && waited > time.Second {
+			t.Errorf("asked again after %s, %s after the end", waited, past)
+		}
+	}
+	a.change(func() { a.failure = nil })
+	if _, waited := drive(t, a.clock, s.updates); waited > time.Second {
+		t.Errorf("replaced %s after the outage", waited)
+	}
+}
+
 func TestRefusedAnswers(t *testing.T) {
 	other := identitytest.NewCA(t)
 	cases := map[string]struct {
