@@ -157,16 +157,23 @@ func (s *observed) silent(now time.Time) (nodes []string) {
 const settling = 30 * time.Second
 
 // judges are the nodes with captured pods, and others of which something has
-// been heard, with the roots that each has told of lately. They are not known
-// before every proxy that is there has had the time to tell.
+// been heard, with the roots that each of their proxies has told of lately. They
+// are not known before every proxy that is there has had the time to tell.
 func (s *observed) judges(now time.Time) (nodes []ca.Node, ok bool) {
 	if !s.known() || now.Sub(s.began) < settling {
 		return nil, false
 	}
 	for _, n := range s.hour.Nodes(now) {
-		if now.Sub(n.Last) < silence {
-			nodes = append(nodes, ca.Node{Name: n.Name, Judges: n.Roots})
+		if now.Sub(n.Last) >= silence {
+			continue
 		}
+		node := ca.Node{Name: n.Name}
+		for _, p := range n.Proxies {
+			if now.Sub(p.Last) < silence { // others are gone
+				node.Proxies = append(node.Proxies, p.Roots)
+			}
+		}
+		nodes = append(nodes, node)
 	}
 	for _, name := range s.silent(now) {
 		nodes = append(nodes, ca.Node{Name: name})

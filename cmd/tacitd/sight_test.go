@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -22,12 +23,16 @@ func TestJudges(t *testing.T) {
 	}, AddressesComplete: true})
 	known := false
 	s := &observed{hour: hour.New(), mesh: func() *model.Snapshot { return snapshot }, known: func() bool { return known }, began: began}
-	tell := func(node string, at time.Time) {
-		s.hour.Take(node, &sight.Summary{Sequence: 1, Roots: []*sight.Roots{{Digests: [][]byte{digest[:]}}}}, at)
+	tellAs := func(process uint64, node string, digest ca.Digest, at time.Time) {
+		s.hour.Take(node, &sight.Summary{Process: process, Sequence: 1, Roots: []*sight.Roots{{Digests: [][]byte{digest[:]}}}}, at)
 	}
+	tell := func(node string, at time.Time) { tellAs(1, node, digest, at) }
 	now := began.Add(settling)
 	tell("captured", now)
+	tellAs(2, "empty", ca.Digest{2}, now.Add(-silence)) // it has ended
 	tell("empty", now)
+	tellAs(1, "two", ca.Digest{2}, now.Add(-time.Second))
+	tellAs(2, "two", digest, now)
 	tell("gone", now.Add(-silence))
 	tell("quiet", now.Add(-silence))
 	if nodes, ok := s.judges(now); ok {
@@ -38,11 +43,12 @@ func TestJudges(t *testing.T) {
 		t.Errorf("before all have had the time to tell: %v", nodes)
 	}
 	nodes, ok := s.judges(now)
-	got := map[string][][]ca.Digest{}
+	got := map[string][]ca.Judges{}
 	for _, n := range nodes {
-		got[n.Name] = n.Judges
+		slices.SortFunc(n.Proxies, func(a, b ca.Judges) int { return slices.Compare(a[0][0][:], b[0][0][:]) })
+		got[n.Name] = n.Proxies
 	}
-	want := map[string][][]ca.Digest{"captured": {{digest}}, "empty": {{digest}}, "quiet": nil}
+	want := map[string][]ca.Judges{"captured": {{{digest}}}, "empty": {{{digest}}}, "two": {{{digest}}, {{ca.Digest{2}}}}, "quiet": nil}
 	if !ok || len(nodes) != len(want) || !cmp.Equal(got, want) {
 		t.Errorf("%v, %v, want %v", nodes, ok, want)
 	}

@@ -12,14 +12,17 @@ import (
 	"go.uber.org/zap"
 )
 
-// Node is a node as its proxy has told of it lately.
+// Node is a node as its proxies have told of it lately.
 type Node struct {
 	Name string
-	// Judges are the digests of the roots that its proxy knows tacitd by, and
-	// then of each set of roots that pods of it judge peers by. There are none
-	// if it has not said so.
-	Judges [][]Digest
+	// Proxies are the one that is active, and those that drain.
+	Proxies []Judges
 }
+
+// Judges are the digests of the roots that a proxy knows tacitd by, and then of
+// each set of roots that pods of its node judge peers by. There are none if it
+// has not said so.
+type Judges [][]Digest
 
 // Digest is the SHA-256 of a certificate.
 type Digest = [sha256.Size]byte
@@ -82,18 +85,37 @@ func (a *Authority) progress(i *issuer, now time.Time) *Progress {
 
 func digest(c *x509.Certificate) Digest { return sha256.Sum256(c.Raw) }
 
-// lacks says why a node is not ready for the new root to sign: whoever there
-// judges by the old one must judge by both. "" means that it is ready.
+// lacks says why a node is not ready for the new root to sign; "" means that it
+// is. A proxy that drains holds it up as any other, until it is done.
 func (n *Node) lacks(old, fresh Digest) string {
-	if len(n.Judges) == 0 {
-		return "its proxy has not said which roots it has: see that it runs, in this version, and not with --flows=0"
+	if len(n.Proxies) == 0 {
+		return notSaid
 	}
-	for i, set := range n.Judges {
+	for _, p := range n.Proxies {
+		if why := p.lack(old, fresh); why != "" {
+			return why
+		}
+	}
+	return ""
+}
+
+const notSaid = "its proxy has not said which roots it has: see that it runs, in this version, and not with --flows=0"
+
+// lack says why a proxy is not ready: it must know tacitd by the new root, and
+// whichever pod judges by the old one must judge by both.
+func (j Judges) lack(old, fresh Digest) string {
+	if len(j) == 0 {
+		return notSaid
+	}
+	for i, set := range j {
+		hasOld, hasFresh := slices.Contains(set, old), slices.Contains(set, fresh)
 		switch {
-		case !slices.Contains(set, old) || slices.Contains(set, fresh):
-		case i == 0:
+		case hasFresh:
+		case i == 0 && hasOld:
 			return "its proxy knows tacitd by the old root alone: bring the new one to the file of its --root"
-		default:
+		case i == 0:
+			return "its proxy knows tacitd by no root of this rotation: see that it can read the file of its --root, and bring the new one to it"
+		case hasOld:
 			return "a certificate there came with the old root alone, and is to be renewed"
 		}
 	}

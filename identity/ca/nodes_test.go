@@ -16,17 +16,23 @@ type fleet struct {
 
 func (f *fleet) look(time.Time) ([]Node, bool) { return f.nodes, f.known }
 
-// judging is a node that knows tacitd by some roots, and has pods that judge
+// judging is a node whose proxy knows tacitd by some roots, and whose pods judge
 // peers by others.
 func judging(name string, sets ...[]*x509.Certificate) Node {
-	n := Node{Name: name}
+	var judges Judges
 	for _, set := range sets {
 		digests := []Digest{}
 		for _, c := range set {
 			digests = append(digests, digest(c))
 		}
-		n.Judges = append(n.Judges, digests)
+		judges = append(judges, digests)
 	}
+	return Node{Name: name, Proxies: []Judges{judges}}
+}
+
+// and is a node with the proxies of both.
+func (n Node) and(other Node) Node {
+	n.Proxies = append(n.Proxies, other.Proxies...)
 	return n
 }
 
@@ -66,6 +72,24 @@ func TestNodesHoldUpTheNewRoot(t *testing.T) {
 		"a node says nothing": {nodes: func(_, both, _ []*x509.Certificate) []Node {
 			return []Node{judging("a", both), {Name: "b"}}
 		}, why: "has not said"},
+		"the file of --root cannot be read": {nodes: func(_, both, _ []*x509.Certificate) []Node {
+			return []Node{judging("a", both), judging("b", nil, both)}
+		}, why: "can read the file"},
+		"a node knows tacitd by another root": {nodes: func(_, both, foreign []*x509.Certificate) []Node {
+			return []Node{judging("a", both), judging("b", foreign, both)}
+		}, why: "can read the file"},
+		"the new proxy of a node has the old one": {nodes: func(old, both, _ []*x509.Certificate) []Node {
+			return []Node{judging("a", both), judging("b", both).and(judging("b", old, both))}
+		}, why: "--root"},
+		"the proxy that drains has the old one": {nodes: func(old, both, _ []*x509.Certificate) []Node {
+			return []Node{judging("a", both), judging("b", both, both, old).and(judging("b", both))}
+		}, why: "is to be renewed"},
+		"the proxy that drains has said nothing": {nodes: func(_, both, _ []*x509.Certificate) []Node {
+			return []Node{judging("a", both), judging("b", both).and(judging("b"))}
+		}, why: "has not said"},
+		"both proxies of a node have it": {nodes: func(_, both, _ []*x509.Certificate) []Node {
+			return []Node{judging("a", both).and(judging("a", both, both))}
+		}, on: true},
 		"pods have certificates of somebody else": {nodes: func(_, both, foreign []*x509.Certificate) []Node {
 			return []Node{judging("b", both, foreign)}
 		}, on: true},

@@ -56,20 +56,54 @@ func New() *Hour {
 type node struct {
 	last         time.Time
 	certificates []Certificate
-	roots        [][]Digest
-	taken        map[uint64]uint64 // the last summary of each process
+	processes    map[uint64]*process
+}
+
+// process is one of a node's proxies: the one that is active, one that drains,
+// or one that is gone.
+type process struct {
+	last  time.Time
+	roots [][]Digest
+	taken uint64 // the last summary
+}
+
+// process is the one that has told a summary now, which may be empty: it is
+// known before it has said anything. It is nil for one that does not say which
+// it is.
+func (n *node) process(s *sight.Summary, now time.Time) *process {
+	if s.GetProcess() == 0 && s.GetSequence() == 0 {
+		return nil
+	}
+	p := n.processes[s.GetProcess()]
+	if p == nil {
+		if len(n.processes) >= maxProcesses {
+			n.forgetOne()
+		}
+		p = &process{}
+		n.processes[s.GetProcess()] = p
+	}
+	p.last = now
+	return p
+}
+
+// forgetOne forgets the process that has been silent for the longest time.
+func (n *node) forgetOne() {
+	var oldest uint64
+	for id, p := range n.processes {
+		if o := n.processes[oldest]; o == nil || p.last.Before(o.last) {
+			oldest = id
+		}
+	}
+	delete(n.processes, oldest)
 }
 
 // isNew reports whether a summary was not taken before, as one is sent again
 // whose answer was lost.
-func (n *node) isNew(s *sight.Summary) bool {
-	if s.GetSequence() == 0 || s.GetSequence() <= n.taken[s.GetProcess()] {
+func (p *process) isNew(s *sight.Summary) bool {
+	if p == nil || s.GetSequence() <= p.taken {
 		return false
 	}
-	if len(n.taken) > maxProcesses || n.taken == nil { // many have come and gone
-		n.taken = map[uint64]uint64{}
-	}
-	n.taken[s.GetProcess()] = s.GetSequence()
+	p.taken = s.GetSequence()
 	return true
 }
 
@@ -84,10 +118,17 @@ type Certificate struct {
 	Error    string    `json:"error,omitempty"`
 }
 
-// Node says when one has told something last, and by which roots it judges:
-// first tacitd, then peers. There are none if it has not said so.
+// Node says when one has told something last, and which of its proxies have
+// done so within the hour.
 type Node struct {
-	Name  string
+	Name    string
+	Last    time.Time
+	Proxies []Proxy
+}
+
+// Proxy says when one has told something last, and by which roots it judges:
+// first tacitd, then peers. There are none if it has not said so.
+type Proxy struct {
 	Last  time.Time
 	Roots [][]Digest
 }
@@ -104,13 +145,14 @@ func (h *Hour) Take(name string, s *sight.Summary, now time.Time) {
 		return
 	}
 	n.last = now
-	if !n.isNew(s) {
+	p := n.process(s, now)
+	if !p.isNew(s) {
 		return
 	}
 	if s.GetListsCertificates() {
 		n.certificates = certificates(name, s.GetCertificates())
 	}
-	n.roots = roots(s.GetRoots())
+	p.roots = roots(s.GetRoots())
 	h.count(s, now)
 	for _, d := range s.GetDenials() {
 		h.deny(name, d, now)
@@ -126,7 +168,7 @@ func (h *Hour) Take(name string, s *sight.Summary, now time.Time) {
 func (h *Hour) node(name string) *node {
 	n := h.nodes[name]
 	if n == nil && len(h.nodes) < maxNodes {
-		n = &node{}
+		n = &node{processes: map[uint64]*process{}}
 		h.nodes[name] = n
 	}
 	return n
@@ -193,7 +235,13 @@ func (h *Hour) Nodes(now time.Time) (out []Node) {
 			delete(h.nodes, name)
 			continue
 		}
-		out = append(out, Node{name, n.last, n.roots})
+		one := Node{Name: name, Last: n.last}
+		for _, p := range n.processes {
+			if now.Sub(p.last) <= Length {
+				one.Proxies = append(one.Proxies, Proxy{p.last, p.roots})
+			}
+		}
+		out = append(out, one)
 	}
 	return out
 }

@@ -59,7 +59,7 @@ func TestTwice(t *testing.T) {
 	for i := range uint64(10 * maxProcesses) {
 		h.Take("n1", &sight.Summary{Process: i, Sequence: 1}, noon)
 	}
-	if got := len(h.nodes["n1"].taken); got > maxProcesses+1 {
+	if got := len(h.nodes["n1"].processes); got > maxProcesses {
 		t.Errorf("%d processes of a node are remembered", got)
 	}
 }
@@ -293,8 +293,49 @@ func TestRoots(t *testing.T) {
 		h := New()
 		take(h, "n1", &sight.Summary{Roots: []*sight.Roots{set(good(9))}}, noon)
 		take(h, "n1", &sight.Summary{Roots: c.said}, noon)
-		if got := h.Nodes(noon); len(got) != 1 || !cmp.Equal(got[0].Roots, c.want) {
-			t.Errorf("%s: %v, want %v", name, got, c.want)
+		want := []Node{{"n1", noon, []Proxy{{noon, c.want}}}}
+		if diff := cmp.Diff(want, h.Nodes(noon)); diff != "" {
+			t.Errorf("%s, -want +got:\n%s", name, diff)
 		}
+	}
+}
+
+// Each proxy of a node has roots of its own, from its first word on, until it
+// has been silent for an hour or many have come after it.
+func TestRootsOfProxies(t *testing.T) {
+	h := New()
+	digest := func(n uint64) Digest { return Digest{byte(n)} }
+	told := func(process, sequence, root uint64, at time.Time) {
+		d := digest(root)
+		h.Take("n1", &sight.Summary{Process: process, Sequence: sequence, Roots: []*sight.Roots{{Digests: [][]byte{d[:]}}}}, at)
+	}
+	check := func(what string, now time.Time, want ...Proxy) {
+		t.Helper()
+		nodes := h.Nodes(now)
+		if len(nodes) != 1 {
+			t.Fatalf("%s: %v", what, nodes)
+		}
+		slices.SortFunc(nodes[0].Proxies, func(a, b Proxy) int { return a.Last.Compare(b.Last) })
+		if diff := cmp.Diff(want, nodes[0].Proxies); diff != "" {
+			t.Errorf("%s, -want +got:\n%s", what, diff)
+		}
+	}
+	at := func(seconds int) time.Time { return noon.Add(time.Duration(seconds) * time.Second) }
+	told(1, 5, 10, at(0))
+	h.Take("n1", &sight.Summary{Process: 2}, at(1))
+	h.Take("n1", &sight.Summary{}, at(1)) // by a version that does not say which it is
+	check("one greets", at(1), Proxy{at(0), [][]Digest{{digest(10)}}}, Proxy{at(1), nil})
+	told(2, 1, 20, at(2))
+	told(1, 6, 11, at(3))
+	check("the older one has the last word", at(3), Proxy{at(2), [][]Digest{{digest(20)}}}, Proxy{at(3), [][]Digest{{digest(11)}}})
+	h.Take("n1", &sight.Summary{Process: 2}, at(4))
+	told(1, 6, 12, at(5)) // for the second time
+	check("both come back", at(5), Proxy{at(4), [][]Digest{{digest(20)}}}, Proxy{at(5), [][]Digest{{digest(11)}}})
+	check("after an hour", at(4).Add(Length+1), Proxy{at(5), [][]Digest{{digest(11)}}})
+	for i := range uint64(maxProcesses - 1) {
+		told(100+i, 1, 30, at(6))
+	}
+	if p := h.nodes["n1"].processes; p[1] == nil || p[2] != nil {
+		t.Errorf("of many, not the one is forgotten that has been silent for the longest time")
 	}
 }

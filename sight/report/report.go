@@ -174,7 +174,7 @@ func (r *Reporter) session(ctx context.Context, server caclient.Config, t *telle
 		interval = time.Duration(min(max(taken.GetIntervalMillis(), 0), maxInterval.Milliseconds())) * time.Millisecond
 		return max(interval, minInterval), taken.GetProcess(), nil
 	}
-	interval, tacitd, err := exchange(&sight.Summary{})
+	interval, tacitd, err := exchange(&sight.Summary{Process: t.process})
 	if err != nil {
 		return err
 	}
