@@ -89,10 +89,11 @@ func (p *process) save(ctx context.Context, s saved) {
 	})
 }
 
-// Each save writes all there is, so it pauses between two: for savePause times as
-// long as the last one took, up to longestPause. With many certificates one of
-// them is renewed all the time; who dies meanwhile leaves the one before it,
-// which has half of its life left.
+// Each save writes all there is, so certificates wait for savePause times as long
+// as the last one took, up to longestPause. With many of them one is renewed all
+// the time; who dies meanwhile leaves the one before it, which has half of its
+// life left. A mesh waits for nothing, as a policy in it may forbid what the one
+// before it allowed; the xDS client spaces them.
 const (
 	savePause    = 20
 	longestPause = time.Second
@@ -106,12 +107,12 @@ func keepSaved(ctx context.Context, certificates func() <-chan struct{}, meshes 
 		pause := time.NewTimer(min(savePause*time.Since(began), longestPause))
 		select {
 		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
-			return
-		}
-		select {
-		case <-changed:
+			select {
+			case <-changed:
+			case mesh = <-meshes:
+			case <-ctx.Done():
+				return
+			}
 		case mesh = <-meshes:
 		case <-ctx.Done():
 			return

@@ -44,12 +44,13 @@ func TestSavesPause(t *testing.T) {
 				if saved != newest || saves > most+2 || saves < most/2 {
 					t.Errorf("%d of %d changes are saved; %d saves in 10 s, want up to %d", saved, newest, saves, most)
 				}
-				for i := range 3 { // of meshes, too
+				for i := range 3 { // of meshes each, and at once
 					meshes <- fmt.Append(nil, i)
-					<-time.After(2 * longestPause)
 					if synctest.Wait(); got != fmt.Sprint(i) {
 						t.Errorf("mesh %q is saved, want %d", got, i)
 					}
+					<-time.After(took)
+					synctest.Wait()
 				}
 			})
 		})
