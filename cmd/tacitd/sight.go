@@ -66,9 +66,11 @@ type observed struct {
 	lacks  func(policy string) []string // of being enforced as written
 	memory uses.Memory
 	log    *zap.Logger
-	// known says that the mesh is whole; began is since when proxies can tell.
-	known func() bool
-	began time.Time
+	// known says that the mesh is whole; began is since when proxies can tell,
+	// and settling how long it takes until all have done so.
+	known    func() bool
+	began    time.Time
+	settling time.Duration
 
 	mu      sync.Mutex // guards what follows
 	at      time.Time
@@ -76,11 +78,11 @@ type observed struct {
 }
 
 // observe lets proxies tell what they see; nil if that is not wanted.
-func (o *sightOptions) observe(g *grpc.Server, ads *server.Server, m *mesh, log *zap.Logger) *observed {
+func (o *options) observe(g *grpc.Server, ads *server.Server, m *mesh, log *zap.Logger) *observed {
 	if o.noFlows {
 		return nil
 	}
-	s := &observed{hour: hour.New(), mesh: ads.Snapshot, lacks: m.lacks, log: log, known: m.ready, began: time.Now()}
+	s := &observed{hour: hour.New(), mesh: ads.Snapshot, lacks: m.lacks, log: log, known: m.ready, began: time.Now(), settling: settling(o.maxTTL)}
 	interval := o.interval
 	if interval == 0 {
 		interval = hour.Interval
@@ -152,15 +154,20 @@ func (s *observed) silent(now time.Time) (nodes []string) {
 	return nodes
 }
 
-// settling is how long after the start of tacitd all proxies that are there have
-// told something again.
-const settling = 30 * time.Second
+// maxSettling is how long after the start of tacitd all proxies that are there
+// have told something again, even those that have to look up its new address, or
+// that could not reach it for long: see sight/report.
+const maxSettling = 3 * time.Minute
+
+// settling is not longer than a certificate's life, as a rotation waits for
+// that anyway: with such short lives whoever runs the mesh is in a hurry.
+func settling(maxTTL time.Duration) time.Duration { return min(maxSettling, maxTTL) }
 
 // judges are the nodes with captured pods, and others of which something has
 // been heard, with the roots that each of their proxies has told of lately. They
 // are not known before every proxy that is there has had the time to tell.
 func (s *observed) judges(now time.Time) (nodes []ca.Node, ok bool) {
-	if !s.known() || now.Sub(s.began) < settling {
+	if !s.known() || now.Sub(s.began) < s.settling {
 		return nil, false
 	}
 	for _, n := range s.hour.Nodes(now) {

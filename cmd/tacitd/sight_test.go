@@ -22,12 +22,12 @@ func TestJudges(t *testing.T) {
 		{UID: "1", Node: "captured", Protocol: model.ProtocolHBONE}, {UID: "2", Node: "quiet", Protocol: model.ProtocolHBONE}, {UID: "3", Node: "plain"},
 	}, AddressesComplete: true})
 	known := false
-	s := &observed{hour: hour.New(), mesh: func() *model.Snapshot { return snapshot }, known: func() bool { return known }, began: began}
+	s := &observed{hour: hour.New(), mesh: func() *model.Snapshot { return snapshot }, known: func() bool { return known }, began: began, settling: settling(time.Hour)}
 	tellAs := func(process uint64, node string, digest ca.Digest, at time.Time) {
 		s.hour.Take(node, &sight.Summary{Process: process, Sequence: 1, Roots: []*sight.Roots{{Digests: [][]byte{digest[:]}}}}, at)
 	}
 	tell := func(node string, at time.Time) { tellAs(1, node, digest, at) }
-	now := began.Add(settling)
+	now := began.Add(3 * time.Minute)
 	tell("captured", now)
 	tellAs(2, "empty", ca.Digest{2}, now.Add(-silence)) // it has ended
 	tell("empty", now)
@@ -51,5 +51,15 @@ func TestJudges(t *testing.T) {
 	want := map[string][]ca.Judges{"captured": {{{digest}}}, "empty": {{{digest}}}, "two": {{{digest}}, {{ca.Digest{2}}}}, "quiet": nil}
 	if !ok || len(nodes) != len(want) || !cmp.Equal(got, want) {
 		t.Errorf("%v, %v, want %v", nodes, ok, want)
+	}
+}
+
+// A rotation with certificates that live shortly is not held up for longer than
+// one of them.
+func TestSettling(t *testing.T) {
+	for life, want := range map[time.Duration]time.Duration{24 * time.Hour: 3 * time.Minute, 30 * time.Second: 30 * time.Second} {
+		if got := settling(life); got != want {
+			t.Errorf("with a life of %v: %v, want %v", life, got, want)
+		}
 	}
 }
