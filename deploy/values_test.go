@@ -31,6 +31,8 @@ func TestSchemaRefuses(t *testing.T) {
 		"no duration":         {"tacitd": values{"maxCertificateTTL": "1 day"}},
 		"no flag":             {"proxy": values{"extraArgs": []any{"rm"}}},
 		"trust domain":        {"trustDomain": "spiffe://x"},
+		"audit to nobody":     {"otlp": values{"audit": true}},
+		"spans to nobody":     {"tracing": values{"enabled": true}},
 		"registry with slash": {"image": values{"registry": "registry.example.com/"}},
 	} {
 		if _, err := Render(Namespace, v); err == nil {
