@@ -1,6 +1,10 @@
 package otlp
 
-import common "go.opentelemetry.io/proto/otlp/common/v1"
+import (
+	"strings"
+
+	common "go.opentelemetry.io/proto/otlp/common/v1"
+)
 
 // Attributes are those of a span, record or resource. What has no value is left
 // out.
@@ -9,9 +13,13 @@ type Attributes []*common.KeyValue
 // String adds a text unless it is empty.
 func (a *Attributes) String(key, value string) {
 	if value != "" {
-		a.add(key, &common.AnyValue{Value: &common.AnyValue_StringValue{StringValue: value}})
+		a.add(key, &common.AnyValue{Value: &common.AnyValue_StringValue{StringValue: Text(value)}})
 	}
 }
+
+// Text is a text that OTLP can carry: protobuf refuses a whole message for one byte
+// that is not of UTF-8.
+func Text(text string) string { return strings.ToValidUTF8(text, "?") }
 
 // Int adds a number.
 func (a *Attributes) Int(key string, value int64) {

@@ -29,6 +29,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/tacit-mesh/tacit/internal/version"
@@ -52,12 +53,12 @@ type Exporter struct {
 	conn  *grpc.ClientConn
 	of    *resource.Resource
 	spans *queue[span]
-	logs  *queue[*logs.LogRecord]
+	logs  *queue[[]byte]
 }
 
 // span is one of a resource, which is asked for once a batch.
 type span struct {
-	*trace.Span
+	encoded  []byte
 	source   string
 	resource func() []*common.KeyValue
 }
@@ -112,14 +113,16 @@ func withRoots(file string) (credentials.TransportCredentials, error) {
 // attributes are asked at most once a batch.
 func (e *Exporter) Span(source string, attributes func() []*common.KeyValue, s *trace.Span) {
 	if e != nil {
-		e.spans.add(source, span{s, source, attributes}, proto.Size(s))
+		encoded, err := proto.Marshal(s)
+		e.spans.add(source, span{encoded, source, attributes}, len(encoded), err)
 	}
 }
 
 // LogRecord adds a record of this program.
 func (e *Exporter) LogRecord(r *logs.LogRecord) {
 	if e != nil {
-		e.logs.add("", r, proto.Size(r))
+		encoded, err := proto.Marshal(r)
+		e.logs.add("", encoded, len(encoded), err)
 	}
 }
 
@@ -174,25 +177,44 @@ func (e *Exporter) sendSpans(ctx context.Context, batch []span) (rejected int64,
 				Resource: &resource.Resource{Attributes: s.resource()}, ScopeSpans: []*trace.ScopeSpans{scope},
 			})
 		}
-		scope.Spans = append(scope.Spans, s.Span)
+		appendEncoded(scope, fieldSpans, s.encoded)
 	}
 	answer, err := collectortrace.NewTraceServiceClient(e.conn).Export(ctx, request)
 	partial := answer.GetPartialSuccess()
-	return partial.GetRejectedSpans(), rejection(err, partial.GetErrorMessage())
+	return partial.GetRejectedSpans(), rejection(err, partial.GetRejectedSpans(), partial.GetErrorMessage())
 }
 
-func (e *Exporter) sendLogs(ctx context.Context, batch []*logs.LogRecord) (rejected int64, err error) {
+func (e *Exporter) sendLogs(ctx context.Context, batch [][]byte) (rejected int64, err error) {
+	scope := &logs.ScopeLogs{Scope: instrumentation()}
+	for _, encoded := range batch {
+		appendEncoded(scope, fieldLogRecords, encoded)
+	}
 	request := &collectorlogs.ExportLogsServiceRequest{ResourceLogs: []*logs.ResourceLogs{{
-		Resource: e.of, ScopeLogs: []*logs.ScopeLogs{{Scope: instrumentation(), LogRecords: batch}},
+		Resource: e.of, ScopeLogs: []*logs.ScopeLogs{scope},
 	}}}
 	answer, err := collectorlogs.NewLogsServiceClient(e.conn).Export(ctx, request)
 	partial := answer.GetPartialSuccess()
-	return partial.GetRejectedLogRecords(), rejection(err, partial.GetErrorMessage())
+	return partial.GetRejectedLogRecords(), rejection(err, partial.GetRejectedLogRecords(), partial.GetErrorMessage())
 }
 
-// rejection is the error, or what a collector says of what it has not taken.
-func rejection(err error, message string) error {
-	if err == nil && message != "" {
+// Numbers of the fields of what is repeated in ScopeSpans and ScopeLogs.
+const (
+	fieldSpans      protowire.Number = 2
+	fieldLogRecords protowire.Number = 2
+)
+
+// appendEncoded appends to a repeated field what is encoded already. As fields
+// that are not known are written as they are, it need not be decoded for that.
+func appendEncoded(to proto.Message, field protowire.Number, encoded []byte) {
+	m := to.ProtoReflect()
+	raw := protowire.AppendTag(m.GetUnknown(), field, protowire.BytesType)
+	m.SetUnknown(protowire.AppendBytes(raw, encoded))
+}
+
+// rejection is the error, or what a collector says of what it has not taken. With
+// nothing rejected its message is only advice.
+func rejection(err error, rejected int64, message string) error {
+	if err == nil && rejected > 0 {
 		return fmt.Errorf("%w: %.500s", errPartial, message)
 	}
 	return err

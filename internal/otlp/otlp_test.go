@@ -133,14 +133,14 @@ func TestRoomIsBounded(t *testing.T) {
 	for range many {
 		e.Span("greedy", named("greedy"), span)
 	}
-	kept := uint64(e.spans.waiting())
+	kept := uint64(len(e.spans.items))
 	if got := e.Spans(); got.Dropped+kept != many || kept*1000 > maxWaiting || kept == 0 {
 		t.Errorf("%d are kept, counted %+v", kept, got)
 	}
 	for range 10 {
 		e.Span("other", named("other"), span)
 	}
-	if n := uint64(e.spans.waiting()); n != kept+10 {
+	if n := uint64(len(e.spans.items)); n != kept+10 {
 		t.Errorf("%d of another source are kept, want 10", n-kept)
 	}
 	if e.spans.room.Taken() > maxWaiting {

@@ -19,7 +19,7 @@ const (
 	maxWaiting = 4 << 20 // bytes, of each kind
 	maxBatch   = 512     // in one message
 	maxMessage = 1 << 20 // bytes of one; collectors take 4 MiB
-	overhead   = 64      // bytes of each that its encoding does not show
+	overhead   = 512     // bytes of each besides its encoding: of the queue, and whose it is
 
 	batchWait   = time.Second      // for more, before a message is sent
 	sendLimit   = 10 * time.Second // of one attempt
@@ -35,10 +35,11 @@ const (
 type waiting[T any] struct {
 	value  T
 	source string
-	size   int
+	size   int // of its encoding
 }
 
-// queue holds what waits to be sent.
+// queue holds what waits to be sent, encoded: a span's structs take four times as
+// much, and would keep all of the text alive of which they have a part.
 type queue[T any] struct {
 	name string
 	send func(context.Context, []T) (rejected int64, err error)
@@ -48,6 +49,7 @@ type queue[T any] struct {
 
 	mu    sync.Mutex
 	items []waiting[T]
+	bytes int // of their encodings
 
 	sent, dropped atomic.Uint64
 	told          time.Time // when a failure was logged; zero once it is over
@@ -62,19 +64,18 @@ func newQueue[T any](name string, halve bool, send func(context.Context, []T) (i
 
 func (q *queue[T]) count() Count { return Count{Sent: q.sent.Load(), Dropped: q.dropped.Load()} }
 
-// add never waits.
-func (q *queue[T]) add(source string, value T, size int) {
-	size += overhead
-	if !q.room.Take(source, size) {
+// add never waits. What could not be encoded is dropped.
+func (q *queue[T]) add(source string, value T, size int, err error) {
+	if err != nil || !q.room.Take(source, size+overhead) {
 		q.dropped.Add(1)
 		return
 	}
 	q.mu.Lock()
 	q.items = append(q.items, waiting[T]{value, source, size})
-	full := len(q.items) >= maxBatch
-	first := len(q.items) == 1
+	q.bytes += size
+	wake := len(q.items) == 1 || q.full()
 	q.mu.Unlock()
-	if first || full {
+	if wake {
 		select {
 		case q.wake <- struct{}{}:
 		default:
@@ -96,7 +97,7 @@ func (q *queue[T]) run(ctx context.Context) error {
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushLimit)
 	defer cancel()
 	for ; len(left) > 0; left = q.take() {
-		if !q.deliver(flush, left) {
+		if flush.Err() != nil || !q.deliver(flush, left) {
 			q.settle(left, len(left))
 		}
 	}
@@ -104,29 +105,37 @@ func (q *queue[T]) run(ctx context.Context) error {
 }
 
 // await waits until there is something, and then a moment for more, unless a
-// message is full already. It is false once the context has ended.
+// message is full before. It is false once the context has ended.
 func (q *queue[T]) await(ctx context.Context) bool {
-	for {
-		switch n := q.waiting(); {
-		case ctx.Err() != nil:
-			return false
-		case n >= maxBatch:
+	var moment <-chan time.Time
+	for ctx.Err() == nil {
+		some, full := q.waiting()
+		if full {
 			return true
-		case n > 0:
-			return pause(ctx, batchWait)
+		}
+		if some && moment == nil {
+			t := time.NewTimer(batchWait)
+			defer t.Stop()
+			moment = t.C
 		}
 		select {
+		case <-moment:
+			return true
 		case <-q.wake:
 		case <-ctx.Done():
 		}
 	}
+	return false
 }
 
-func (q *queue[T]) waiting() int {
+// waiting reports whether there is something, and whether it fills a message.
+func (q *queue[T]) waiting() (some, full bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.items)
+	return len(q.items) > 0, q.full()
 }
+
+func (q *queue[T]) full() bool { return len(q.items) >= maxBatch || q.bytes >= maxMessage }
 
 // take takes what fits into a message. Its room is given back once it has been
 // sent or dropped.
@@ -138,6 +147,7 @@ func (q *queue[T]) take() []waiting[T] {
 		size += q.items[n].size
 		n++
 	}
+	q.bytes -= size
 	batch := q.items[:n:n]
 	if q.items = q.items[n:]; len(q.items) == 0 {
 		q.items = nil
@@ -169,8 +179,9 @@ func (q *queue[T]) settle(batch []waiting[T], dropped int) {
 	q.dropped.Add(uint64(dropped))
 	q.sent.Add(uint64(len(batch) - dropped))
 	for i := range batch {
-		q.room.Give(batch[i].source, batch[i].size)
+		q.room.Give(batch[i].source, batch[i].size+overhead)
 	}
+	clear(batch) // which is of an array that the queue goes on with
 }
 
 func (q *queue[T]) attempts(ctx context.Context, values []T) (rejected int64, err error) {
@@ -189,8 +200,12 @@ func (q *queue[T]) attempts(ctx context.Context, values []T) (rejected int64, er
 }
 
 // attempt sends once. If the context ends meanwhile, the answer is waited for a
-// moment longer: who sends again what has been taken sends it twice.
+// moment longer: who sends again what has been taken sends it twice. Flushing is
+// that moment already.
 func (q *queue[T]) attempt(ctx context.Context, values []T) (rejected int64, err error) {
+	if _, flushing := ctx.Deadline(); flushing {
+		return q.send(ctx, values)
+	}
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendLimit)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(flushLimit, cancel) })()

@@ -90,7 +90,7 @@ func newSpan(name string, of *tracing.Span, d Direction, start, end time.Time) *
 	id, _ := hex.DecodeString(of.Trace) // package tracing made or read them
 	s := &trace.Span{
 		TraceId: id, SpanId: spanID(of.Span), ParentSpanId: spanID(of.Parent), TraceState: of.State,
-		Name: name, Kind: trace.Span_SPAN_KIND_SERVER, Flags: uint32(trace.SpanFlags_SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK) | 1,
+		Name: otlp.Text(name), Kind: trace.Span_SPAN_KIND_SERVER, Flags: uint32(trace.SpanFlags_SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK) | 1,
 		StartTimeUnixNano: otlp.UnixNano(start), EndTimeUnixNano: otlp.UnixNano(end),
 	}
 	if of.Parent != "" { // which is always somebody else's
@@ -146,7 +146,7 @@ func fail(s *trace.Span, a *otlp.Attributes, reason string, err error) {
 	a.String("error.type", cmp.Or(reason, "_OTHER"))
 	s.Status = &trace.Status{Code: trace.Status_STATUS_CODE_ERROR}
 	if err != nil {
-		s.Status.Message = errorText(err)
+		s.Status.Message = otlp.Text(errorText(err))
 	}
 }
 

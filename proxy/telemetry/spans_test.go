@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,11 +44,10 @@ func TestSpans(t *testing.T) {
 		Denied: true, Policy: "shop/nobody", Reason: "denied", Err: errors.New("denied by policy"),
 	})
 	w.Closed(c)
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	_ = e.Run(ended)
+	end := sending(t, e)
 
 	spans := collector.Spans(t, func(s []otlptest.Span) bool { return len(s) == 3 })
+	end()
 	w.want("tacit_otlp_exported_total", 3, "signal=spans")
 	w.want("tacit_otlp_dropped_total", 0, "signal=spans")
 	for i, want := range []struct {
@@ -90,4 +91,84 @@ func TestSpans(t *testing.T) {
 	if first := spans[0]; fmt.Sprintf("%x", first.TraceId) != parent.Trace || first.TraceState != parent.State || first.EndTimeUnixNano-first.StartTimeUnixNano != uint64(time.Second) {
 		t.Errorf("a request below its caller's: %v", first)
 	}
+}
+
+// sending sends until end is called, which waits for it.
+func sending(t *testing.T, e *otlp.Exporter) (end func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- e.Run(ctx) }()
+	return func() {
+		cancel()
+		<-ended
+	}
+}
+
+// What callers write arrives whatever its bytes are, and takes nothing else with
+// it.
+func TestSpansOfAnyBytes(t *testing.T) {
+	collector, url := otlptest.Listen(t, nil)
+	e, err := otlp.New(otlp.Config{Endpoint: url, Log: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, func(o *Options) { o.Spans = e })
+	c := w.record()
+	long := strings.Repeat("x", maxErrorText-1) + "\u00e9" // of which half is cut off
+	for _, text := range []string{"/good", "/\xff\xfe", "/" + long[1:]} {
+		w.Requested(&Request{
+			Connection: c, Start: w.now, Method: text, Host: text, Path: text, Principal: text, Status: 403, GRPCStatus: -1,
+			Span: tracing.NewSampler(1).Root(tracing.NewTrace()), Denied: true, Reason: "denied", Err: errors.New(text),
+		})
+	}
+	end := sending(t, e)
+	spans := collector.Spans(t, func(s []otlptest.Span) bool { return len(s) == 3 })
+	end()
+	if got := e.Spans(); got != (otlp.Count{Sent: 3}) {
+		t.Fatalf("counted %+v", got)
+	}
+	for i, want := range []string{"/good", "/?", "/" + long[1:maxErrorText-1] + "?..."} {
+		s := spans[i]
+		if path := otlptest.Values(s.Attributes)["url.path"]; path != want || s.Name != want || s.Status.Message != want {
+			t.Errorf("%d: path %q, name %q, message %q, want %q", i, path, s.Name, s.Status.Message, want)
+		}
+	}
+}
+
+// Spans that wait take the memory that is counted for them, and keep nothing of
+// the heads of requests.
+func TestSpansThatWaitAreBounded(t *testing.T) {
+	collector, url := otlptest.Listen(t, nil)
+	e, err := otlp.New(otlp.Config{Endpoint: url, Log: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, func(o *Options) { o.Spans = e })
+	sampler := tracing.NewSampler(1)
+	c := w.record()
+	c.ID = tracing.NewTrace()
+	c.Span = sampler.Root(c.ID)
+	heap := func() int {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc)
+	}
+	const most = 2 << 20 // half of the room, for one pod
+	before, n := heap(), 0
+	for ; e.Spans().Dropped == 0; n++ {
+		head := "GET /path db.shop " + strings.Repeat("x", 60_000)
+		w.Requested(&Request{
+			Connection: c, Start: w.now, Method: head[:3], Path: head[4:9], Host: head[10:17], Status: 200, GRPCStatus: -1,
+			Span: sampler.Root(tracing.NewTrace()),
+		})
+	}
+	kept := heap() - before
+	t.Logf("%d spans take %d bytes", n, kept)
+	if kept > 2*most {
+		t.Errorf("%d spans take %d bytes, want about %d", n, kept, most)
+	}
+	end := sending(t, e)
+	collector.Spans(t, func(s []otlptest.Span) bool { return len(s) == n-1 })
+	end()
 }
