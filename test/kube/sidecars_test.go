@@ -51,7 +51,7 @@ func sidecars(e environment) {
 		e.serve(namespace, "server", "--lame-duck=12s")
 	}
 	// Envoy drops a connection in clear whose FIN comes before it has found out
-	// that it is in clear.
+	// that it is in clear, and waits for more where random bytes could be TLS.
 	fromWeb, fromShop := e.load("web", "client", "server.shop", "--fin-last"), e.load("shop", "client", "server.web", "--fin-last")
 	mesh := e.newSidecarMesh("shop", "web")
 	for _, c := range []clients{fromWeb, fromShop} {

@@ -61,7 +61,7 @@ func client() *cobra.Command {
 	cmd.Flags().IntVar(&c.Streams, "streams", 0, "`number` of connections that live on")
 	cmd.Flags().IntVar(&c.Requests, "requests", 0, "`number` of workers that make HTTP requests")
 	cmd.Flags().DurationVar(&c.Pause, "pause", 50*time.Millisecond, "`time` from one beginning to the next, of each")
-	cmd.Flags().BoolVar(&c.FINLast, "fin-last", false, "have the workers that use a connection once send FIN when the message is back, not with it")
+	cmd.Flags().BoolVar(&c.FINLast, "fin-last", false, "have the workers that use a connection once send FIN when the message is back, not with it, and begin with what is no TLS")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c.Host = args[0]
 		return c.Run(cmd.Context())

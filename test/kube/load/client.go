@@ -28,8 +28,13 @@ type Client struct {
 	Streams   int    // connections that live on
 	Requests  int    // workers that make HTTP requests on kept connections
 	Pause     time.Duration
-	FINLast   bool // exchanges end their half once the message is back, not with it
+	FINLast   bool // exchanges end their half once the message is back, not with it, and begin it with inClear
 }
+
+// inClear is no beginning of TLS to a server that looks whether there is any: of
+// random bytes it would wait for the rest of a record where the second is that
+// of TLS's version, and where there are fewer than five.
+const inClear = "clear"
 
 // Run runs the client and serves its report.
 func (c Client) Run(ctx context.Context) error {
@@ -108,6 +113,9 @@ func (c Client) Exchange(ctx context.Context) error {
 	defer func() { _ = conn.Close() }()
 	_ = conn.SetDeadline(time.Now().Add(timeout))
 	sent := message()
+	if c.FINLast {
+		sent = append([]byte(inClear), sent...)
+	}
 	group, _ := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		if _, err := conn.Write(sent); err != nil || c.FINLast {
@@ -120,7 +128,7 @@ func (c Client) Exchange(ctx context.Context) error {
 		got, err = io.ReadAll(io.LimitReader(conn, int64(len(sent))))
 		err = errors.Join(err, conn.CloseWrite())
 	}
-	rest, restErr := io.ReadAll(io.LimitReader(conn, mostBytes+1))
+	rest, restErr := io.ReadAll(io.LimitReader(conn, int64(len(sent))+1))
 	if err := errors.Join(err, restErr, group.Wait()); err != nil {
 		return err
 	}
