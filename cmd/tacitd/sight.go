@@ -128,10 +128,14 @@ func (s *observed) coverage(now time.Time) *traffic.Coverage {
 
 // uses are when the policies of the mesh last decided.
 func (s *observed) uses(mesh *model.Snapshot) map[string]time.Time {
-	return s.hour.Uses(func(policy string) bool {
+	known := func(policy string) bool {
 		p, _ := mesh.Policy(policy)
 		return p != nil
-	})
+	}
+	if !mesh.PoliciesReady() {
+		known = nil
+	}
+	return s.hour.Uses(known, time.Now())
 }
 
 // silence is how long a proxy may say nothing before what it sees counts as

@@ -97,5 +97,9 @@ func (s *observed) merge(kept string) (string, error) {
 		inForce = append(inForce, use.Policy)
 	}
 	s.memory.Note(inForce, matched, time.Now())
-	return s.memory.Text()
+	text, left, err := s.memory.Text()
+	if left > 0 {
+		s.log.Warn("there is no room to keep when all policies were last of use", zap.Int("left out", left))
+	}
+	return text, err
 }

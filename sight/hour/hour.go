@@ -36,6 +36,9 @@ const (
 // before it, for clocks that differ and connections that were lost.
 const openMinutes = 3
 
+// strangeFor is how long a policy that is not known is remembered.
+const strangeFor = 10 * time.Minute
+
 // Hour remembers. Its methods may be called from any goroutine.
 type Hour struct {
 	mu      sync.Mutex
@@ -44,12 +47,13 @@ type Hour struct {
 	nodes   map[string]*node
 	denials map[flows.Party]*ring
 	uses    map[string]time.Time
-	news    chan struct{} // closed when something was taken
+	strange map[string]time.Time // since when Uses leaves a policy out
+	news    chan struct{}        // closed when something was taken
 }
 
 // New makes an empty hour.
 func New() *Hour {
-	return &Hour{nodes: map[string]*node{}, denials: map[flows.Party]*ring{}, uses: map[string]time.Time{}, news: make(chan struct{})}
+	return &Hour{nodes: map[string]*node{}, denials: map[flows.Party]*ring{}, uses: map[string]time.Time{}, strange: map[string]time.Time{}, news: make(chan struct{})}
 }
 
 // node is what one has told, but for the traffic.
@@ -261,14 +265,25 @@ func (h *Hour) Certificates(identity string) (out []Certificate) {
 }
 
 // Uses are the policies that have decided about something, by when they last
-// did. Those for which keep is false are forgotten.
-func (h *Hour) Uses(keep func(policy string) bool) map[string]time.Time {
+// did, without those that are not known. Such are forgotten after a while: a
+// proxy may know a policy sooner than whoever asks. Who knows no policies yet
+// gives nil, and nothing is forgotten.
+func (h *Hour) Uses(known func(policy string) bool, now time.Time) map[string]time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	out := make(map[string]time.Time, len(h.uses))
 	for policy, last := range h.uses {
-		if !keep(policy) {
-			delete(h.uses, policy)
+		if known == nil || known(policy) {
+			delete(h.strange, policy)
+		} else {
+			since, there := h.strange[policy]
+			switch {
+			case !there:
+				h.strange[policy] = now
+			case now.Sub(since) >= strangeFor:
+				delete(h.uses, policy)
+				delete(h.strange, policy)
+			}
 			continue
 		}
 		out[policy] = last

@@ -225,10 +225,30 @@ func TestUsesAndCertificates(t *testing.T) {
 	}, noon)
 	take(h, "n2", &sight.Summary{Uses: []*sight.Use{{Policy: "shop/p", Last: noon.Add(-time.Minute).Unix()}}}, noon)
 	want := map[string]time.Time{"shop/p": noon, "shop/q": noon}
+	notGone := func(p string) bool { return p != "shop/gone" }
 	for range 2 {
-		if diff := cmp.Diff(want, h.Uses(func(p string) bool { return p != "shop/gone" })); diff != "" {
+		if diff := cmp.Diff(want, h.Uses(notGone, noon)); diff != "" {
 			t.Errorf("uses, -want +got:\n%s", diff)
 		}
+	}
+	// What is not known yet, as before the mesh is, is not forgotten at once.
+	none := func(string) bool { return false }
+	if got := h.Uses(none, noon.Add(strangeFor-time.Second)); len(got) != 0 {
+		t.Errorf("not known, and of use: %v", got)
+	}
+	for _, test := range []struct {
+		at   time.Time
+		want int
+	}{{noon.Add(strangeFor - time.Second), 3}, {noon.Add(strangeFor), 3}} {
+		if got := h.Uses(nil, test.at); len(got) != test.want {
+			t.Errorf("%v: %v, want %d", test.at, got, test.want)
+		}
+	}
+	for _, at := range []time.Time{noon, noon.Add(strangeFor)} {
+		h.Uses(notGone, at)
+	}
+	if got := h.Uses(nil, noon.Add(strangeFor)); !cmp.Equal(want, got) {
+		t.Errorf("gone for long: %v, want %v", got, want)
 	}
 	if all := h.Certificates("spiffe://t/ns/a/sa/b"); len(all) != 1 || all[0].Node != "n1" || !all[0].NotAfter.Equal(noon) {
 		t.Errorf("certificates: %+v", all)

@@ -130,7 +130,11 @@ func (s *Server) describe(d *Detail, sees func(string) bool) {
 			}
 		}
 	}
-	uses := s.Hour.Uses(func(key string) bool { p, _ := mesh.Policy(key); return p != nil })
+	known := func(key string) bool { p, _ := mesh.Policy(key); return p != nil }
+	if !mesh.PoliciesReady() {
+		known = nil
+	}
+	uses := s.Hour.Uses(known, time.Now())
 	for p := range policies {
 		key := mesh.PolicyKey(p)
 		d.Policies = append(d.Policies, Policy{key, action(p), scope(p), p.DryRun, uses[key], s.lacks(key, sees)})

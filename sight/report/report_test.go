@@ -190,7 +190,7 @@ func TestReports(t *testing.T) {
 		n := seen[mtls]
 		return n.Connections == 5 && n.Denied == 1 && n.Sent == 1060 && n.Live == 1 && n.Latency[4] == 5
 	})
-	if uses := c.hour.Uses(func(string) bool { return true }); uses["shop/web-only"].IsZero() {
+	if uses := c.hour.Uses(nil, time.Now()); uses["shop/web-only"].IsZero() {
 		t.Errorf("policies that decided: %v", uses)
 	}
 	if all := c.hour.Certificates("spiffe://cluster.local/ns/shop/sa/api"); len(all) != 1 || all[0].Node != "n1" || !all[0].NotAfter.Equal(time.Unix(1e9, 0)) {

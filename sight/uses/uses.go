@@ -9,6 +9,7 @@ package uses
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -98,18 +99,28 @@ func (m *Memory) Merge(text string) error {
 	return nil
 }
 
-// Text is what to keep.
-func (m *Memory) Text() (string, error) {
+// Text is what to keep, and how many policies there was no room for: the last by
+// their names, so that all who keep the text leave out the same.
+func (m *Memory) Text() (text string, left int, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	text, err := json.Marshal(m.policies) // sorted by their names
+	kept := make(map[string]Use, len(m.policies))
+	size := len("{}")
+	for _, policy := range slices.Sorted(maps.Keys(m.policies)) {
+		entry, err := json.Marshal(map[string]Use{policy: m.policies[policy]}) // and two braces, one for a comma
+		if err != nil {
+			return "", 0, fmt.Errorf("uses of policies: %w", err)
+		}
+		if size += len(entry) - 1; size > maxText {
+			break
+		}
+		kept[policy] = m.policies[policy]
+	}
+	whole, err := json.Marshal(kept) // sorted by their names
 	if err != nil {
-		return "", fmt.Errorf("uses of policies: %w", err)
+		return "", 0, fmt.Errorf("uses of policies: %w", err)
 	}
-	if len(text) > maxText {
-		return "", fmt.Errorf("uses of %d policies: %d bytes are above the limit of %d", len(m.policies), len(text), maxText)
-	}
-	return string(text), nil
+	return string(whole), len(m.policies) - len(kept), nil
 }
 
 // Report is which policies are of no use.

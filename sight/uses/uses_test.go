@@ -15,9 +15,9 @@ func days(n int) time.Time { return noon.Add(time.Duration(n) * 24 * time.Hour) 
 
 func text(t *testing.T, m *Memory) string {
 	t.Helper()
-	text, err := m.Text()
-	if err != nil {
-		t.Fatal(err)
+	text, left, err := m.Text()
+	if err != nil || left > 0 {
+		t.Fatal(left, err)
 	}
 	return text
 }
@@ -89,7 +89,19 @@ func TestBounds(t *testing.T) {
 	}
 	long := &Memory{}
 	long.Note([]string{strings.Repeat("x", maxText)}, nil, noon)
-	if _, err := long.Text(); err == nil {
-		t.Error("a text that nobody could keep")
+	if text, left, err := long.Text(); err != nil || left != 1 || len(text) > maxText {
+		t.Errorf("a text that nobody could keep: %d bytes, %d left out, %v", len(text), left, err)
+	}
+	// Long names leave room for some.
+	for i := range maxPolicies {
+		many[i] = fmt.Sprintf("shop/%0200d", i)
+	}
+	long.Note(many, nil, noon)
+	text, left, err := long.Text()
+	if err != nil || left == 0 || len(text) > maxText || len(text) < maxText-1024 {
+		t.Errorf("%d bytes, %d left out, %v", len(text), left, err)
+	}
+	if err := (&Memory{}).Merge(text); err != nil {
+		t.Error(err)
 	}
 }
