@@ -406,6 +406,15 @@ func TestNamesAreRestored(t *testing.T) {
 	if s, errs := Snapshot(data); len(errs) > 0 || !s.OnDemand() || !s.Heard("/198.18.0.2") || s.Workload("a") == nil {
 		t.Errorf("looked at elsewhere it is another: %v", errs)
 	}
+	state := &tacit.SavedState{}
+	if err := proto.Unmarshal(data, state); err != nil {
+		t.Fatal(err)
+	}
+	for _, saved := range state.GetTypes() {
+		if onDemand := saved.GetTypeUrl() == wire.AddressType; saved.GetComplete() == onDemand || saved.GetOnDemandComplete() != onDemand {
+			t.Errorf("a version without names on demand would read of %s: complete %v", saved.GetTypeUrl(), saved.GetComplete())
+		}
+	}
 	for _, same := range []bool{true, false} {
 		config := Config{Sink: newRecorder()}
 		if same {

@@ -186,6 +186,6 @@ func (k *kind) restore(saved *tacit.SavedType, u *model.Update) (rejected []erro
 			rejected = append(rejected, err)
 		}
 	}
-	k.restored = saved.GetComplete()
+	k.restored = wasComplete(saved)
 	return rejected
 }

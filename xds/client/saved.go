@@ -22,6 +22,7 @@ func (c *Client) Export() ([]byte, error) {
 		saved := k.export()
 		if c.config.OnDemand && k.typeURL == wire.AddressType {
 			saved.OnDemand, saved.Names = true, c.heardNames()
+			saved.Complete, saved.OnDemandComplete = false, saved.GetComplete()
 		}
 		state.Types = append(state.Types, saved)
 	}
@@ -54,6 +55,14 @@ func (c *Client) Restore(data []byte) error {
 	}
 	c.config.Sink.Apply(c.restore(state))
 	return nil
+}
+
+// wasComplete reports whether all was in that had been asked for.
+func wasComplete(saved *tacit.SavedType) bool {
+	if saved.GetOnDemand() {
+		return saved.GetOnDemandComplete()
+	}
+	return saved.GetComplete()
 }
 
 // trustAfter is how long the control plane is given to say what has changed
@@ -169,7 +178,7 @@ func Snapshot(export []byte) (*model.Snapshot, []error) {
 		}
 		errs = append(errs, known[i].restore(saved, &u)...)
 		u.OnDemand, u.Heard = onDemand, append(u.Heard, saved.GetNames()...)
-		if saved.GetComplete() {
+		if wasComplete(saved) {
 			known[i].markComplete(&u)
 		}
 	}

@@ -71,15 +71,18 @@ func (x *SavedState) GetTypes() []*SavedType {
 type SavedType struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	TypeUrl string                 `protobuf:"bytes,1,opt,name=type_url,json=typeUrl,proto3" json:"type_url,omitempty"`
-	// The first full list was in.
+	// The first full list was in. Never set with on_demand: a version that does not
+	// know of that would take what is here for the whole mesh.
 	Complete  bool             `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
 	Resources []*SavedResource `protobuf:"bytes,3,rep,name=resources,proto3" json:"resources,omitempty"`
 	// Only what was asked for is here, by these names, of which the control
 	// plane had said what they stand for.
-	OnDemand      bool     `protobuf:"varint,4,opt,name=on_demand,json=onDemand,proto3" json:"on_demand,omitempty"`
-	Names         []string `protobuf:"bytes,5,rep,name=names,proto3" json:"names,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	OnDemand bool     `protobuf:"varint,4,opt,name=on_demand,json=onDemand,proto3" json:"on_demand,omitempty"`
+	Names    []string `protobuf:"bytes,5,rep,name=names,proto3" json:"names,omitempty"`
+	// What complete is otherwise.
+	OnDemandComplete bool `protobuf:"varint,6,opt,name=on_demand_complete,json=onDemandComplete,proto3" json:"on_demand_complete,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *SavedType) Reset() {
@@ -145,6 +148,13 @@ func (x *SavedType) GetNames() []string {
 		return x.Names
 	}
 	return nil
+}
+
+func (x *SavedType) GetOnDemandComplete() bool {
+	if x != nil {
+		return x.OnDemandComplete
+	}
+	return false
 }
 
 type SavedResource struct {
@@ -214,13 +224,14 @@ const file_xds_api_tacit_saved_proto_rawDesc = "" +
 	"\x19xds/api/tacit/saved.proto\x12\btacit.v1\x1a\x19google/protobuf/any.proto\"7\n" +
 	"\n" +
 	"SavedState\x12)\n" +
-	"\x05types\x18\x01 \x03(\v2\x13.tacit.v1.SavedTypeR\x05types\"\xac\x01\n" +
+	"\x05types\x18\x01 \x03(\v2\x13.tacit.v1.SavedTypeR\x05types\"\xda\x01\n" +
 	"\tSavedType\x12\x19\n" +
 	"\btype_url\x18\x01 \x01(\tR\atypeUrl\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x125\n" +
 	"\tresources\x18\x03 \x03(\v2\x17.tacit.v1.SavedResourceR\tresources\x12\x1b\n" +
 	"\ton_demand\x18\x04 \x01(\bR\bonDemand\x12\x14\n" +
-	"\x05names\x18\x05 \x03(\tR\x05names\"o\n" +
+	"\x05names\x18\x05 \x03(\tR\x05names\x12,\n" +
+	"\x12on_demand_complete\x18\x06 \x01(\bR\x10onDemandComplete\"o\n" +
 	"\rSavedResource\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x120\n" +
