@@ -178,7 +178,7 @@ func (p *Proxy) dialAs(ctx context.Context, pod *pod, at netip.AddrPort) (net.Co
 		Workload: workloadOf(s, pod), Address: source, Namespace: pod.Namespace, Node: p.Node, Network: pod.network,
 	}
 	var held holder
-	defer held.release()
+	defer held.release(p)
 	s = p.hear(ctx, &held, func(s *model.Snapshot) []string { return route.Names(s, from, at) })
 	r := route.Resolve(s, from, at)
 	err := fmt.Errorf("no route to %v: %v", at, r.Refusal)

@@ -31,6 +31,7 @@ type Connection struct {
 	original  netip.AddrPort // where the application meant to go
 	place     chan struct{}  // where it takes one, if anywhere
 	held      holder         // the names on demand that it has to do with
+	whence    holder         // that of the other end, of an inbound one
 	working   func()         // tells the caller that it takes longer; nil if it cannot be told
 	ctx       context.Context
 	cancel    context.CancelCauseFunc
@@ -79,6 +80,7 @@ func (p *Proxy) begin(pod *pod, conn *net.TCPConn, direction telemetry.Direction
 
 func (p *Proxy) newConnection(pod *pod, source netip.AddrPort, direction telemetry.Direction) *Connection {
 	c := &Connection{proxy: p, pod: pod, source: source}
+	c.held.share, c.whence.share = pod.share.names, pod.share.names
 	c.ctx, c.cancel = context.WithCancelCause(pod.ctx)
 	c.record.Direction = direction
 	c.record.Start = time.Now()
@@ -106,7 +108,8 @@ func (p *Proxy) end(c *Connection) {
 	p.Recorder.Closed(&c.record)
 	c.mu.Unlock()
 	p.conns.End(c)
-	c.held.release()
+	c.held.release(p)
+	c.whence.release(p)
 	if c.place != nil {
 		give(c.place)
 	}

@@ -5,8 +5,10 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/tacit-mesh/tacit/internal/portions"
 	"github.com/tacit-mesh/tacit/proxy/policy"
 	"github.com/tacit-mesh/tacit/proxy/route"
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -17,30 +19,82 @@ import (
 // is neither outside of the mesh nor in it: a connection waits for the answer to
 // a deadline, and then goes nowhere.
 
+// maxNames bounds the names that are held for connections, maxNamesOfPod those of
+// one pod's. The control plane's client takes 20,000: what is left is for the
+// hosts that decisions need, which take of no pod's share.
+const (
+	maxNames      = 15_000
+	maxNamesOfPod = 5_000
+)
+
+// heldNames are those held for a pod's connections, each of which counts once.
+type heldNames struct {
+	mu      sync.Mutex
+	holders map[string]int
+}
+
+// take reports whether there is room for the name; then give must follow.
+func (n *heldNames) take(all *portions.Portions[*heldNames], name string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.holders[name] == 0 && !all.Take(n, 1) {
+		return false
+	}
+	n.holders[name]++
+	return true
+}
+
+func (n *heldNames) give(all *portions.Portions[*heldNames], name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.holders[name]--; n.holders[name] == 0 {
+		delete(n.holders, name)
+		all.Give(n, 1)
+	}
+}
+
 // holder keeps the names that a connection has to do with. Its goroutine alone
 // uses it.
-type holder map[string]func()
+type holder struct {
+	share *heldNames // of which the names take; nil: of none
+	names map[string]func()
+}
 
-func (h *holder) hold(p *Proxy, name string) {
-	if _, held := (*h)[name]; held {
-		return
+// hold reports whether the name is held; there may be room later.
+func (h *holder) hold(p *Proxy, name string) bool {
+	if _, held := h.names[name]; held {
+		return true
+	}
+	if h.share != nil && !h.share.take(p.names, name) {
+		return false
 	}
 	release, ok := p.Demand(name)
 	if !ok {
-		return // until some are let go, which makes a new snapshot
+		if h.share != nil {
+			h.share.give(p.names, name)
+		}
+		return false
 	}
-	if *h == nil {
-		*h = holder{}
+	if h.names == nil {
+		h.names = map[string]func(){}
 	}
-	(*h)[name] = release
+	h.names[name] = release
+	return true
 }
 
-func (h *holder) release() {
-	for _, release := range *h {
+func (h *holder) release(p *Proxy) {
+	for name, release := range h.names {
 		release()
+		if h.share != nil {
+			h.share.give(p.names, name)
+		}
 	}
-	*h = nil
+	h.names = nil
 }
+
+// lookForRoom is how often a name is tried again for which there was none: what
+// makes room is not told.
+const lookForRoom = 100 * time.Millisecond
 
 // hear asks for the names that it is given by a snapshot, which may be more with
 // each answer, and waits until all are answered, or for the context's end. It
@@ -49,8 +103,11 @@ func (p *Proxy) hear(ctx context.Context, h *holder, names func(*model.Snapshot)
 	for {
 		s, changed := p.State.Watch()
 		unheard := false
+		var room <-chan time.Time
 		for _, name := range names(s) {
-			h.hold(p, name)
+			if !h.hold(p, name) {
+				room = time.After(lookForRoom)
+			}
 			unheard = unheard || !s.Heard(name)
 		}
 		if !unheard {
@@ -58,6 +115,7 @@ func (p *Proxy) hear(ctx context.Context, h *holder, names func(*model.Snapshot)
 		}
 		select {
 		case <-changed:
+		case <-room:
 		case <-ctx.Done():
 			return s
 		}
@@ -73,19 +131,35 @@ func (p *Proxy) sourceIn(s *model.Snapshot, c *Connection) route.Source {
 
 // lookUpSource asks who is at the other end of an inbound connection. It waits
 // for the answer only where a policy is about it. Who comes in clear has no
-// identity, without which policies believe no label: it is looked up for people.
+// identity, without which policies believe no label: it is looked up for people,
+// as is whoever no policy is about, while there is room for more than that.
 func (p *Proxy) lookUpSource(ctx context.Context, c *Connection) {
-	if p.Demand == nil || c.peer.IsZero() && !p.curious.Allow() {
+	if p.Demand == nil {
 		return
 	}
 	name := func(s *model.Snapshot) string { return model.AddressName(networkOf(s, c.pod), c.source.Addr()) }
-	c.held.hold(p, name(p.State.Snapshot()))
-	p.hear(ctx, &c.held, func(s *model.Snapshot) []string {
-		if w := workloadOf(s, c.pod); c.peer.IsZero() || w == nil || !policy.ReadsLabels(s, w) {
+	if p.names.Taken() < maxNames/2 && (!c.peer.IsZero() || p.curious.Allow()) {
+		c.whence.hold(p, name(p.State.Snapshot()))
+	}
+	p.hear(ctx, &c.whence, func(s *model.Snapshot) []string {
+		if !c.readsSource(s) {
 			return nil
 		}
 		return []string{name(s)}
 	})
+}
+
+// readsSource reports whether a policy is about who is at the other end.
+func (c *Connection) readsSource(s *model.Snapshot) bool {
+	w := workloadOf(s, c.pod)
+	return !c.peer.IsZero() && w != nil && policy.ReadsLabels(s, w)
+}
+
+// forgetSource lets go of who is at the other end where no decision needs it.
+func (p *Proxy) forgetSource(c *Connection) {
+	if !c.readsSource(p.State.Snapshot()) {
+		c.whence.release(p)
+	}
 }
 
 // explainTimeout is how long a denial waits for who it is that is denied.
@@ -94,12 +168,12 @@ const explainTimeout = 500 * time.Millisecond
 // explainSource has a denial know who comes in clear, where that was asked for:
 // the reason may be there, such as that the client skips the port.
 func (p *Proxy) explainSource(ctx context.Context, c *Connection, r *policy.Request) {
-	if p.Demand == nil || r.SourceWorkload != nil || len(c.held) == 0 {
+	if p.Demand == nil || r.SourceWorkload != nil || len(c.whence.names) == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, explainTimeout)
 	defer cancel()
-	s := p.hear(ctx, &c.held, func(s *model.Snapshot) []string {
+	s := p.hear(ctx, &c.whence, func(s *model.Snapshot) []string {
 		return []string{model.AddressName(networkOf(s, c.pod), c.source.Addr())}
 	})
 	now, _ := c.facts(s, r.Time)
@@ -181,7 +255,7 @@ func (p *Proxy) learnOf(ctx context.Context, pod *pod, host string) {
 	ctx, cancel := context.WithTimeout(ctx, decisionTimeout)
 	defer cancel()
 	var h holder
-	defer h.release()
+	defer h.release(p)
 	p.hear(ctx, &h, func(s *model.Snapshot) []string {
 		if name := hostName(networkOf(s, pod), host); name != "" {
 			return []string{name}

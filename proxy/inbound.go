@@ -202,6 +202,7 @@ func (p *Proxy) authorize(c *Connection) (allowed bool) {
 	defer cancel()
 	_, _ = p.State.Wait(ctx, c.known)
 	p.lookUpSource(ctx, c)
+	defer p.forgetSource(c)
 	p.conns.Add(c)
 	d, request := p.coverage(c)
 	if d.Allowed {

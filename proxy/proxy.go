@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/tacit-mesh/tacit/identity"
+	"github.com/tacit-mesh/tacit/internal/portions"
 	"github.com/tacit-mesh/tacit/proxy/conns"
 	"github.com/tacit-mesh/tacit/proxy/dns"
 	"github.com/tacit-mesh/tacit/proxy/extauthz"
@@ -103,6 +104,7 @@ type Proxy struct {
 	local handovers
 	// curious bounds what is asked for though no decision needs it.
 	curious *rate.Limiter
+	names   *portions.Portions[*heldNames]
 
 	tokens    *jwt.Verifier
 	providers *extauthz.Client
@@ -128,6 +130,7 @@ func New(c Config) *Proxy {
 		leaving: map[string]*pod{},
 		synced:  make(chan struct{}),
 		curious: rate.NewLimiter(curiousRate, curiousRate),
+		names:   portions.New[*heldNames](maxNames, maxNamesOfPod, true),
 	}
 	p.tokens = jwt.NewVerifier()
 	p.providers, p.limits = extauthz.New(p.dialOut), ratelimit.New(p.dialOut)

@@ -19,6 +19,7 @@ type share struct {
 	// Bytes of bodies that have come and are held for decisions which look at
 	// them, until they have left.
 	bodies *portions.Portions[netip.Addr]
+	names  *heldNames
 	// One slot for each question about a request that a provider is asked.
 	asking *turns
 }
@@ -42,6 +43,7 @@ func newShare(conns int) *share {
 		handshakes: portions.New[netip.Addr](maxHandshakes, maxHandshakesFromSource, false),
 		bodies:     portions.New[netip.Addr](maxBodies, maxBodiesFromSource, true),
 		asking:     newTurns(maxAsking),
+		names:      &heldNames{holders: map[string]int{}},
 	}
 }
 
