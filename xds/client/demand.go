@@ -27,6 +27,9 @@ const (
 	keepIdle    = 10 * time.Minute
 	keepNothing = time.Minute
 	lookEvery   = 5 * time.Second
+	// What is wanted at once is asked for at once: each answer costs a look at
+	// all names.
+	gatherFor = 5 * time.Millisecond
 	// Istio's control plane says what a name stands for when it is asked, and
 	// not when there is something new behind it: so it is asked again.
 	askAgain        = 30 * time.Second
@@ -121,24 +124,44 @@ func (c *Client) resume(request *discovery.DeltaDiscoveryRequest) {
 	c.wakeAsking()
 }
 
-// ask sends what there is to ask for, until the connection ends.
-func (c *Client) ask(ctx context.Context, send func(*discovery.DeltaDiscoveryRequest) error) {
-	look := time.NewTicker(lookEvery)
-	defer look.Stop()
+// talk sends answers, and what there is to ask for, until the connection ends.
+func (c *Client) talk(ctx context.Context, answers <-chan *discovery.DeltaDiscoveryRequest, send func(*discovery.DeltaDiscoveryRequest) error) {
+	var look, gathered <-chan time.Time
+	if c.config.OnDemand {
+		ticker := time.NewTicker(lookEvery)
+		defer ticker.Stop()
+		look = ticker.C
+	}
 	for {
 		select {
+		case answer := <-answers:
+			if send(answer) != nil {
+				return // the receiving side learns why
+			}
+			continue
 		case <-c.asking:
+			if gathered == nil {
+				gathered = time.After(gatherFor)
+			}
+			continue
+		case <-gathered:
+			gathered = nil
 			if c.crowded() {
 				c.letGo(time.Now())
 			}
-		case now := <-look.C:
+		case now := <-look:
 			c.letGo(now)
 		case <-ctx.Done():
 			return
 		}
+		for len(answers) > 0 { // nobody else takes any
+			if send(<-answers) != nil {
+				return
+			}
+		}
 		for _, request := range c.requests(time.Now()) {
 			if send(request) != nil {
-				return // the receiving side learns why
+				return
 			}
 		}
 	}

@@ -455,3 +455,21 @@ func TestNamesOfWhatIsUnreadableAreNotRestored(t *testing.T) {
 		t.Error("what may be there counts as nothing")
 	}
 }
+
+// A control plane that sends without taking anything is still listened to.
+func TestReceivesWhileNothingIsTaken(t *testing.T) {
+	_, _, st := demanding(t)
+	sent := make(chan error, 1)
+	go func() {
+		for i := range maxAnswers {
+			if err := st.grpc.Send(addresses(strings.Repeat(fmt.Sprint(i%10), 16<<10))); err != nil {
+				sent <- err
+				return
+			}
+		}
+		sent <- nil
+	}()
+	if err := next(t, "all to be received, though no answer is taken", sent); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -40,6 +40,9 @@ func batchOf(mark string) uint64 {
 // answer to the batch on.
 func (c *Client) hear(u *model.Update, responses []*discovery.DeltaDiscoveryResponse) {
 	said := c.said(responses)
+	if len(said.other)+len(said.wrong)+len(u.RemovedAddresses)+len(u.Workloads)+len(u.Services) == 0 {
+		return // it is about nothing that has a name
+	}
 	next := c.config.Known().Apply(*u)
 	for key, n := range c.names {
 		if said.batches[n.batch] {

@@ -30,6 +30,9 @@ const (
 	// maxHeld bounds the responses that are put by until the last of a change
 	// is in. It takes three.
 	maxHeld = 16
+	// maxAnswers bounds the answers that wait to be sent. Receiving never waits
+	// for them: a server that sends may not take anything meanwhile.
+	maxAnswers = 1024
 )
 
 // session is one connection: subscribe to every type, then answer responses
@@ -50,18 +53,18 @@ func (c *Client) session(ctx context.Context) (responses int, err error) {
 	if err != nil {
 		return 0, c.failed("connect", err)
 	}
-	send := sender(stream)
 	for _, request := range c.subscriptions() {
-		if err := send(request); err != nil {
+		if err := send(stream, request); err != nil {
 			return 0, c.failed("subscribe", err)
 		}
 	}
-	if c.config.OnDemand {
-		var asking sync.WaitGroup
-		defer asking.Wait()
-		defer cancel()
-		asking.Go(func() { c.ask(ctx, send) })
-	}
+	answers := make(chan *discovery.DeltaDiscoveryRequest, maxAnswers)
+	var talking sync.WaitGroup
+	defer talking.Wait()
+	defer cancel()
+	talking.Go(func() {
+		c.talk(ctx, answers, func(r *discovery.DeltaDiscoveryRequest) error { return send(stream, r) })
+	})
 	var held []*discovery.DeltaDiscoveryResponse
 	for {
 		response, err := stream.Recv()
@@ -77,8 +80,10 @@ func (c *Client) session(ctx context.Context) (responses int, err error) {
 			continue
 		}
 		for _, answer := range c.handle(held...) {
-			if err := send(answer); err != nil {
-				return responses, c.failed("acknowledge", err)
+			select {
+			case answers <- answer:
+			default:
+				return responses, c.failed("acknowledge", fmt.Errorf("%d answers have not been taken", maxAnswers))
 			}
 		}
 		held = nil
@@ -89,18 +94,12 @@ func (c *Client) failed(operation string, err error) error {
 	return fmt.Errorf("xDS server %s: %s: %w", c.config.Server, operation, err)
 }
 
-// sender sends one request at a time. It leaves a broken stream's reason to
-// Recv, which alone knows it.
-func sender(stream grpc.BidiStreamingClient[discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse]) func(*discovery.DeltaDiscoveryRequest) error {
-	var mu sync.Mutex
-	return func(request *discovery.DeltaDiscoveryRequest) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if err := stream.Send(request); err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		return nil
+// send leaves a broken stream's reason to Recv, which alone knows it.
+func send(stream grpc.BidiStreamingClient[discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse], request *discovery.DeltaDiscoveryRequest) error {
+	if err := stream.Send(request); err != nil && !errors.Is(err, io.EOF) {
+		return err
 	}
+	return nil
 }
 
 func (c *Client) dial() (*grpc.ClientConn, error) {
