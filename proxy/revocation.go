@@ -18,7 +18,7 @@ func (p *Proxy) followRevocations(ctx context.Context) error {
 	}
 	for {
 		changed := p.Revocations.Changed()
-		p.conns.Evaluate(p.State.Snapshot(), time.Now())
+		p.conns.Evaluate(p.State, time.Now())
 		p.pool.Recheck(p.recheckServer)
 		select {
 		case <-changed:

@@ -110,7 +110,7 @@ func (t *Table[C]) Run(ctx context.Context, s *state.State) error {
 	for {
 		snapshot, changed := s.Watch()
 		now := time.Now()
-		t.Evaluate(snapshot, now)
+		t.Evaluate(s, now)
 		edge, stop := alarm(policy.NextEdge(snapshot, now))
 		select {
 		case <-changed:
@@ -123,11 +123,11 @@ func (t *Table[C]) Run(ctx context.Context, s *state.State) error {
 	}
 }
 
-// Evaluate evaluates the live connections again, for a reason that is not in
-// the snapshot.
-func (t *Table[C]) Evaluate(snapshot *model.Snapshot, now time.Time) {
+// Evaluate evaluates the live connections again, also for a reason that is not
+// in the snapshot: each in the newest, as it may have been allowed by that alone.
+func (t *Table[C]) Evaluate(s *state.State, now time.Time) {
 	for _, c := range t.Live() {
-		if d, checked := c.Review(snapshot, now); checked && !d.Allowed {
+		if d, checked := c.Review(s.Snapshot(), now); checked && !d.Allowed {
 			c.Deny(d)
 		}
 	}

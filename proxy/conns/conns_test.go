@@ -25,6 +25,7 @@ var server = &model.Workload{UID: "server", Namespace: "ns", TrustDomain: "td", 
 type conn struct {
 	id, namespace string
 	unchecked     bool
+	reviewing     func()
 	once          sync.Once
 	denied        chan policy.Decision
 }
@@ -36,6 +37,9 @@ func newConn(id, namespace string) *conn {
 func (c *conn) ID() string { return c.id }
 
 func (c *conn) Review(s *model.Snapshot, now time.Time) (policy.Decision, bool) {
+	if c.reviewing != nil {
+		c.reviewing()
+	}
 	return policy.Evaluate(s, &policy.Request{
 		Identity:    model.Identity{TrustDomain: "td", Namespace: c.namespace, ServiceAccount: "sa"},
 		Destination: netip.AddrPortFrom(server.Addresses[0], 80),
@@ -109,6 +113,25 @@ func TestNoConnectionSlipsThroughBetweenTwoSnapshots(t *testing.T) {
 		<-c.denied
 		cancel()
 		running.Wait()
+	}
+}
+
+// A connection that a newer snapshot has allowed is not denied by the older one
+// in which others are reviewed.
+func TestEachIsReviewedInTheNewestSnapshot(t *testing.T) {
+	s := state.New()
+	s.Apply(model.Update{
+		Workloads: []*model.Workload{server}, Policies: []*model.Policy{deny("bad")}, AddressesComplete: true, PoliciesComplete: true,
+	})
+	table := conns.NewTable[*conn]()
+	all := []*conn{newConn("1", "bad"), newConn("2", "bad")}
+	for _, c := range all {
+		c.reviewing = func() { s.Apply(model.Update{RemovedPolicies: []string{"ns/deny-bad"}}) }
+		table.Add(c)
+	}
+	table.Evaluate(s, time.Now())
+	if denied := len(all[0].denied) + len(all[1].denied); denied != 1 {
+		t.Errorf("%d connections are denied, want the one that was looked at before the policy went", denied)
 	}
 }
 
