@@ -39,6 +39,7 @@ type Connection struct {
 	mu       sync.Mutex // guards what follows
 	bypass   string     // that has let the connection live, and lets it to its end
 	settled  bool       // whether requests are decided on
+	early    bool       // a review came before that
 	requests *requests  // those, if they are
 	record   telemetry.Record
 	opened   bool

@@ -1,13 +1,10 @@
 package proxy
 
 import (
-	"net"
-	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/tacit-mesh/tacit/proxy/http"
-	"github.com/tacit-mesh/tacit/proxy/telemetry"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -22,20 +19,7 @@ func TestReviewsOfRequests(t *testing.T) {
 		}
 	}
 	s := startOneServer(t, echoing(t), denying("/denied"))
-	l := listening(t)
-	defer func() { _ = l.Close() }()
-	caller, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = caller.Close() }()
-	conn, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := s.begin(s.localPod("uid"), conn.(*net.TCPConn), telemetry.Inbound)
-	defer s.end(c)
-	c.setDestination(netip.AddrPortFrom(arrived4, 8080))
+	c := s.arrived(t)
 	r := &requests{proxy: s.Proxy, conn: c, live: map[*exchange]struct{}{}}
 	begin := func(path string) (http.Exchange, *bool) {
 		aborted := new(bool)

@@ -93,6 +93,26 @@ func startOneServerWith(t *testing.T, app net.Addr, config Config, policies ...*
 	return &oneServer{p, l.Addr().String()}
 }
 
+// arrived is a connection to the server that nothing has been decided about.
+func (s *oneServer) arrived(t *testing.T) *Connection {
+	t.Helper()
+	l := listening(t)
+	defer func() { _ = l.Close() }()
+	caller, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = caller.Close() })
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := s.begin(s.localPod("uid"), conn.(*net.TCPConn), telemetry.Inbound)
+	t.Cleanup(func() { s.end(c) })
+	c.setDestination(netip.AddrPortFrom(arrived4, 8080))
+	return c
+}
+
 func listening(t *testing.T) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -28,34 +28,42 @@ type requests struct {
 }
 
 // coverage says whether the connection's requests are decided on, and decides
-// about the connection itself. It settles that in the newest snapshot, whatever
-// Review may have seen meanwhile.
+// about the connection itself: in the newest snapshot, and with all that Review
+// has been called for meanwhile.
 func (p *Proxy) coverage(c *Connection) (policy.Decision, policy.Request) {
 	for {
 		s := p.State.Snapshot()
 		request, _ := c.facts(s, time.Now())
-		covered := policy.CoversHTTP(s, request.Workload, c.original.Port())
-		c.mu.Lock()
-		c.settled = true
-		c.requests = nil
-		if covered {
-			c.requests = &requests{proxy: p, conn: c, live: map[*exchange]struct{}{}}
-		}
-		c.mu.Unlock()
+		var r *requests
 		var d policy.Decision
-		if covered {
+		if policy.CoversHTTP(s, request.Workload, c.original.Port()) {
+			r = &requests{proxy: p, conn: c, live: map[*exchange]struct{}{}}
 			d = policy.EvaluateConnection(s, &request)
 		} else {
 			d = policy.Evaluate(s, &request)
 		}
-		if p.State.Snapshot() == s {
+		if c.settle(s, r) {
 			return c.mayLive(d), request
 		}
 	}
 }
 
+// settle has the connection reviewed from now on. It is false if there is reason
+// to decide anew: a newer snapshot, or a review that came too early.
+func (c *Connection) settle(s *model.Snapshot, r *requests) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.early || c.proxy.State.Snapshot() != s {
+		c.early = false
+		return false
+	}
+	c.settled, c.requests = true, r
+	return true
+}
+
 // Review implements conns.Conn. A connection from before a policy about
-// requests is ended, since nothing that it carries could be decided on.
+// requests is ended, since nothing that it carries could be decided on. Before
+// it is known whether requests are decided on nothing can be said.
 func (c *Connection) Review(s *model.Snapshot, now time.Time) (policy.Decision, bool) {
 	request, checked := c.facts(s, now)
 	if !checked {
@@ -63,11 +71,14 @@ func (c *Connection) Review(s *model.Snapshot, now time.Time) (policy.Decision, 
 	}
 	c.mu.Lock()
 	r, settled := c.requests, c.settled
+	c.early = !settled
 	c.mu.Unlock()
 	switch {
+	case !settled:
+		return policy.Decision{}, false
 	case r != nil:
 		return c.mayLive(r.review(s, request)), true
-	case settled && policy.CoversHTTP(s, request.Workload, c.original.Port()) && !underBypass(request):
+	case policy.CoversHTTP(s, request.Workload, c.original.Port()) && !underBypass(request):
 		return policy.Decision{Reason: policy.ReasonRequestsNow}, true
 	}
 	c.proxy.meter(c)
