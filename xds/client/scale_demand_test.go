@@ -1,20 +1,11 @@
 package client
 
 import (
-	"context"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
-	"go.uber.org/zap"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-
-	"github.com/tacit-mesh/tacit/proxy/state"
 	"github.com/tacit-mesh/tacit/xds/model"
-	xdsserver "github.com/tacit-mesh/tacit/xds/server"
 )
 
 // BenchmarkScaleOnDemand says what a mesh of a million workloads costs a proxy
@@ -25,33 +16,10 @@ import (
 //	go test -run '^$' -bench ScaleOnDemand -benchtime 1000x ./xds/client
 func BenchmarkScaleOnDemand(b *testing.B) {
 	const workloads, talksTo = 1_000_000, 100
-	metrics := map[string]float64{} // reported at the end: Loop forgets those from before
-	defer func() {
-		for unit, value := range metrics {
-			b.ReportMetric(value, unit)
-		}
-	}()
-	empty := heap()
-	p := &controlPlane{Server: xdsserver.New(zap.NewNop(), func(context.Context) string { return "node-7" }), ca: newAuthority(b), address: "127.0.0.1:0"}
-	p.cert = grpc.Creds(credentials.NewServerTLSFromCert(new(p.ca.server(b))))
-	if err := p.Apply(scaleMesh(workloads)); err != nil {
-		b.Fatal(err)
-	}
-	p.start(b)
-	defer func() { p.stop() }()
-	full := heap()
-	metrics["control-B/workload"] = (full - empty) / workloads
-
-	roots := filepath.Join(b.TempDir(), "roots")
-	if err := os.WriteFile(roots, p.ca.pem(), 0o600); err != nil {
-		b.Fatal(err)
-	}
-	sink := state.New()
-	ctx, cancel := context.WithCancel(b.Context())
-	client := New(Config{Server: p.address, ServerName: serverName, RootsFile: roots, Sink: sink, OnDemand: true, Known: sink.Snapshot, Node: Node{Name: "node-7"}})
-	ended := make(chan error)
-	go func() { ended <- client.Run(ctx) }()
-	defer func() { cancel(); <-ended }()
+	noted := figures{}
+	defer noted.report(b)
+	p, sink, client, full := scaled(b, workloads, true, noted)
+	client.follow(b)
 	<-client.Ready()
 	await := func(ok func(*model.Snapshot) bool) {
 		if _, err := sink.Wait(b.Context(), ok); err != nil {
@@ -70,7 +38,7 @@ func BenchmarkScaleOnDemand(b *testing.B) {
 	for range talksTo {
 		ask()
 	}
-	metrics["proxy+stream-MB"] = (heap() - full) / 1e6
+	noted["proxy+stream-MB"] = (heap() - full) / 1e6
 	held := float64(client.Status().Addresses.Resources)
 
 	for b.Loop() {
@@ -85,8 +53,8 @@ func BenchmarkScaleOnDemand(b *testing.B) {
 	began := time.Now()
 	p.start(b)
 	await(func(s *model.Snapshot) bool { return s.Workload(w.UID).Node == w.Node })
-	metrics["resync-ms"] = float64(time.Since(began).Microseconds()) / 1e3
-	metrics["resources-held"] = held
+	noted["resync-ms"] = float64(time.Since(began).Microseconds()) / 1e3
+	noted["resources-held"] = held
 }
 
 func vipOf(service int) netip.Addr { return scaleService(service).Addresses[0].Prefix.Addr() }

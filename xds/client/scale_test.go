@@ -158,36 +158,52 @@ func BenchmarkScale(b *testing.B) {
 	}
 }
 
-func scale(b *testing.B, n int) {
-	metrics := map[string]float64{} // reported at the end: Loop forgets those from before
-	note := func(value float64, unit string) { metrics[unit] = value }
-	defer func() {
-		for unit, value := range metrics {
-			b.ReportMetric(value, unit)
-		}
-	}()
+// figures are reported at the end: Loop forgets those from before.
+type figures map[string]float64
+
+func (f figures) report(b *testing.B) {
+	for unit, value := range f {
+		b.ReportMetric(value, unit)
+	}
+}
+
+// scaled is a control plane of a mesh of n workloads, of which it notes what one
+// takes, and a proxy's client of it, not yet running, with where that leaves what
+// it is sent. full is the heap before there was a client.
+func scaled(b *testing.B, n int, onDemand bool, noted figures) (p *controlPlane, sink *state.State, client *Client, full float64) {
 	empty := heap()
-	p := &controlPlane{Server: xdsserver.New(zap.NewNop(), func(context.Context) string { return "node" }), ca: newAuthority(b), address: "127.0.0.1:0"}
+	p = &controlPlane{Server: xdsserver.New(zap.NewNop(), func(context.Context) string { return "node-7" }), ca: newAuthority(b), address: "127.0.0.1:0"}
 	p.cert = grpc.Creds(credentials.NewServerTLSFromCert(new(p.ca.server(b))))
 	if err := p.Apply(scaleMesh(n)); err != nil {
 		b.Fatal(err)
 	}
 	p.start(b)
-	defer func() { p.stop() }()
-	full := heap()
-	note((full-empty)/float64(n), "control-B/workload")
+	b.Cleanup(func() { p.stop() })
+	full = heap()
+	noted["control-B/workload"] = (full - empty) / float64(n)
 
 	roots := filepath.Join(b.TempDir(), "roots")
 	if err := os.WriteFile(roots, p.ca.pem(), 0o600); err != nil {
 		b.Fatal(err)
 	}
-	sink := state.New()
-	ctx, cancel := context.WithCancel(b.Context())
-	client := New(Config{Server: p.address, ServerName: serverName, RootsFile: roots, Sink: sink})
-	ended := make(chan error)
-	go func() { ended <- client.Run(ctx) }()
-	defer func() { cancel(); <-ended }()
+	sink = state.New()
+	client = New(Config{Server: p.address, ServerName: serverName, RootsFile: roots, Sink: sink, OnDemand: onDemand, Known: sink.Snapshot, Node: Node{Name: "node-7"}})
+	return p, sink, client, full
+}
 
+// follow runs the client until the end of the benchmark.
+func (c *Client) follow(b *testing.B) {
+	ctx, cancel := context.WithCancel(b.Context())
+	ended := make(chan error)
+	go func() { ended <- c.Run(ctx) }()
+	b.Cleanup(func() { cancel(); <-ended })
+}
+
+func scale(b *testing.B, n int) {
+	noted := figures{}
+	defer noted.report(b)
+	note := func(value float64, unit string) { noted[unit] = value }
+	p, sink, client, full := scaled(b, n, false, noted)
 	probes := newProber(b)
 	note(probes.during(func() { <-time.After(time.Second) }), "quiet-ms")
 	await := func(ok func(*model.Snapshot) bool) time.Time {
@@ -201,6 +217,7 @@ func scale(b *testing.B, n int) {
 		return func(s *model.Snapshot) bool { return s.Workload(w.UID) != nil && s.Workload(w.UID).Node == w.Node }
 	}
 	note(probes.during(func() {
+		client.follow(b)
 		note(since(await(has(scaleWorkload(n-1)))), "first-s")
 	}), "first-longest-ms")
 	note((heap()-full)/float64(n), "proxy-B/workload")
