@@ -60,7 +60,7 @@ const example = `  tacit-proxy --node node-1 --agent-socket /run/tacit/agent.soc
     --pod istio-system/ztunnel-x7k2p --direct-local=false \
     --root /var/run/secrets/istio/root-cert.pem --token /var/run/secrets/tokens/istio-token`
 
-// maxFlows bounds the memory that --flows may ask for to 0.7 GB.
+// maxFlows bounds the memory that --flows may ask for to 0.8 GB.
 const maxFlows = 1 << 20
 
 // options are the flags, as given.
@@ -132,7 +132,7 @@ func command() *cobra.Command {
 	f.BoolVar(&o.linger, "linger", false, "once a newer proxy has taken over and the drain is done, wait for SIGTERM instead of ending, lest something starts this one again")
 	f.IntVar(&o.podShare, "connections-per-pod", 0, "`number` of connections from one pod at a time, and as many to it; 0: by the limit of open files")
 	f.BoolVar(&o.directLocal, "direct-local", true, "join connections between two pods of this node, once authorized, without encrypting their bytes in between")
-	f.IntVar(&o.flows, "flows", flows.DefaultSize, "`number` of ended connections and requests to remember for tacit flows, tap and coverage, 0.9 KB each; 0: none")
+	f.IntVar(&o.flows, "flows", flows.DefaultSize, "`number` of ended connections and requests to remember for tacit flows, tap and coverage, 0.3 KB each, more where each is of other pods; 0: none")
 	o.audit.Flags(f)
 	o.otlp.Flags(f)
 	o.tracingFlags(f)

@@ -139,27 +139,29 @@ func (f EndFilter) takes(e *recordedEnd) bool {
 	case f.Address.IsValid():
 		return f.Address == e.addr.Addr()
 	}
-	return f.fits(e.namespace, e.name, e.owner)
+	p := e.party.Value()
+	return f.fits(p.namespace, p.name, p.owner)
 }
 
 func (f *Filter) takes(r *record) bool {
 	if f == nil {
 		return true
 	}
+	v := r.verdict.Value()
 	switch {
 	case !f.From.takes(&r.source), !f.To.takes(&r.destination), !f.Either.takes(&r.source) && !f.Either.takes(&r.destination):
 		return false
 	case f.Port != 0 && f.Port != r.destination.addr.Port(),
-		len(f.Outcomes) > 0 && !slices.Contains(f.Outcomes, r.outcome),
-		len(f.Security) > 0 && !slices.Contains(f.Security, r.security),
+		len(f.Outcomes) > 0 && !slices.Contains(f.Outcomes, v.outcome),
+		len(f.Security) > 0 && !slices.Contains(f.Security, v.security),
 		f.Requests && r.kind != Requested, f.Connections && r.kind == Requested,
 		f.Direction != "" && f.Direction != direction(r.inbound):
 		return false
 	}
-	return f.Identity == "" || isIdentity(r.source.identity, f.Identity) || isIdentity(r.destination.identity, f.Identity)
+	return f.Identity == "" || r.source.is(f.Identity) || r.destination.is(f.Identity)
 }
 
-func isIdentity(id model.Identity, wanted string) bool {
-	text := id.String()
+func (e *recordedEnd) is(wanted string) bool {
+	text := e.party.Value().identity.String()
 	return text != "" && (text == wanted || strings.HasSuffix(text, "/"+wanted))
 }

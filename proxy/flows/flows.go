@@ -23,7 +23,7 @@ import (
 )
 
 // DefaultSize is how many flows a proxy remembers unless it is told otherwise:
-// about 14 MB once it has seen as many.
+// about 5 MB once it has seen as many.
 const DefaultSize = 16384
 
 // perSecond is how many records of a class are kept in a second. Denials and

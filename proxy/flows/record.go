@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+	"unique"
 
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -17,53 +18,64 @@ const (
 	maxProblem = 154
 )
 
-// record is a flow as it is remembered. Its size is fixed: strings are the
-// mesh's own, which it shares, and what callers said is copied within bounds.
+// record is a flow as it is remembered. What many flows have in common, they
+// share: who the ends are, and what became of it. What callers said is copied
+// within bounds.
 type record struct {
-	kind                              Kind
-	inbound                           bool
-	weight                            int
-	id                                string
-	security, outcome, why            string
-	began, time                       time.Time
-	source, destination               recordedEnd
-	service                           string
-	policy, reason, attribute, dryRun string
-	protocol                          string
-	status                            int
-	sent, received                    int64
-	added                             time.Duration
-	lengths                           [4]uint8 // of method, host, path, problem in words
-	words                             [maxMethod + maxHost + maxPath + maxProblem]byte
+	kind                Kind
+	inbound             bool
+	lengths             [4]uint8 // of method, host, path, problem in words
+	weight, status      int
+	id, words           string
+	began, time         time.Time
+	source, destination recordedEnd
+	verdict             unique.Handle[verdict]
+	sent, received      int64
+	added               time.Duration
 }
 
 type recordedEnd struct {
-	addr                   netip.AddrPort
+	addr  netip.AddrPort
+	party unique.Handle[recordedParty]
+}
+
+// recordedParty is who an end is.
+type recordedParty struct {
 	namespace, name, owner string
 	identity               model.Identity
+}
+
+// verdict is what became of a flow, and how it travelled.
+type verdict struct {
+	security, outcome, why, service, protocol string
+	policy, reason, attribute, dryRun         string
 }
 
 func (r *record) fill(e *Event, weight int) {
 	*r = record{
 		kind: e.Kind, inbound: e.Inbound, weight: weight, id: e.ID,
-		security: e.Security, outcome: e.Outcome, why: why(e),
-		began: e.Began, time: e.Time, source: recorded(&e.Source), destination: recorded(&e.Destination), service: e.Service,
-		policy: e.Policy, reason: e.Reason, attribute: e.Attribute, dryRun: e.DryRun,
-		protocol: e.Protocol, status: e.Status, sent: e.Sent, received: e.Received, added: e.Added,
+		began: e.Began, time: e.Time, source: recorded(&e.Source), destination: recorded(&e.Destination),
+		verdict: unique.Make(verdict{
+			security: e.Security, outcome: e.Outcome, why: why(e), service: e.Service, protocol: e.Protocol,
+			policy: e.Policy, reason: e.Reason, attribute: e.Attribute, dryRun: e.DryRun,
+		}),
+		status: e.Status, sent: e.Sent, received: e.Received, added: e.Added,
 	}
 	problem := ""
 	if e.Err != nil {
 		problem = e.Err.Error()
 	}
+	var words [maxMethod + maxHost + maxPath + maxProblem]byte
 	at := 0
 	for i, word := range [...]struct {
 		text string
 		most int
 	}{{e.Method, maxMethod}, {e.Host, maxHost}, {e.Path, maxPath}, {problem, maxProblem}} {
-		n := copy(r.words[at:], cut(word.text, word.most))
+		n := copy(words[at:], cut(word.text, word.most))
 		r.lengths[i] = uint8(n)
 		at += n
 	}
+	r.words = string(words[:at])
 }
 
 // Cut is what texts end with that were too long to be kept whole.
@@ -82,11 +94,11 @@ func cut(text string, most int) string {
 }
 
 func recorded(e *End) recordedEnd {
-	r := recordedEnd{addr: e.Addr, namespace: e.Namespace, name: e.Name, identity: e.Identity}
+	p := recordedParty{namespace: e.Namespace, name: e.Name, identity: e.Identity}
 	if w := e.Workload; w != nil {
-		r.namespace, r.name, r.owner = w.Namespace, w.Name, w.WorkloadName
+		p.namespace, p.name, p.owner = w.Namespace, w.Name, w.WorkloadName
 	}
-	return r
+	return recordedEnd{addr: e.Addr, party: unique.Make(p)}
 }
 
 // word is one of what callers said.
@@ -95,7 +107,7 @@ func (r *record) word(i int) string {
 	for _, n := range r.lengths[:i] {
 		at += int(n)
 	}
-	return strings.ToValidUTF8(string(r.words[at:at+int(r.lengths[i])]), "\uFFFD")
+	return strings.ToValidUTF8(r.words[at:at+int(r.lengths[i])], "\uFFFD")
 }
 
 // Flow is a connection or request as it is shown.
@@ -149,14 +161,15 @@ type HTTP struct {
 }
 
 func (r *record) flow() Flow {
+	v := r.verdict.Value()
 	f := Flow{
 		Kind: r.kind.String(), Time: r.time, Began: r.began, ID: r.id, Direction: direction(r.inbound),
-		Source: r.source.peer(), Destination: r.destination.peer(), Service: r.service,
-		Security: r.security, Why: r.why, Outcome: r.outcome, Policy: r.policy, Reason: r.reason, Attribute: r.attribute, DryRun: r.dryRun,
+		Source: r.source.peer(), Destination: r.destination.peer(), Service: v.service,
+		Security: v.security, Why: v.why, Outcome: v.outcome, Policy: v.policy, Reason: v.reason, Attribute: v.attribute, DryRun: v.dryRun,
 		Error: r.word(3), Sent: r.sent, Received: r.received, AddedMicros: r.added.Microseconds(), Weight: r.weight,
 	}
 	if r.kind == Requested {
-		f.HTTP = &HTTP{Protocol: r.protocol, Method: r.word(0), Host: r.word(1), Path: r.word(2), Status: r.status}
+		f.HTTP = &HTTP{Protocol: v.protocol, Method: r.word(0), Host: r.word(1), Path: r.word(2), Status: r.status}
 	}
 	return f
 }
@@ -169,7 +182,8 @@ func direction(inbound bool) string {
 }
 
 func (e *recordedEnd) peer() Peer {
-	return Peer{Address: e.addr, Namespace: e.namespace, Pod: e.name, Owner: e.owner, Identity: e.identity.String()}
+	p := e.party.Value()
+	return Peer{Address: e.addr, Namespace: p.namespace, Pod: p.name, Owner: p.owner, Identity: p.identity.String()}
 }
 
 // Show is an event as a flow, where the filter takes it.
