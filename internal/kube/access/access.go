@@ -6,6 +6,7 @@ package access
 
 import (
 	"fmt"
+	"net/http"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -29,6 +30,7 @@ func Config(kubeconfig string) (*rest.Config, error) {
 	}
 	config.UserAgent = "tacit/" + version.String()
 	config.QPS, config.Burst = requestsPerSecond, burst
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return explaining{next} })
 	return config, nil
 }
 
