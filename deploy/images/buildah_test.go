@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -71,9 +73,24 @@ func TestBuildah(t *testing.T) {
 			continue
 		}
 		one, oneErr := made.Digest()
+		makeOlder(t, filepath.Join(dir, "build"), filepath.Join(dir, "userland"))
 		two, twoErr := buildah(t, dir, image.Name).Digest()
 		if err := errors.Join(oneErr, twoErr); err != nil || one != two {
 			t.Errorf("%s: made twice it is %v and %v, %v", image.Name, one, two, err)
+		}
+	}
+}
+
+// makeOlder has files look as if they had been made an hour ago.
+func makeOlder(t *testing.T, dirs ...string) {
+	t.Helper()
+	ago := time.Now().Add(-time.Hour)
+	for _, dir := range dirs {
+		err := filepath.WalkDir(dir, func(file string, _ fs.DirEntry, err error) error {
+			return errors.Join(err, os.Chtimes(file, ago, ago))
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -3,8 +3,12 @@ package images
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -138,6 +142,74 @@ func TestPrograms(t *testing.T) {
 			}
 		}
 	}
+}
+
+// What the Dockerfile builds in one directory is what it builds in another one,
+// byte for byte.
+func TestProgramsAreReproducible(t *testing.T) {
+	build := stages(t, filepath.Join(top, "Dockerfile"))["build"]
+	here, err := filepath.Abs(top)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sums [2]map[string][sha256.Size]byte
+	for i := range sums {
+		dir := filepath.Join(t.TempDir(), fmt.Sprint("sources-", i))
+		if err := os.Symlink(here, dir); err != nil {
+			t.Fatal(err)
+		}
+		sums[i] = buildAsIn(t, build, dir)
+	}
+	for program, sum := range sums[0] {
+		if sums[1][program] != sum {
+			t.Errorf("%s differs by the directory that it is built in", program)
+		}
+	}
+	for _, image := range All() {
+		for _, p := range image.Programs {
+			if _, ok := sums[0][filepath.Join(p.Tags, filepath.Base(p.Path))]; !ok {
+				t.Errorf("%s of image %s is not built: %v", p.Path, image.Name, slices.Collect(maps.Keys(sums[0])))
+			}
+		}
+	}
+}
+
+// buildAsIn runs what a stage runs, but for fetching modules, in a directory,
+// and returns the sums of what that makes.
+func buildAsIn(t *testing.T, s *stage, dir string) map[string][sha256.Size]byte {
+	t.Helper()
+	out := t.TempDir()
+	script := "set -e\ncd " + dir + "\n"
+	for _, setting := range s.settings {
+		script += "export " + setting + "\n"
+	}
+	for _, run := range s.runs {
+		if strings.HasPrefix(run, "go build ") {
+			script += strings.ReplaceAll(run, "/out/", out+"/") + "\n"
+		}
+	}
+	build := exec.Command("sh", "-c", script)
+	build.Env = append(os.Environ(), "VERSION=v1.2.3")
+	if said, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s\nin\n%s", err, said, script)
+	}
+	sums := map[string][sha256.Size]byte{}
+	err := filepath.WalkDir(out, func(file string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(out, file)
+		sums[name] = sha256.Sum256(text)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sums
 }
 
 // What runs templates finds methods by name, which makes the linker keep all
