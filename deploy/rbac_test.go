@@ -130,7 +130,7 @@ func TestPermissions(t *testing.T) {
 // that and no more.
 func TestBypassRole(t *testing.T) {
 	objects := decode(t, render(t, nil))
-	want := []rbac.PolicyRule{{APIGroups: []string{"policy.tacit.mesh"}, Resources: []string{"bypasses"}, Verbs: []string{"get", "list", "watch", "create", "patch"}}}
+	want := []rbac.PolicyRule{{APIGroups: []string{"policy.tacit.mesh"}, Resources: []string{"bypasses"}, Verbs: []string{"get", "list", "watch", "create", "patch", "bypass"}}}
 	role := find[*rbac.ClusterRole](t, objects, "tacit-bypass")
 	if diff := cmp.Diff(want, role.Rules); diff != "" || role.AggregationRule != nil {
 		t.Errorf("the role: %s", diff)

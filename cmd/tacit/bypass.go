@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -50,7 +51,8 @@ are told, and as long to end.
 
 The record is an object Bypass of policy.tacit.mesh/v1alpha1 in the namespace
 that it is about, or a manifest in the directory that tacitd reads (--from).
-Whoever may create these objects there may bypass; nobody may for longer than
+Whoever may create these objects there and has the verb bypass for them, as the
+ClusterRole tacit-bypass gives it, may bypass; nobody may for longer than
 tacitd --max-bypass. tacitd and the agent of the pod's node must be there for it
 to begin; it ends with the clock of each.`,
 		Example: `  tacit bypass shop --for 30m --reason "payments are down, incident 12"
@@ -98,6 +100,8 @@ func bypassEndCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
   tacit bypass end shop/bypass-shop-20261121-221500-000`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			// Whoever may bypass in one namespace need not see the others.
+			r.meant, _, _ = strings.Cut(args[0], "/")
 			return r.with(cmd, func(ctx context.Context, s bypasses.Store) error {
 				ended, err := bypasses.End(ctx, s, args[0])
 				if err != nil {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -40,6 +41,7 @@ func TestBypassBeginsAndEnds(t *testing.T) {
 	resource := schema.GroupVersionResource{Group: "policy.tacit.mesh", Version: "v1alpha1", Resource: bypass.Resource}
 	c.Dynamic = dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{resource: "BypassList"})
 	t.Setenv("SUDO_USER", "alice")
+	listed := map[string]bool{}
 	for name, call := range map[string]func(...string) (string, error){
 		"in a cluster":      bypassCalls(t, func() (*cluster.Cluster, error) { return c, nil }),
 		"without a cluster": bypassCalls(t, nil, "--from="+dir),
@@ -78,6 +80,9 @@ func TestBypassBeginsAndEnds(t *testing.T) {
 			if out := must("list"); !strings.Contains(out, "policies bypassed, ends in 1h59m") || !strings.Contains(out, "incident 12") || !strings.Contains(out, "alice") {
 				t.Errorf("list:\n%s", out)
 			}
+			if out := must("list", "other"); !strings.Contains(out, "Nothing is or was bypassed") {
+				t.Errorf("list of another namespace:\n%s", out)
+			}
 			must("end", "shop") // and not the pod's own
 			all := read()
 			if all[""].Spec.Until.After(time.Now()) || all[""].Spec.EndedBy != "alice" || !all["web"].Spec.Until.After(now) {
@@ -91,6 +96,15 @@ func TestBypassBeginsAndEnds(t *testing.T) {
 				t.Errorf("list once they are ended:\n%s", out)
 			}
 		})
+	}
+	// Whoever may bypass in one namespace alone can list and end there.
+	for _, action := range c.Dynamic.(*dynamicfake.FakeDynamicClient).Actions() {
+		if action.GetVerb() == "list" {
+			listed[action.GetNamespace()] = true
+		}
+	}
+	if want := map[string]bool{"": true, "shop": true, "other": true}; !maps.Equal(listed, want) {
+		t.Errorf("lists of the namespaces %v, want %v", listed, want)
 	}
 	// What was written for tacitd is what tacitd reads.
 	if objects, errs := files.Read(dir); len(errs) > 0 || len(objects.Bypasses) != 2 || objects.Bypasses[0].Namespace != "shop" {

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -19,8 +21,10 @@ type recorded[T any] struct {
 	from    string
 	cluster cluster.Flags
 	kind    records.Kind[T]
-	// everywhere: not in Tacit's namespace alone.
+	// everywhere: not in Tacit's namespace alone, but in all of them, or in the
+	// one that is meant.
 	everywhere bool
+	meant      string
 	// connect is Flags.Connect but in tests.
 	connect func() (*cluster.Cluster, error)
 }
@@ -50,7 +54,7 @@ func (r *recorded[T]) open(cmd *cobra.Command) (records.Store[T], error) {
 	}
 	in := c.Namespace
 	if r.everywhere {
-		in = ""
+		in = r.meant
 	}
 	return records.Cluster[T]{Cluster: c, Kind: r.kind, In: in}, nil
 }
@@ -74,21 +78,26 @@ func (r *recorded[T]) listCommand(short, name string, write func(show.Printer, [
 		Use:   "list",
 		Short: short,
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkOutput(c.output, c.more...); err != nil {
 				return err
 			}
+			r.meant = strings.Join(args, "")
 			return r.with(cmd, func(ctx context.Context, s records.Store[T]) error {
 				all, err := s.List(ctx)
 				if err != nil {
 					return err
 				}
+				all = slices.DeleteFunc(all, func(one *T) bool { return r.meant != "" && r.kind.Object(one).GetNamespace() != r.meant })
 				if forPrograms(c.output) {
 					return printAs(cmd.OutOrStdout(), c.output, map[string]any{name: all})
 				}
 				return write(c.printer(cmd), all)
 			})
 		},
+	}
+	if r.everywhere {
+		cmd.Use, cmd.Args = "list [NAMESPACE]", cobra.MaximumNArgs(1)
 	}
 	r.flags(cmd)
 	outputFlag(cmd.Flags(), &c.output, c.more...)
