@@ -9,11 +9,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/tacit-mesh/tacit/identity/ca"
+	"github.com/tacit-mesh/tacit/internal/otlp"
 	"github.com/tacit-mesh/tacit/xds/server"
 )
 
 // registry reads the parts' own counters whenever it is asked.
-func registry(m *mesh, ads *server.Server, certificates *ca.Service, seen *observed) http.Handler {
+func registry(m *mesh, ads *server.Server, certificates *ca.Service, seen *observed, collector *otlp.Exporter) http.Handler {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	gauge := func(name, help string, read func() float64) {
@@ -46,6 +47,12 @@ func registry(m *mesh, ads *server.Server, certificates *ca.Service, seen *obser
 		func() float64 { bypasses, _ := m.bypassed(); return float64(bypasses) })
 	gauge("tacitd_workloads_bypassed", "Workloads for which a bypass is in force.",
 		func() float64 { _, workloads := m.bypassed(); return float64(workloads) })
+	if collector != nil {
+		counter("tacitd_otlp_exported_total", "Records of the audit log that the OpenTelemetry collector has taken.",
+			func() float64 { return float64(collector.Logs().Sent) })
+		counter("tacitd_otlp_dropped_total", "Records of the audit log that it has not taken, or that there was no room for.",
+			func() float64 { return float64(collector.Logs().Dropped) })
+	}
 	return promhttp.HandlerFor(prometheus.Gatherers{r, prometheus.GathererFunc(seen.metrics)}, promhttp.HandlerOpts{})
 }
 

@@ -154,7 +154,7 @@ func (s *service) run(ctx context.Context) error {
 	if s.metrics != nil {
 		s.log.Info("serving metrics and readiness", zap.Stringer("address", s.metrics.Addr()))
 		group.Go(func() error {
-			return httpserve.Run(ctx, s.metrics, answers(s.mesh, s.waiting, registry(s.mesh, s.ads, s.certificates, s.seen)))
+			return httpserve.Run(ctx, s.metrics, answers(s.mesh, s.waiting, registry(s.mesh, s.ads, s.certificates, s.seen, s.collector)))
 		})
 	}
 	group.Go(func() error {

@@ -18,27 +18,32 @@ import (
 
 // Flags say which collector a program tells, and of what.
 type Flags struct {
-	endpoint, roots string
-	audit           bool
+	endpoint, roots, headers string
+	audit                    bool
 }
 
-// Flags adds --otlp, --otlp-root and --audit-otlp.
+// Flags adds --otlp, --otlp-root, --otlp-headers and --audit-otlp.
 func (f *Flags) Flags(set *pflag.FlagSet) {
 	set.StringVar(&f.endpoint, "otlp", "", "`URL` of an OpenTelemetry collector that receives OTLP over gRPC, http://HOST:PORT or https://HOST:PORT; none if empty")
 	set.StringVar(&f.roots, "otlp-root", "", "`file` of the PEM roots by which the collector of an https --otlp is known; empty: the system's")
+	set.StringVar(&f.headers, "otlp-headers", "", "`file` of headers that the collector of an https --otlp wants, such as authorization: Bearer ..., one a line; read again for each message; none if empty")
 	set.BoolVar(&f.audit, "audit-otlp", false, "send the records of the audit log to --otlp, whether or not --audit keeps them in a file as well")
 }
 
 // Check is an error if there is something wrong with the flags.
 func (f *Flags) Check() error {
 	if f.endpoint == "" {
-		if f.audit || f.roots != "" {
-			return errors.New("--audit-otlp and --otlp-root have no effect without --otlp, the collector to send to")
+		if f.audit || f.roots != "" || f.headers != "" {
+			return errors.New("--audit-otlp, --otlp-root and --otlp-headers have no effect without --otlp, the collector to send to")
 		}
 		return nil
 	}
-	if _, _, err := parse(f.endpoint); err != nil {
+	_, secure, err := parse(f.endpoint)
+	if err != nil {
 		return fmt.Errorf("--otlp: %w", err)
+	}
+	if f.headers != "" && !secure {
+		return errors.New("--otlp-headers would be sent in clear: want https:// for --otlp")
 	}
 	return nil
 }
@@ -56,7 +61,7 @@ func (f *Flags) Open(program, node string, log *zap.Logger) (*Exporter, error) {
 	host, _ := os.Hostname() // the pod's name, or nothing
 	of.String("service.instance.id", cmp.Or(host, node))
 	of.String("k8s.node.name", node)
-	return New(Config{Endpoint: f.endpoint, Roots: f.roots, Resource: of, Log: log})
+	return New(Config{Endpoint: f.endpoint, Roots: f.roots, Headers: f.headers, Resource: of, Log: log})
 }
 
 // Audit is what takes the records of an audit log; nil if they are not wanted.

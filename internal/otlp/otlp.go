@@ -42,6 +42,9 @@ type Config struct {
 	// Roots is a file of the PEM roots by which a collector is known; empty:
 	// the system's.
 	Roots string
+	// Headers is a file of headers that go with each message, to https alone;
+	// empty: none.
+	Headers string
 	// Resource is who the log records are of.
 	Resource []*common.KeyValue
 	Log      *zap.Logger
@@ -75,7 +78,15 @@ func New(c Config) (*Exporter, error) {
 			return nil, err
 		}
 	}
-	conn, err := grpc.NewClient("dns:///"+target, grpc.WithTransportCredentials(creds), grpc.WithUserAgent("tacit"))
+	options := []grpc.DialOption{grpc.WithTransportCredentials(creds), grpc.WithUserAgent("tacit")}
+	if c.Headers != "" {
+		own := headers{c.Headers}
+		if _, err := own.read(); err != nil {
+			return nil, err
+		}
+		options = append(options, grpc.WithPerRPCCredentials(own))
+	}
+	conn, err := grpc.NewClient("dns:///"+target, options...)
 	if err != nil {
 		return nil, fmt.Errorf("OTLP endpoint %q: %w", c.Endpoint, err)
 	}

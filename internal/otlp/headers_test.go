@@ -1,0 +1,111 @@
+package otlp
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	trace "go.opentelemetry.io/proto/otlp/trace/v1"
+	"go.uber.org/zap"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/tacit-mesh/tacit/internal/otlp/otlptest"
+)
+
+// listenTLS is a listener of 127.0.0.1 with TLS, and a file of what it is known by.
+func listenTLS(t *testing.T) (l net.Listener, roots string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err = tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
+		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, write(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+}
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// A collector that is known by roots of ours gets the headers that it wants, and
+// new ones once the file has been replaced.
+func TestHeadersArrive(t *testing.T) {
+	listener, roots := listenTLS(t)
+	seen := make(chan []string, 2)
+	otlptest.Start(t, listener, func(ctx context.Context) error {
+		header, _ := metadata.FromIncomingContext(ctx)
+		seen <- append(header.Get("authorization"), header.Get("x-scope")...)
+		return nil
+	})
+	file := write(t, "# whose it is\nAuthorization: Bearer one two\nx-scope:team\n")
+	e, err := New(Config{Endpoint: "https://" + listener.Addr().String(), Roots: roots, Headers: file, Log: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, e)
+	for _, want := range []string{"Bearer one two,team", "Bearer three"} {
+		e.Span("a", named("a"), &trace.Span{})
+		select {
+		case got := <-seen:
+			if strings.Join(got, ",") != want {
+				t.Errorf("the collector is told %q, want %q", got, want)
+			}
+		case <-t.Context().Done():
+			t.Fatal("nothing arrives")
+		}
+		if err := os.WriteFile(file, []byte("authorization: Bearer three"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What is wrong with headers is said without telling them, before anything is
+// sent, and they never go out in clear.
+func TestHeadersAreRefused(t *testing.T) {
+	const secret = "5ecret"
+	for name, text := range map[string]string{
+		"empty": "# none\n", "no value": "authorization\n", "gRPC's own": "grpc-timeout: " + secret, "binary": "x-bin: " + secret,
+		"no name": ": " + secret, "space in the name": "a b: " + secret, "not ASCII": "authorization: " + secret + "é", "too long": "a: " + strings.Repeat(secret, maxHeaders),
+	} {
+		_, err := New(Config{Endpoint: "https://127.0.0.1:1", Headers: write(t, text), Log: zap.NewNop()})
+		if err == nil || !strings.Contains(err.Error(), "headers for the OTLP collector: ") || strings.Contains(err.Error(), secret) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := New(Config{Endpoint: "https://127.0.0.1:1", Headers: filepath.Join(t.TempDir(), "none"), Log: zap.NewNop()}); err == nil {
+		t.Error("a file that is not there is accepted")
+	}
+	for endpoint, want := range map[string]string{"http://127.0.0.1:1": "sent in clear", "": "no effect without --otlp", "https://127.0.0.1:1": ""} {
+		if err := (&Flags{endpoint: endpoint, headers: "file"}).Check(); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("to %q: %v, want %q", endpoint, err, want)
+		}
+	}
+}
