@@ -116,7 +116,7 @@ func everything() values {
 		"metrics": values{"annotations": false, "podMonitors": true, "rules": true, "operatorLabels": values{"release": "prometheus"},
 			"dashboards": true, "dashboardLabels": values{"grafana": "yes"}},
 		"crl":               values{"configMap": "istio-ca-crl", "keys": []any{"ca-crl.pem", "more.crl"}, "files": []any{"/etc/pki/crl/ours.pem", "/var/lib/pki/crl/theirs.der"}},
-		"otlp":              values{"endpoint": "http://otel-collector.observability.svc:4317", "audit": true},
+		"otlp":              values{"endpoint": "https://otel-collector.observability.svc:4317", "rootConfigMap": "otlp-root", "headersSecret": "otlp-headers", "audit": true},
 		"tracing":           values{"enabled": true, "sampling": 0.5},
 		"admissionPolicies": values{"enabled": false},
 		"crds":              values{"install": false}, "resourceQuota": values{"enabled": true}, "openshift": values{"enabled": true},

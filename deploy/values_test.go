@@ -32,6 +32,9 @@ func TestSchemaRefuses(t *testing.T) {
 		"no flag":             {"proxy": values{"extraArgs": []any{"rm"}}},
 		"trust domain":        {"trustDomain": "spiffe://x"},
 		"audit to nobody":     {"otlp": values{"audit": true}},
+		"known by nothing":    {"otlp": values{"endpoint": "https://a:4317"}},
+		"roots in clear":      {"otlp": values{"endpoint": "http://a:4317", "rootConfigMap": "roots"}},
+		"headers in clear":    {"otlp": values{"endpoint": "http://a:4317", "headersSecret": "headers"}},
 		"spans to nobody":     {"tracing": values{"enabled": true}},
 		"registry with slash": {"image": values{"registry": "registry.example.com/"}},
 	} {

@@ -66,6 +66,41 @@ seccompProfile:
 - --max-bypass={{ .Values.bypass.max }}
 {{- end }}
 
+{{/* otlpFlags are those about the collector */}}
+{{- define "tacit.otlpFlags" -}}
+{{- with .Values.otlp }}
+{{- if .endpoint }}
+- --otlp={{ .endpoint }}
+{{- end }}
+{{- if .rootConfigMap }}
+- --otlp-root=/var/run/otlp/ca.crt
+{{- end }}
+{{- if .headersSecret }}
+- --otlp-headers=/var/run/otlp/headers
+{{- end }}
+{{- if .audit }}
+- --audit-otlp
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* otlpVolume has what they name; where there is a collector with TLS */}}
+{{- define "tacit.otlpVolume" -}}
+- name: otlp
+  projected:
+    sources:
+    - configMap:
+        name: {{ .Values.otlp.rootConfigMap | quote }}
+        items:
+        - {key: ca.crt, path: ca.crt}
+    {{- with .Values.otlp.headersSecret }}
+    - secret:
+        name: {{ . | quote }}
+        items:
+        - {key: headers, path: headers}
+    {{- end }}
+{{- end }}
+
 {{/* server is tacitd's DNS name, also in its certificate */}}
 {{- define "tacit.server" -}}
 tacitd.{{ .Release.Namespace }}.svc
@@ -86,8 +121,8 @@ matchConditions:
     'tacit-agent changes only what is on its own node, and this is on "' + variables.node + '"'
 {{- end }}
 
-{{/* agentBinding puts a policy of admission into force, by name */}}
-{{- define "tacit.agentBinding" }}
+{{/* policyBinding puts a policy of admission into force, by name */}}
+{{- define "tacit.policyBinding" }}
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicyBinding
 metadata:
