@@ -39,6 +39,13 @@ kind: PeerAuthentication
 metadata: {name: clients, namespace: mesh}
 spec: {selector: {matchLabels: {app: client}}, mtls: {mode: STRICT}}
 `
+	denyPair = `
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: nobody, namespace: mesh}
+spec: {selector: {matchLabels: {app: pair}}, action: DENY, rules: [{}]}
+`
 )
 
 // A bypass begins and ends under load: nothing is refused or cut, what lives
@@ -116,12 +123,7 @@ func TestBypass(t *testing.T) {
 // A bypass of policies alone keeps mutual TLS, lets through what is denied, and
 // tells of it. At its end what it has let in goes on.
 func TestBypassOfPolicies(t *testing.T) {
-	m := e2e.Start(t, `
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: nobody, namespace: mesh}
-spec: {selector: {matchLabels: {app: pair}}, action: DENY, rules: [{}]}
-`)
+	m := e2e.Start(t, denyPair)
 	m.Serve(pair, ":8080", e2e.Echo)
 	denied := func() error {
 		if _, err := m.Call("mesh/client", "198.18.2.11:8080"); err == nil {
@@ -149,4 +151,31 @@ spec: {selector: {matchLabels: {app: pair}}, action: DENY, rules: [{}]}
 	}
 	s.abort()
 	logs(t, m, m.Node("b").Proxy(), mark, `"reason":"bypassed"`, `"dry_run":"mesh/nobody"`)
+}
+
+// Under Istio's CNI agent capture is that one's to end. A bypass has policies
+// deny nothing there as well, and peers use plain TCP; what the pod itself opens
+// goes on to be captured, with its identity, so that STRICT peers take it.
+func TestBypassUnderIstio(t *testing.T) {
+	m, _ := underIstio(t)
+	m.MustApply(strictPods + denyPair)
+	serveEverywhere(m)
+	denied := func() error {
+		if _, err := m.Call("mesh/client", "198.18.2.11:8080"); err == nil {
+			return errors.New("it is served")
+		}
+		return nil
+	}
+	m.Eventually("denied at first", denied)
+	tacitBypass(t, m, pair, "--for=1h", "--reason=a drill")
+	s := awaitSecurity(t, m, "a", "mesh/client", pair, 9000, "plain")
+	awaitSecurity(t, m, "b", pair, "mesh/client", 9000, "mtls").abort()
+	tacitBypass(t, m, "end", pair)
+	m.Eventually("denied again, once it has ended", denied)
+	for _, end := range []int{clientEnd, serverEnd} {
+		if err := s.speak(end, 5000); err != nil {
+			t.Errorf("what the bypass has let in: %v", err)
+		}
+	}
+	s.abort()
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os/exec"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -51,7 +52,7 @@ spec:
 
 // alerts that are made to fire one by one: the last needs the mesh broken.
 var alerts = []string{
-	"TacitCertificateNotRenewed", "TacitClockSkew", "TacitDenialSpike", "TacitDriftRepaired", "TacitHandshakesFail",
+	"TacitBypassed", "TacitCertificateNotRenewed", "TacitClockSkew", "TacitDenialSpike", "TacitDriftRepaired", "TacitHandshakesFail",
 	"TacitPlainUnderStrict", "TacitRootEnds",
 }
 
@@ -83,6 +84,10 @@ func TestDashboardsAndAlerts(t *testing.T) {
 
 	sick.Store(true)
 	trouble(t, m)
+	suspend := exec.CommandContext(m.Context(), m.Executable("tacit"), "bypass", "shop/worker", "--policy-only", "--reason=a drill", "--from="+m.Manifests())
+	if out, err := suspend.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v: %s", suspend.Args, err, out)
+	}
 	pod := m.Pod("shop/reports")
 	if out, err := pod.Command(m.Context(), "iptables", "-t", "nat", "-F", "TACIT_OUTPUT").CombinedOutput(); err != nil {
 		t.Fatalf("iptables: %v: %s", err, out)
