@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/tacit-mesh/tacit/xds/model"
+	"github.com/tacit-mesh/tacit/xds/model/modeltest"
 )
 
 // BenchmarkScaleOnDemand says what a mesh of a million workloads costs a proxy
@@ -45,7 +46,7 @@ func BenchmarkScaleOnDemand(b *testing.B) {
 		ask()
 	}
 	p.stop()
-	w := scaleWorkload(perService)
+	w := modeltest.Workload(modeltest.PerService)
 	w.Node = "moved"
 	if err := p.Apply(model.Update{Workloads: []*model.Workload{w}}); err != nil {
 		b.Fatal(err)
@@ -57,4 +58,4 @@ func BenchmarkScaleOnDemand(b *testing.B) {
 	noted["resources-held"] = held
 }
 
-func vipOf(service int) netip.Addr { return scaleService(service).Addresses[0].Prefix.Addr() }
+func vipOf(service int) netip.Addr { return modeltest.Service(service).Addresses[0].Prefix.Addr() }

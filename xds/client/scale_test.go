@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -19,39 +18,9 @@ import (
 
 	"github.com/tacit-mesh/tacit/proxy/state"
 	"github.com/tacit-mesh/tacit/xds/model"
+	"github.com/tacit-mesh/tacit/xds/model/modeltest"
 	xdsserver "github.com/tacit-mesh/tacit/xds/server"
 )
-
-// perService is how many workloads a service has.
-const perService = 10
-
-func scaleWorkload(i int) *model.Workload {
-	namespace, app := fmt.Sprint("namespace-", i/1000), fmt.Sprint("application-", i/perService)
-	return &model.Workload{
-		UID: fmt.Sprintf("Kubernetes//Pod/%s/%s-5b7c9d8f6d-%05d", namespace, app, i), PodUID: fmt.Sprintf("6f1e2d3c-0000-4000-8000-%012d", i),
-		Name: fmt.Sprintf("%s-5b7c9d8f6d-%05d", app, i), Namespace: namespace, ServiceAccount: app, TrustDomain: model.DefaultTrustDomain,
-		Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})}, ClusterID: "Kubernetes", Node: fmt.Sprint("node-", i/100),
-		Protocol: model.ProtocolHBONE, CanonicalName: app, CanonicalRevision: "latest", WorkloadType: model.TypeDeployment, WorkloadName: app,
-		Services: map[string][]model.Port{scaleService(i / perService).Key(): {{Service: 80, Target: 8080}}},
-	}
-}
-
-func scaleService(i int) *model.Service {
-	namespace, name := fmt.Sprint("namespace-", i*perService/1000), fmt.Sprint("application-", i)
-	return &model.Service{Name: name, Namespace: namespace, Hostname: name + "." + namespace + ".svc.cluster.local",
-		Addresses: []model.NetworkAddress{{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}), 32)}}, Ports: []model.Port{{Service: 80, Target: 8080}}}
-}
-
-func scaleMesh(n int) (u model.Update) {
-	u.AddressesComplete, u.PoliciesComplete = true, true
-	for i := range n {
-		u.Workloads = append(u.Workloads, scaleWorkload(i))
-	}
-	for i := range n / perService {
-		u.Services = append(u.Services, scaleService(i))
-	}
-	return u
-}
 
 // heap is what is in use after a collection, in bytes.
 func heap() float64 {
@@ -174,7 +143,7 @@ func scaled(b *testing.B, n int, onDemand bool, noted figures) (p *controlPlane,
 	empty := heap()
 	p = &controlPlane{Server: xdsserver.New(zap.NewNop(), func(context.Context) string { return "node-7" }), ca: newAuthority(b), address: "127.0.0.1:0"}
 	p.cert = grpc.Creds(credentials.NewServerTLSFromCert(new(p.ca.server(b))))
-	if err := p.Apply(scaleMesh(n)); err != nil {
+	if err := p.Apply(modeltest.Mesh(n)); err != nil {
 		b.Fatal(err)
 	}
 	p.start(b)
@@ -218,14 +187,14 @@ func scale(b *testing.B, n int) {
 	}
 	note(probes.during(func() {
 		client.follow(b)
-		note(since(await(has(scaleWorkload(n-1)))), "first-s")
+		note(since(await(has(modeltest.Workload(n-1)))), "first-s")
 	}), "first-longest-ms")
 	note((heap()-full)/float64(n), "proxy-B/workload")
 
 	changes := 0
 	change := func() *model.Workload {
 		changes++
-		w := scaleWorkload(changes % n)
+		w := modeltest.Workload(changes % n)
 		w.Node = fmt.Sprint("moved-", changes)
 		if err := p.Apply(model.Update{Workloads: []*model.Workload{w}}); err != nil {
 			b.Fatal(err)

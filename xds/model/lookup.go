@@ -21,12 +21,12 @@ func (s *Snapshot) AddressesReady() bool { return s.addressesReady }
 func (s *Snapshot) PoliciesReady() bool { return s.policiesReady }
 
 // Workload finds a workload by its UID; nil if there is none.
-func (s *Snapshot) Workload(uid string) *Workload { return get(s.workloads, uid) }
+func (s *Snapshot) Workload(uid string) *Workload { return s.workloads.get(uid) }
 
 // WorkloadAt finds a workload by one of its addresses, of several with the
 // same address the one that came to it last; nil if there is none.
 func (s *Snapshot) WorkloadAt(network string, addr netip.Addr) *Workload {
-	claims := get(s.byAddress, addressKey{network, addr})
+	claims := s.byAddress.get(addressKey{network, addr})
 	if len(claims) == 0 {
 		return nil
 	}
@@ -36,7 +36,7 @@ func (s *Snapshot) WorkloadAt(network string, addr netip.Addr) *Workload {
 // WorkloadNamed finds a workload by "NAMESPACE/HOSTNAME", of several the first
 // by UID; nil if there is none.
 func (s *Snapshot) WorkloadNamed(key string) *Workload {
-	uids := get(s.byName, key)
+	uids := s.byName.get(key)
 	if len(uids) == 0 {
 		return nil
 	}
@@ -44,12 +44,12 @@ func (s *Snapshot) WorkloadNamed(key string) *Workload {
 }
 
 // Service finds a service by its key, "NAMESPACE/HOSTNAME"; nil if there is none.
-func (s *Snapshot) Service(key string) *Service { return get(s.services, key) }
+func (s *Snapshot) Service(key string) *Service { return s.services.get(key) }
 
 // ServicesAt lists the services with this virtual address, by key; those of
 // the longest matching prefix where no service has the very address.
 func (s *Snapshot) ServicesAt(network string, addr netip.Addr) []*Service {
-	keys := get(s.vips, addressKey{network, addr})
+	keys := s.vips.get(addressKey{network, addr})
 	if keys == nil {
 		best := -1
 		for a, candidates := range s.cidrs {
@@ -63,7 +63,7 @@ func (s *Snapshot) ServicesAt(network string, addr netip.Addr) []*Service {
 
 // ServicesNamed lists the services with this hostname, by key.
 func (s *Snapshot) ServicesNamed(hostname string) []*Service {
-	return s.servicesOf(get(s.hostnames, hostname))
+	return s.servicesOf(s.hostnames.get(hostname))
 }
 
 func (s *Snapshot) servicesOf(keys []string) []*Service {
@@ -72,7 +72,7 @@ func (s *Snapshot) servicesOf(keys []string) []*Service {
 	}
 	out := make([]*Service, 0, len(keys))
 	for _, key := range keys {
-		out = append(out, get(s.services, key))
+		out = append(out, s.services.get(key))
 	}
 	return out
 }
@@ -81,12 +81,12 @@ func (s *Snapshot) servicesOf(keys []string) []*Service {
 // snapshot fixed order.
 func (s *Snapshot) Endpoints(serviceKey string) iter.Seq[Endpoint] {
 	return func(yield func(Endpoint) bool) {
-		members, ok := s.endpoints.Get(serviceKey)
+		members, ok := s.endpoints.find(serviceKey)
 		if !ok {
 			return
 		}
-		for it := members.Iterator(); !it.Done(); {
-			if _, e, _ := it.Next(); !yield(e) {
+		for _, e := range members.all() {
+			if !yield(e) {
 				return
 			}
 		}
@@ -142,9 +142,8 @@ func (s *Snapshot) IsGateway(g Gateway, w *Workload) bool {
 
 // Workloads lists every workload, sorted by UID: for dumps and tests.
 func (s *Snapshot) Workloads() []*Workload {
-	out := make([]*Workload, 0, s.workloads.Len())
-	for it := s.workloads.Iterator(); !it.Done(); {
-		_, w, _ := it.Next()
+	out := make([]*Workload, 0, s.workloads.len())
+	for _, w := range s.workloads.all() {
 		out = append(out, w)
 	}
 	slices.SortFunc(out, func(a, b *Workload) int { return strings.Compare(a.UID, b.UID) })
@@ -153,9 +152,8 @@ func (s *Snapshot) Workloads() []*Workload {
 
 // Services lists every service, sorted by key: for dumps and tests.
 func (s *Snapshot) Services() []*Service {
-	out := make([]*Service, 0, s.services.Len())
-	for it := s.services.Iterator(); !it.Done(); {
-		_, v, _ := it.Next()
+	out := make([]*Service, 0, s.services.len())
+	for _, v := range s.services.all() {
 		out = append(out, v)
 	}
 	slices.SortFunc(out, func(a, b *Service) int { return strings.Compare(a.Key(), b.Key()) })

@@ -3,6 +3,8 @@ package model
 import (
 	"net/netip"
 	"strings"
+
+	"github.com/benbjohnson/immutable"
 )
 
 // AddressName is by what an address is asked for on demand. Services and
@@ -49,7 +51,7 @@ func (s *Snapshot) Named(name string, yield func(key string)) {
 		s.withEndpoints(v, yield)
 		return
 	}
-	if uids := get(s.byName, name); len(uids) > 0 {
+	if uids := s.byName.get(name); len(uids) > 0 {
 		for _, uid := range uids {
 			yield(uid)
 		}
@@ -74,7 +76,7 @@ func (s *Snapshot) Stands(name string) string {
 	if s.Workload(name) != nil || s.Service(name) != nil {
 		return name
 	}
-	if uids := get(s.byName, name); len(uids) > 0 {
+	if uids := s.byName.get(name); len(uids) > 0 {
 		return uids[0]
 	}
 	network, addr, ok := parseAddressName(name)
@@ -111,7 +113,7 @@ func parseAddressName(name string) (network string, addr netip.Addr, ok bool) {
 // applyNames comes before all else of an update, whose names it does not read.
 func (s *Snapshot) applyNames(u Update) {
 	if u.OnDemand && s.heard == nil {
-		s.heard = newMap[string, struct{}]()
+		s.heard = immutable.NewMap[string, struct{}](newHasher[string]())
 	}
 	if s.heard == nil {
 		return

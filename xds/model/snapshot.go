@@ -1,7 +1,6 @@
 package model
 
 import (
-	"hash/maphash"
 	"maps"
 	"net/netip"
 	"slices"
@@ -19,14 +18,14 @@ type Snapshot struct {
 	policiesReady  bool
 	heard          *immutable.Map[string, struct{}] // names on demand; nil: everything is there
 
-	workloads *immutable.Map[string, *Workload]    // by UID
-	byAddress *immutable.Map[addressKey, []string] // workload UIDs, the newest claim last
-	byName    *immutable.Map[string, []string]     // UIDs of workloads with a hostname, by "NAMESPACE/HOSTNAME"
-	services  *immutable.Map[string, *Service]     // by key
-	hostnames *immutable.Map[string, []string]     // service keys, sorted
-	vips      *immutable.Map[addressKey, []string]
-	cidrs     map[NetworkAddress][]string                              // VIPs that are no single address; few
-	endpoints *immutable.Map[string, *immutable.Map[string, Endpoint]] // service key -> UID
+	workloads table[string, *Workload]    // by UID
+	byAddress table[addressKey, []string] // workload UIDs, the newest claim last
+	byName    table[string, []string]     // UIDs of workloads with a hostname, by "NAMESPACE/HOSTNAME"
+	services  table[string, *Service]     // by key
+	hostnames table[string, []string]     // service keys, sorted
+	vips      table[addressKey, []string]
+	cidrs     map[NetworkAddress][]string            // VIPs that are no single address; few
+	endpoints table[string, table[string, Endpoint]] // service key -> UID
 
 	policies    map[string]*Policy // few and rarely changed: copied whole
 	policyKeys  map[*Policy]string
@@ -42,25 +41,16 @@ type addressKey struct {
 	addr    netip.Addr
 }
 
-type hasher[K comparable] struct{ seed maphash.Seed }
-
-func (h hasher[K]) Hash(k K) uint32   { return uint32(maphash.Comparable(h.seed, k)) }
-func (h hasher[K]) Equal(a, b K) bool { return a == b }
-
-func newMap[K comparable, V any]() *immutable.Map[K, V] {
-	return immutable.NewMap[K, V](hasher[K]{maphash.MakeSeed()})
-}
-
 // NewSnapshot is the empty mesh, in which nothing is ready.
 func NewSnapshot() *Snapshot {
 	return &Snapshot{
-		workloads: newMap[string, *Workload](),
-		byAddress: newMap[addressKey, []string](),
-		byName:    newMap[string, []string](),
-		services:  newMap[string, *Service](),
-		hostnames: newMap[string, []string](),
-		vips:      newMap[addressKey, []string](),
-		endpoints: newMap[string, *immutable.Map[string, Endpoint]](),
+		workloads: newTable[string, *Workload](),
+		byAddress: newTable[addressKey, []string](),
+		byName:    newTable[string, []string](),
+		services:  newTable[string, *Service](),
+		hostnames: newTable[string, []string](),
+		vips:      newTable[addressKey, []string](),
+		endpoints: newTable[string, table[string, Endpoint]](),
 		memo:      &sync.Map{},
 		before:    &sync.Map{},
 	}
@@ -95,31 +85,64 @@ func (s *Snapshot) Apply(u Update) *Snapshot {
 	n.addressesReady = s.addressesReady || u.AddressesComplete
 	n.policiesReady = s.policiesReady || u.PoliciesComplete
 	n.applyNames(u)
-	for _, key := range u.RemovedAddresses {
-		if w, ok := n.workloads.Get(key); ok {
-			n.dropWorkload(w)
-		} else {
-			n.dropService(key)
-		}
-	}
-	for _, v := range u.Services {
-		n.dropService(v.Key())
-		n.addService(v)
-	}
-	for _, w := range u.Workloads {
-		n.putWorkload(w)
-	}
+	n.applyAddresses(u)
 	if len(u.Policies) > 0 || len(u.RemovedPolicies) > 0 {
 		n.applyPolicies(u)
 	}
 	return &n
 }
 
+// An update of at least so many resources, and of this part of all, opens the
+// tables.
+const (
+	manyResources = 256
+	manyOfAll     = 4
+)
+
+func (s *Snapshot) applyAddresses(u Update) {
+	if n := len(u.RemovedAddresses) + len(u.Services) + len(u.Workloads); n >= manyResources && n >= s.workloads.len()/manyOfAll {
+		s.open()
+		defer s.close()
+	}
+	for _, key := range u.RemovedAddresses {
+		if w, ok := s.workloads.find(key); ok {
+			s.dropWorkload(w)
+		} else {
+			s.dropService(key)
+		}
+	}
+	for _, v := range u.Services {
+		s.dropService(v.Key())
+		s.addService(v)
+	}
+	for _, w := range u.Workloads {
+		s.putWorkload(w)
+	}
+}
+
+func (s *Snapshot) open() {
+	s.workloads.open()
+	s.byAddress.open()
+	s.services.open()
+	s.hostnames.open()
+	s.vips.open()
+	s.endpoints.open()
+}
+
+func (s *Snapshot) close() {
+	s.workloads.close()
+	s.byAddress.close()
+	s.services.close()
+	s.hostnames.close()
+	s.vips.close()
+	s.endpoints.close()
+}
+
 // putWorkload leaves the claims to addresses that the workload had already in
 // their order: a pod that ends must not win its address back from the next
 // holder by one more change of its status.
 func (s *Snapshot) putWorkload(w *Workload) {
-	if old, ok := s.workloads.Get(w.UID); ok {
+	if old, ok := s.workloads.find(w.UID); ok {
 		s.leaveServices(old)
 		s.unname(old)
 		for _, a := range old.Addresses {
@@ -128,9 +151,9 @@ func (s *Snapshot) putWorkload(w *Workload) {
 			}
 		}
 	}
-	s.workloads = s.workloads.Set(w.UID, w)
+	s.workloads.set(w.UID, w)
 	if w.Hostname != "" {
-		s.byName = s.byName.Set(w.hostKey(), with(get(s.byName, w.hostKey()), w.UID))
+		s.byName.set(w.hostKey(), with(s.byName.get(w.hostKey()), w.UID))
 	}
 	if !w.HostNetwork {
 		for _, a := range w.Addresses {
@@ -138,16 +161,17 @@ func (s *Snapshot) putWorkload(w *Workload) {
 		}
 	}
 	for key, ports := range w.Services {
-		members, ok := s.endpoints.Get(key)
+		members, ok := s.endpoints.find(key)
 		if !ok {
-			members = newMap[string, Endpoint]()
+			members = newTable[string, Endpoint]()
 		}
-		s.endpoints = s.endpoints.Set(key, members.Set(w.UID, Endpoint{Workload: w, Ports: ports}))
+		members.set(w.UID, Endpoint{Workload: w, Ports: ports})
+		s.endpoints.set(key, members)
 	}
 }
 
 func (s *Snapshot) dropWorkload(w *Workload) {
-	s.workloads = s.workloads.Delete(w.UID)
+	s.workloads.remove(w.UID)
 	for _, a := range w.Addresses {
 		s.release(addressKey{w.Network, a}, w.UID)
 	}
@@ -157,41 +181,41 @@ func (s *Snapshot) dropWorkload(w *Workload) {
 
 func (s *Snapshot) unname(w *Workload) {
 	if w.Hostname != "" {
-		s.byName = setOrDelete(s.byName, w.hostKey(), without(get(s.byName, w.hostKey()), w.UID))
+		setOrDelete(&s.byName, w.hostKey(), without(s.byName.get(w.hostKey()), w.UID))
 	}
 }
 
 func (s *Snapshot) claim(key addressKey, uid string) {
-	if claims := get(s.byAddress, key); !slices.Contains(claims, uid) {
-		s.byAddress = s.byAddress.Set(key, append(slices.Clip(claims), uid))
+	if claims := s.byAddress.get(key); !slices.Contains(claims, uid) {
+		s.byAddress.set(key, append(slices.Clip(claims), uid))
 	}
 }
 
 func (s *Snapshot) release(key addressKey, uid string) {
-	if claims := get(s.byAddress, key); slices.Contains(claims, uid) {
-		s.byAddress = setOrDelete(s.byAddress, key, without(claims, uid))
+	if claims := s.byAddress.get(key); slices.Contains(claims, uid) {
+		setOrDelete(&s.byAddress, key, without(claims, uid))
 	}
 }
 
 func (s *Snapshot) leaveServices(w *Workload) {
 	for key := range w.Services {
-		members, _ := s.endpoints.Get(key)
-		if members = members.Delete(w.UID); members.Len() > 0 {
-			s.endpoints = s.endpoints.Set(key, members)
+		members, _ := s.endpoints.find(key)
+		if members.remove(w.UID); members.len() > 0 {
+			s.endpoints.set(key, members)
 		} else {
-			s.endpoints = s.endpoints.Delete(key)
+			s.endpoints.remove(key)
 		}
 	}
 }
 
 func (s *Snapshot) addService(v *Service) {
 	key := v.Key()
-	s.services = s.services.Set(key, v)
-	s.hostnames = s.hostnames.Set(v.Hostname, with(get(s.hostnames, v.Hostname), key))
+	s.services.set(key, v)
+	s.hostnames.set(v.Hostname, with(s.hostnames.get(v.Hostname), key))
 	for _, a := range v.Addresses {
 		if a.Prefix.IsSingleIP() {
 			k := addressKey{a.Network, a.Prefix.Addr()}
-			s.vips = s.vips.Set(k, with(get(s.vips, k), key))
+			s.vips.set(k, with(s.vips.get(k), key))
 			continue
 		}
 		s.cidrs = maps.Clone(s.cidrs)
@@ -203,16 +227,16 @@ func (s *Snapshot) addService(v *Service) {
 }
 
 func (s *Snapshot) dropService(key string) {
-	v, ok := s.services.Get(key)
+	v, ok := s.services.find(key)
 	if !ok {
 		return
 	}
-	s.services = s.services.Delete(key)
-	s.hostnames = setOrDelete(s.hostnames, v.Hostname, without(get(s.hostnames, v.Hostname), key))
+	s.services.remove(key)
+	setOrDelete(&s.hostnames, v.Hostname, without(s.hostnames.get(v.Hostname), key))
 	for _, a := range v.Addresses {
 		if a.Prefix.IsSingleIP() {
 			k := addressKey{a.Network, a.Prefix.Addr()}
-			s.vips = setOrDelete(s.vips, k, without(get(s.vips, k), key))
+			setOrDelete(&s.vips, k, without(s.vips.get(k), key))
 			continue
 		}
 		s.cidrs = maps.Clone(s.cidrs)
@@ -267,8 +291,7 @@ const maxRemoved = 1024
 // names another one later is denied, as with any policy never seen.
 func (s *Snapshot) forget(removed map[string]struct{}) {
 	named := map[string]struct{}{}
-	for it := s.workloads.Iterator(); !it.Done(); {
-		_, w, _ := it.Next()
+	for _, w := range s.workloads.all() {
 		for _, key := range w.Policies {
 			named[key] = struct{}{}
 		}
@@ -279,16 +302,12 @@ func (s *Snapshot) forget(removed map[string]struct{}) {
 	})
 }
 
-func get[K comparable, V any](m *immutable.Map[K, V], k K) V {
-	v, _ := m.Get(k)
-	return v
-}
-
-func setOrDelete[K comparable](m *immutable.Map[K, []string], k K, v []string) *immutable.Map[K, []string] {
+func setOrDelete[K comparable](t *table[K, []string], k K, v []string) {
 	if len(v) == 0 {
-		return m.Delete(k)
+		t.remove(k)
+	} else {
+		t.set(k, v)
 	}
-	return m.Set(k, v)
 }
 
 // with and without copy: the old list belongs to older snapshots.
