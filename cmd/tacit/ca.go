@@ -37,17 +37,7 @@ func caCommand() *cobra.Command {
 	return cmd
 }
 
-func rotateCommand() *cobra.Command {
-	var (
-		f       cluster.Flags
-		dir     string
-		dryRun  bool
-		command rotation
-	)
-	cmd := &cobra.Command{
-		Use:   "rotate",
-		Short: "Replace the root of the CA by a new one, without anybody noticing",
-		Long: `Replace the root by which all certificates are judged, in phases, in each of
+const rotateHelp = `Replace the root by which all certificates are judged, in phases, in each of
 which everybody accepts what anybody presents:
 
   distribute  the new root is handed out beside the old one, which still signs,
@@ -79,12 +69,26 @@ while the phase is "distribute"; they read it again by themselves.
 A CA that tacitd did not make, such as an intermediate of cert-manager, is
 rotated where it comes from.
 
-Exit status: 0 it is done, or asked for with --no-wait; 1 it is not.`,
-		Example: `  tacit ca rotate --dry-run
+Exit status: 0 it is done, or asked for with --no-wait; 1 it is not.`
+
+const rotateExample = `  tacit ca rotate --dry-run
   tacit ca rotate
   tacit ca rotate --leave-behind
-  tacit ca rotate --ca-dir /var/lib/tacit/ca`,
-		Args: cobra.NoArgs,
+  tacit ca rotate --ca-dir /var/lib/tacit/ca`
+
+func rotateCommand() *cobra.Command {
+	var (
+		f       cluster.Flags
+		dir     string
+		dryRun  bool
+		command rotation
+	)
+	cmd := &cobra.Command{
+		Use:     "rotate",
+		Short:   "Replace the root of the CA by a new one, without anybody noticing",
+		Long:    rotateHelp,
+		Example: rotateExample,
+		Args:    cobra.NoArgs,
 	}
 	clusterFlags(cmd.Flags(), &f)
 	cmd.Flags().StringVar(&dir, "ca-dir", "", "`directory` of the CA, as tacitd on this machine has it, in the place of a cluster's")
@@ -94,21 +98,28 @@ Exit status: 0 it is done, or asked for with --no-wait; 1 it is not.`,
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		command.out, command.width = cmd.OutOrStdout(), terminalWidth(cmd.OutOrStdout())
 		command.interval = caInterval
-		switch {
-		case dir == "":
-			c, err := f.Connect()
-			if err != nil {
-				return err
-			}
-			command.desk = clusterDesk{c}
-		case cmd.Flag("kubeconfig").Changed || cmd.Flag("context").Changed || cmd.Flag("namespace").Changed:
-			return errors.New("--ca-dir is about this machine's tacitd, --kubeconfig, --context and --namespace about a cluster's: give one or the other")
-		default:
-			command.desk = dirDesk(dir)
+		var err error
+		if command.desk, err = deskOf(cmd, &f, dir); err != nil {
+			return err
 		}
 		return command.run(cmd.Context(), dryRun)
 	}
 	return cmd
+}
+
+// deskOf is that of the CA which the flags name.
+func deskOf(cmd *cobra.Command, f *cluster.Flags, dir string) (desk, error) {
+	if dir != "" {
+		if cmd.Flag("kubeconfig").Changed || cmd.Flag("context").Changed || cmd.Flag("namespace").Changed {
+			return nil, errors.New("--ca-dir is about this machine's tacitd, --kubeconfig, --context and --namespace about a cluster's: give one or the other")
+		}
+		return dirDesk(dir), nil
+	}
+	c, err := f.Connect()
+	if err != nil {
+		return nil, err
+	}
+	return clusterDesk{c}, nil
 }
 
 // desk is where rotations are asked for, and where it shows how far they are.
