@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"crypto/x509"
 
+	"go.uber.org/zap"
+
 	"github.com/tacit-mesh/tacit/identity/caclient"
 	"github.com/tacit-mesh/tacit/sight/report"
 )
@@ -17,9 +19,17 @@ func (p *process) reporter() *report.Reporter {
 }
 
 // judges are the roots by which tacitd is known, and then those by which each
-// identity judges peers. A file that cannot be read holds none.
+// identity judges peers. A file that cannot be read holds none, and the log is
+// told why.
 func (p *process) judges() [][]*x509.Certificate {
-	roots, _ := caclient.Roots(p.root)
+	roots, err := caclient.Roots(p.root)
+	problem := ""
+	if err != nil {
+		problem = err.Error()
+	}
+	if last, _ := p.rootProblem.Swap(problem).(string); err != nil && problem != last {
+		p.log.Warn("the file of --root: tacitd can be reached by no new connection until it can be read", zap.Error(err))
+	}
 	sets := [][]*x509.Certificate{roots}
 	for _, s := range p.store.All() {
 		if s.Leaf != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -48,6 +49,11 @@ type process struct {
 	collector *otlp.Exporter
 	proxy     *proxy.Proxy
 	exports   chan []byte // the newest of the xDS client's
+	// handedOver is closed once the agent was sent all that was known when this
+	// process was told to end.
+	handedOver chan struct{}
+	// rootProblem is what the log was told last about the file of --root.
+	rootProblem atomic.Value
 }
 
 // run serves until the context ends or a newer proxy takes over, and its
@@ -73,13 +79,13 @@ func run(ctx context.Context, o options) error {
 	if p.audit != nil || p.collector != nil {
 		group.Go(func() error { return p.collector.RunWith(draining, p.audit.Run) })
 	}
-	group.Go(func() error { return p.followControlPlane(draining) })
+	group.Go(func() error { return p.followControlPlane(serving, draining) })
 	group.Go(func() error { return p.names.Run(draining) })
 	group.Go(func() error { return p.reporter().Run(draining) })
 	group.Go(func() error { return idle.ReturnMemory(draining) })
 	group.Go(func() error {
 		defer end()
-		return p.proxy.Run(serving)
+		return p.proxy.Run(p.afterHandover(serving, draining))
 	})
 	group.Go(func() error {
 		defer stop() // nothing but the proxy's own end may outlive a failure
@@ -120,7 +126,7 @@ func (p *process) awaitEnd(ctx context.Context) {
 }
 
 func newProcess(o options) (*process, error) {
-	p := &process{options: o, level: zap.NewAtomicLevel(), state: state.New(), exports: make(chan []byte, 1)}
+	p := &process{options: o, level: zap.NewAtomicLevel(), state: state.New(), exports: make(chan []byte, 1), handedOver: make(chan struct{})}
 	p.log = newLog(p.level)
 	p.names = resolve.New(resolve.Config{To: p.state, Log: p.log})
 	p.agent = sockets.NewAgent(sockets.AgentConfig{Socket: o.agentSocket, Log: p.log})

@@ -14,6 +14,10 @@ import (
 // is asked what the proxy before this one knew.
 const restoreTimeout = 5 * time.Second
 
+// sendTimeout is how long the end of a proxy waits for the agent to take what it
+// knows.
+const sendTimeout = time.Second
+
 // saved is what a proxy leaves to the next one, in memory that the agent keeps
 // and does not read: a restart while the control plane is away changes
 // nothing. Certificates include private keys.
@@ -23,8 +27,9 @@ type saved struct {
 }
 
 // followControlPlane takes over what the proxy before this one knew, then
-// follows the control plane and leaves what it learns to the next.
-func (p *process) followControlPlane(ctx context.Context) error {
+// follows the control plane and leaves what it learns to the next. That has all
+// that is known when serving ends before handedOver is closed.
+func (p *process) followControlPlane(serving, ctx context.Context) error {
 	earlier, err := p.restore(ctx)
 	if err != nil {
 		p.log.Warn("nothing taken over from an earlier proxy", zap.Error(err))
@@ -32,7 +37,7 @@ func (p *process) followControlPlane(ctx context.Context) error {
 	saving := make(chan struct{})
 	go func() {
 		defer close(saving)
-		p.save(ctx, earlier)
+		p.save(serving, ctx, earlier)
 	}()
 	err = p.xds.Run(ctx)
 	<-saving
@@ -76,17 +81,33 @@ func (p *process) keepExport(export []byte) {
 
 // save leaves the state to the next proxy whenever mesh or certificates have
 // changed, until the context ends.
-func (p *process) save(ctx context.Context, s saved) {
-	keepSaved(ctx, p.store.Changed, p.exports, s.Mesh, func(mesh []byte) {
+func (p *process) save(serving, ctx context.Context, s saved) {
+	keepSaved(serving, ctx, p.store.Changed, p.exports, s.Mesh, func(mesh []byte) (sent <-chan struct{}) {
 		s.Mesh = mesh
 		var err error
 		if s.Certificates, err = p.store.Export(); err == nil {
-			err = p.hand(s)
+			sent, err = p.hand(s)
 		}
 		if err != nil {
 			p.log.Warn("the next proxy will not know what this one knows", zap.Error(err))
 		}
-	})
+		return sent
+	}, func() { close(p.handedOver) })
+}
+
+// afterHandover ends after serving has, as soon as the agent was sent what is
+// known by then.
+func (p *process) afterHandover(serving, ctx context.Context) context.Context {
+	after, end := context.WithCancel(context.WithoutCancel(serving))
+	go func() {
+		defer end()
+		<-serving.Done()
+		select {
+		case <-p.handedOver:
+		case <-ctx.Done():
+		}
+	}()
+	return after
 }
 
 // Each save writes all there is, so certificates wait for savePause times as long
@@ -99,31 +120,54 @@ const (
 	longestPause = time.Second
 )
 
-// keepSaved saves now, and again what has changed since the last time.
-func keepSaved(ctx context.Context, certificates func() <-chan struct{}, meshes <-chan []byte, mesh []byte, save func(mesh []byte)) {
+// keepSaved saves now, and again what has changed since the last time. When
+// serving ends it saves without a pause, and says so once the agent was sent that.
+func keepSaved(serving, ctx context.Context, certificates func() <-chan struct{}, meshes <-chan []byte, mesh []byte, save func(mesh []byte) (sent <-chan struct{}), handedOver func()) {
+	ends := serving.Done()
 	for {
 		changed, began := certificates(), time.Now()
-		save(mesh)
+		sent := save(mesh)
+		if ends == nil && handedOver != nil {
+			await(ctx, sent)
+			handedOver()
+			handedOver = nil
+		}
 		pause := time.NewTimer(min(savePause*time.Since(began), longestPause))
 		select {
 		case <-pause.C:
 			select {
 			case <-changed:
 			case mesh = <-meshes:
+			case <-ends:
+				ends = nil
 			case <-ctx.Done():
 				return
 			}
 		case mesh = <-meshes:
+		case <-ends:
+			ends = nil
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-func (p *process) hand(s saved) error {
+// await waits for what is sent to an agent, for as long as it may take one that
+// is there.
+func await(ctx context.Context, sent <-chan struct{}) {
+	timeout := time.NewTimer(sendTimeout)
+	defer timeout.Stop()
+	select {
+	case <-sent:
+	case <-timeout.C:
+	case <-ctx.Done():
+	}
+}
+
+func (p *process) hand(s saved) (sent <-chan struct{}, err error) {
 	var content bytes.Buffer
 	if err := gob.NewEncoder(&content).Encode(s); err != nil {
-		return fmt.Errorf("encode state: %w", err)
+		return nil, fmt.Errorf("encode state: %w", err)
 	}
 	return p.agent.Save(content.Bytes())
 }

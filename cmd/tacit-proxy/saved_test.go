@@ -26,12 +26,13 @@ func TestSavesPause(t *testing.T) {
 					return news
 				}
 				var got string
-				go keepSaved(ctx, changed, meshes, nil, func(mesh []byte) {
+				go keepSaved(t.Context(), ctx, changed, meshes, nil, func(mesh []byte) <-chan struct{} {
 					mu.Lock()
 					saved, saves, got = newest, saves+1, string(mesh)
 					mu.Unlock()
 					<-time.After(took)
-				})
+					return nil
+				}, func() {})
 				for end := time.Now().Add(10 * time.Second); time.Now().Before(end); <-time.After(time.Millisecond) {
 					mu.Lock()
 					newest++
@@ -51,6 +52,48 @@ func TestSavesPause(t *testing.T) {
 					}
 					<-time.After(took)
 					synctest.Wait()
+				}
+			})
+		})
+	}
+}
+
+// What has changed since the last save is saved when the process is told to end,
+// and the sockets stay until the agent was sent it.
+func TestEndSaves(t *testing.T) {
+	for _, there := range []bool{true, false} {
+		t.Run(fmt.Sprint("an agent is there: ", there), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				serving, end := context.WithCancel(t.Context())
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				p := &process{handedOver: make(chan struct{})}
+				after := p.afterHandover(serving, ctx)
+				changed, renewed, saved := make(chan struct{}), false, false
+				sent := make(chan struct{})
+				go keepSaved(serving, ctx, func() <-chan struct{} { return changed }, nil, nil, func([]byte) <-chan struct{} {
+					saved = renewed
+					<-time.After(longestPause / savePause)
+					return sent
+				}, func() { close(p.handedOver) })
+				<-time.After(2 * longestPause / savePause) // within the pause
+				renewed = true
+				close(changed)
+				changed = make(chan struct{})
+				if synctest.Wait(); saved {
+					t.Fatal("there is no pause")
+				}
+				end()
+				<-time.After(sendTimeout / 2)
+				if !saved || after.Err() != nil {
+					t.Errorf("the last change is saved: %v, and before the agent was sent it: %v", saved, after.Err())
+				}
+				began := time.Now()
+				if there {
+					close(sent)
+				}
+				if <-after.Done(); there && time.Since(began) > 0 || time.Since(began) > sendTimeout {
+					t.Errorf("it took %v", time.Since(began))
 				}
 			})
 		})

@@ -50,9 +50,10 @@ type Agent struct {
 	absence  time.Duration // altogether, before that
 	alone    time.Time     // when the last connection to an agent ended
 	drained  bool
-	leaving  time.Time // since when this process accepts nothing more; zero: it does
-	saved    *state    // the newest, nil if none
-	unsent   bool      // saved has not gone to this session's agent
+	leaving  time.Time     // since when this process accepts nothing more; zero: it does
+	saved    *state        // the newest, nil if none
+	unsent   bool          // saved has not gone to this session's agent
+	sent     chan struct{} // to be closed when it has; nil if nobody waits
 	restored []byte
 	restore  error
 	spares   budget
@@ -227,20 +228,20 @@ func (a *Agent) closeListeners() {
 
 // Save gives the agent a state to keep for the next proxy, in the place of
 // the one before. The agent cannot change it, does not read it, and writes it
-// nowhere.
-func (a *Agent) Save(content []byte) error {
+// nowhere. The channel is closed once it has been sent.
+func (a *Agent) Save(content []byte) (sent <-chan struct{}, err error) {
 	s, err := newState(content)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.saved != nil {
 		a.saved.close()
 	}
-	a.saved, a.unsent = s, true
+	a.saved, a.unsent, a.sent = s, true, make(chan struct{})
 	a.wakeWriter()
-	return nil
+	return a.sent, nil
 }
 
 // Restore is what an earlier proxy saved; nil if nothing. While Run is on, it

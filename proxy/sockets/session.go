@@ -181,8 +181,9 @@ func (a *Agent) write(ctx context.Context, c *protocol.Conn, session uint64) err
 		}
 		a.mu.Lock()
 		var save *state
+		var sent chan struct{}
 		if a.unsent {
-			save, a.unsent = a.saved, false
+			save, sent, a.unsent, a.sent = a.saved, a.sent, false, nil
 		}
 		ready := a.ready == session && !a.drained && a.leaving.IsZero() && !announced
 		wants := a.wants(session)
@@ -191,6 +192,9 @@ func (a *Agent) write(ctx context.Context, c *protocol.Conn, session uint64) err
 		if save != nil {
 			if err := save.send(c); err != nil {
 				return err
+			}
+			if sent != nil {
+				close(sent)
 			}
 		}
 		if ready {

@@ -369,7 +369,8 @@ func TestAgentRestart(t *testing.T) {
 	agent.add("y", "1", y)
 	agent.synced()
 	r.expect(t, "add x 1", "add y 1", "synced")
-	if err := a.Save([]byte("state")); err != nil {
+	sent, err := a.Save([]byte("state"))
+	if err != nil {
 		t.Fatal(err)
 	}
 	saved, ready := false, false
@@ -383,6 +384,7 @@ func TestAgentRestart(t *testing.T) {
 		}
 		ready = ready || m.GetReady() != nil
 	}
+	<-sent
 
 	there := a.Absence()
 	if again := a.Absence(); there == 0 || again != there {
