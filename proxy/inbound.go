@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -36,9 +37,12 @@ func (p *Proxy) inbound(pod *pod, conn *net.TCPConn) {
 
 	began := time.Now()
 	tlsConn, own, err := p.handshake(pod, conn)
-	pod.share.handshakes.Give(from.addr.Addr(), 1)
 	if err != nil {
 		p.Recorder.HandshakeFailed(telemetry.Inbound, from.addr, from.arrived, identity.FailureReason(err), err)
+		letRead(conn)
+	}
+	pod.share.handshakes.Give(from.addr.Addr(), 1)
+	if err != nil {
 		return
 	}
 	from.peer, _, err = identity.PeerIdentity(tlsConn.ConnectionState())
@@ -57,6 +61,17 @@ func (p *Proxy) inbound(pod *pod, conn *net.TCPConn) {
 		p.serve(pod, &from, s)
 	})
 	p.reportCut(from, err)
+}
+
+// letRead gives a peer a moment to read why its handshake failed. It has sent its
+// first request already, and a reset in answer to that could be there before: the
+// peer would not know whether the request was served, and so whether it may be
+// repeated.
+func letRead(conn *net.TCPConn) {
+	if conn.CloseWrite() != nil || conn.SetReadDeadline(time.Now().Add(time.Second)) != nil {
+		return
+	}
+	_, _ = io.Copy(io.Discard, io.LimitReader(conn, 1<<17)) // a first window and more
 }
 
 var errHandshakes = errors.New("too many handshakes under way from this address, or to this pod")

@@ -7,11 +7,14 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
 
 	"github.com/tacit-mesh/tacit/identity/ca"
 	"github.com/tacit-mesh/tacit/identity/identitytest"
@@ -65,7 +68,8 @@ func forged(t *testing.T, dir, trustDomain string) tls.Certificate {
 }
 
 // show presents a certificate to the server's proxy, and returns what that
-// says to it: nil if it goes on to speak HTTP/2.
+// says to it: nil if it goes on to speak HTTP/2. What is said must arrive, even to
+// those who speak before they listen.
 func show(t *testing.T, m *e2e.Mesh, certificate tls.Certificate) error {
 	t.Helper()
 	tcp, err := m.Pod("outside/plain").Dial(m.Context(), serverTunnels)
@@ -80,7 +84,15 @@ func show(t *testing.T, m *e2e.Mesh, certificate tls.Certificate) error {
 	if err := c.HandshakeContext(m.Context()); err != nil {
 		return err
 	}
-	_, err = c.Read(make([]byte, 1))
+	if _, err := c.Write([]byte(http2.ClientPreface)); err != nil {
+		t.Errorf("a request met %v in the place of a refusal", err)
+	}
+	if _, err = c.Read(make([]byte, 1)); err == nil {
+		return nil
+	}
+	if _, end := tcp.Read(make([]byte, 1)); !errors.Is(end, io.EOF) {
+		t.Errorf("after the refusal, %v: %v; want it to end in order", err, end)
+	}
 	return err
 }
 
