@@ -18,12 +18,16 @@ import (
 
 // How often the CA's files or Secret are looked at, and how much longer than
 // certificates live a phase of a rotation lasts: until all replicas have
-// looked, and kubelets have brought the ConfigMap to the proxies.
+// looked, of which one look may fail and the next one be slow.
 const (
 	filesInterval  = time.Second
 	filesSettle    = 5 * time.Second
-	secretInterval = 10 * time.Second
-	secretSettle   = 5 * time.Minute
+	secretInterval = 5 * time.Second
+	secretSettle   = 3 * secretInterval
+	// unseenSettle is for where proxies do not tell that kubelets have brought
+	// them the ConfigMap: these look once a minute, and go by what they have
+	// cached for another, and one may have to start again meanwhile.
+	unseenSettle = 5 * time.Minute
 )
 
 // managedByCertManager is on what cert-manager made, and makes again.
@@ -57,7 +61,7 @@ func (p *platform) openAuthority(ctx context.Context, client kubernetes.Interfac
 	for {
 		_, err := kube.CreateOnce(ctx, client, o.namespace, ca.Secret, func() (*corev1.Secret, error) { return newCASecret(o.settings.TrustDomain) })
 		if err == nil {
-			if p.authority, err = ca.New(ctx, store, o.authority(secretInterval, secretSettle, log)); err != nil {
+			if p.authority, err = ca.New(ctx, store, o.authority(secretInterval, o.secretSettle(), log)); err != nil {
 				return fmt.Errorf("open the certificate authority in Secret %s/%s: %w", o.namespace, ca.Secret, err)
 			}
 			p.tasks = append(p.tasks, p.authority.Run)
@@ -70,6 +74,14 @@ func (p *platform) openAuthority(ctx context.Context, client kubernetes.Interfac
 			return ctx.Err()
 		}
 	}
+}
+
+// secretSettle is how much longer than certificates live a phase lasts.
+func (o *options) secretSettle() time.Duration {
+	if o.noFlows {
+		return unseenSettle
+	}
+	return secretSettle
 }
 
 func newCASecret(trustDomain string) (*corev1.Secret, error) {

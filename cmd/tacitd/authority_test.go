@@ -74,6 +74,47 @@ func TestRotationInACluster(t *testing.T) {
 	}
 }
 
+// A phase of a rotation lasts no longer than certificates live and replicas take
+// to look, where proxies tell which roots they have; else also as long as
+// kubelets may take to bring them.
+func TestHowLongPhasesLast(t *testing.T) {
+	for name, c := range map[string]struct {
+		silent      bool
+		least, most time.Duration
+	}{
+		"proxies tell":        {false, 2 * secretInterval, 20 * time.Second},
+		"proxies say nothing": {true, 3 * time.Minute, 10 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cluster, f := newCluster(t), newFixture(t)
+			kubetest.ShowDeletions(cluster.objects.(*fake.Clientset))
+			watch, err := cluster.objects.CoreV1().ConfigMaps("tacit-system").Watch(t.Context(), metav1.ListOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer watch.Stop()
+			const life = time.Minute
+			defer f.startOn(cluster, func(o *options) { o.noFlows, o.maxTTL = c.silent, life })()
+			for deadline := time.After(patience); ; {
+				select {
+				case event := <-watch.ResultChan():
+					m, ok := event.Object.(*corev1.ConfigMap)
+					if !ok || m.Name != ca.ConfigMap {
+						continue
+					}
+					s := ca.PublishedStatus([]byte(m.Data[ca.StatusKey]))
+					if longer := s.Phase - life; longer < c.least || longer > c.most {
+						t.Errorf("%v longer than certificates live, want %v to %v", longer, c.least, c.most)
+					}
+					return
+				case <-deadline:
+					t.Fatal("nothing is said of the CA")
+				}
+			}
+		})
+	}
+}
+
 // What somebody else wrote meanwhile is never written over.
 func TestSecretStore(t *testing.T) {
 	c := newCluster(t)

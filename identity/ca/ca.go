@@ -25,7 +25,8 @@ type Config struct {
 	// rotation are measured; 0 means DefaultTTL.
 	MaxTTL time.Duration
 	// Settle is how much longer than that a phase lasts: until other
-	// replicas have read the store, and proxies have the new roots.
+	// replicas have read the store, and, unless it is looked whether they
+	// have (Look), proxies have the new roots.
 	Settle time.Duration
 	// Interval is the time between two looks at the store.
 	Interval time.Duration

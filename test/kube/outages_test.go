@@ -82,19 +82,42 @@ func serverAway(e environment) {
 }
 
 // The power of all nodes fails and comes back: what makes pods start does not
-// wait for what these pods are, DNS and control plane included.
+// wait for what these pods are, DNS and control plane included. It fails again,
+// and the CA's root is replaced: certificates of before are gone, so that it
+// takes no longer than certificates live from then on.
 func powerCut(e environment) {
 	if !e.Ours() {
 		e.t.Skip("cuts the power of nodes: only on a cluster made here")
 	}
+	e = e.within(8 * time.Minute)
 	e.newNamespace("shop", inMesh())
 	e.newNamespace("web", inMesh())
 	e.serve("shop", "shop")
 	web := e.load("web", "web", "shop.shop")
 	e.awaitEncrypted("web")
+	e.cutPower(func() {})
+	e.awaitCapture("shop", true)
+	e.awaitCapture("web", true)
+	web.progress()
+	e.awaitEncrypted("web")
+
+	e.scale("tacitd", 0)
+	e.cutPower(func() {
+		e.shortenCertificates()
+		e.must(e.Patch(e.ctx, "apps/v1", "Deployment", Namespace, "tacitd", "spec: {replicas: 1}"))
+	})
+	web.restart()
+	e.replaceRoot(web)
+}
+
+// cutPower has the power of all nodes fail, does something meanwhile, and waits
+// until all pods are back.
+func (e environment) cutPower(meanwhile func()) {
+	e.t.Helper()
 	for _, node := range e.nodes {
 		e.must(node.PowerCut())
 	}
+	meanwhile()
 	boot := metav1.Now()
 	for _, node := range e.nodes {
 		e.must(node.Boot(e.ctx))
@@ -111,8 +134,4 @@ func powerCut(e environment) {
 		}
 		e.must(e.AwaitDeployment(e.ctx, namespace, name))
 	}
-	e.awaitCapture("shop", true)
-	e.awaitCapture("web", true)
-	web.progress()
-	e.awaitEncrypted("web")
 }
