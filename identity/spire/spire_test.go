@@ -248,6 +248,25 @@ func TestCertificates(t *testing.T) {
 	})
 }
 
+// In a cluster SPIRE's agent shows by its pod's token which node it is on, and
+// entries are for the pods of nodes. It does so again when it comes back.
+func TestNodesOfKubernetes(t *testing.T) {
+	s := servers.StartSPIRE(t, servers.SPIREConfig{
+		TrustDomain: "td.test", Life: time.Hour, UID: os.Getuid(), Kubernetes: servers.StartKubernetes(t, "10.96.0.0/16"),
+	})
+	s.Delegate()
+	s.Entry(webID, []string{"k8s:ns:shop", "k8s:sa:web", "k8s:node-name:" + webPod.Node})
+	source := newSource(t, spire.Config{Socket: s.AdminSocket(), Timeout: 5 * time.Second})
+	web := subscribe(t, source, webPod)
+	if m := web.update(); m.Identity() != webPod.Identity || m.Check(time.Now()) != nil {
+		t.Errorf("identity %v, %v", m.Identity(), m.Check(time.Now()))
+	}
+	s.KillAgent()
+	web.failure(webPod.Identity.String())
+	s.StartAgent()
+	web.update()
+}
+
 // SPIRE's agent renews at half of the life; in an outage what was there goes
 // on, and an agent that comes back is noticed.
 func TestRotationAndOutage(t *testing.T) {

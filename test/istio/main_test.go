@@ -17,7 +17,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
-	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -192,16 +191,9 @@ func (m *mesh) deletePod(namespace, name string) {
 // empty.
 func (m *mesh) token(namespace, serviceAccount, audience, pod string) string {
 	m.t.Helper()
-	client := m.cluster.Client.CoreV1()
-	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: []string{audience}}}
-	if pod != "" {
-		bound, err := client.Pods(namespace).Get(m.context(), pod, metav1.GetOptions{})
-		m.must(err)
-		request.Spec.BoundObjectRef = &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod, UID: bound.UID}
-	}
-	answer, err := client.ServiceAccounts(namespace).CreateToken(m.context(), serviceAccount, request, metav1.CreateOptions{})
+	token, err := servers.PodToken(m.context(), m.cluster.Client, namespace, serviceAccount, audience, pod)
 	m.must(err)
-	return answer.Status.Token
+	return token
 }
 
 // proxyToken is what the kubelet gives the proxy of a node.

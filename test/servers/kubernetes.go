@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -71,6 +73,24 @@ func kubernetesProgram(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("build Kubernetes: make does not say where it is")
 	}
 	return filepath.Join(lines[len(lines)-1], "kubernetes"), nil
+}
+
+// PodToken is a service account's for an audience, as the kubelet gives it to a
+// pod: bound to that, unless its name is empty.
+func PodToken(ctx context.Context, client kubernetes.Interface, namespace, account, audience, pod string) (string, error) {
+	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: []string{audience}}}
+	if pod != "" {
+		bound, err := client.CoreV1().Pods(namespace).Get(ctx, pod, metav1.GetOptions{})
+		if err != nil {
+			return "", err
+		}
+		request.Spec.BoundObjectRef = &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod, UID: bound.UID}
+	}
+	answer, err := client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, account, request, metav1.CreateOptions{})
+	if err != nil {
+		return "", err
+	}
+	return answer.Status.Token, nil
 }
 
 // writeSigningKey makes the key of service accounts' tokens.

@@ -23,6 +23,9 @@ type SPIREConfig struct {
 	// UID is the user whose processes are the delegate; its programs may
 	// reach the admin socket.
 	UID int
+	// Kubernetes is whose pods the agent is one of: its node proves itself by
+	// that pod's token (k8s_psat), else by one that it joins with.
+	Kubernetes *Kubernetes
 }
 
 // SPIRE is a running server, and an agent of it on this machine.
@@ -58,6 +61,11 @@ func StartSPIRE(t testing.TB, config SPIREConfig) *SPIRE {
 	s.write("agent.conf", s.agentConfig())
 	s.server = s.launch("spire-server", s.program("spire-server"), "run", "-config", s.path("server.conf"))
 	s.awaitHealth(s.server, "healthcheck", "-socketPath", s.path("server.sock"))
+	if s.Kubernetes != nil {
+		s.run("entry", "create", "-socketPath", s.path("server.sock"), "-node", "-spiffeID", s.id(nodeID),
+			"-selector", "k8s_psat:cluster:"+cluster, "-selector", "k8s_psat:agent_node_name:"+agentNode)
+		s.createAgentPod()
+	}
 	s.StartAgent()
 	return s
 }
@@ -78,10 +86,10 @@ server {
 }
 plugins {
 	DataStore "sql" { plugin_data { database_type = "sqlite3", connection_string = %q } }
-	NodeAttestor "join_token" { plugin_data {} }
+	%s
 	KeyManager "memory" { plugin_data {} }
 }
-`, s.port, s.path("server.sock"), s.TrustDomain, s.path("server"), s.Life, s.bundle, s.path("server/datastore.sqlite3"))
+`, s.port, s.path("server.sock"), s.TrustDomain, s.path("server"), s.Life, s.bundle, s.path("server/datastore.sqlite3"), s.judgesNodes())
 }
 
 func (s *SPIRE) agentConfig() string {
@@ -99,11 +107,11 @@ agent {
 	experimental { sync_interval = "1s" }
 }
 plugins {
-	NodeAttestor "join_token" { plugin_data {} }
+	%s
 	KeyManager "memory" { plugin_data {} }
 	WorkloadAttestor "unix" { plugin_data {} }
 }
-`, s.port, s.WorkloadSocket(), s.AdminSocket(), s.TrustDomain, s.path("agent"), s.id("/proxy"))
+`, s.port, s.WorkloadSocket(), s.AdminSocket(), s.TrustDomain, s.path("agent"), s.id("/proxy"), s.provesNode())
 }
 
 // AdminSocket is where the agent serves its delegates.
@@ -115,9 +123,12 @@ func (s *SPIRE) WorkloadSocket() string { return s.path("public/agent.sock") }
 // StartAgent starts an agent, which joins as the node.
 func (s *SPIRE) StartAgent() {
 	s.t.Helper()
-	said := s.run("token", "generate", "-socketPath", s.path("server.sock"), "-spiffeID", s.id(nodeID))
-	token := strings.TrimSpace(strings.TrimPrefix(said, "Token:"))
-	s.agent = s.launch("spire-agent", s.program("spire-agent"), "run", "-config", s.path("agent.conf"), "-joinToken", token)
+	args := []string{"run", "-config", s.path("agent.conf")}
+	if s.Kubernetes == nil {
+		said := s.run("token", "generate", "-socketPath", s.path("server.sock"), "-spiffeID", s.id(nodeID))
+		args = append(args, "-joinToken", strings.TrimSpace(strings.TrimPrefix(said, "Token:")))
+	}
+	s.agent = s.launch("spire-agent", s.program("spire-agent"), args...)
 	s.awaitHealth(s.agent, "healthcheck", "-socketPath", s.WorkloadSocket())
 	s.must(os.Chown(s.path("admin"), s.UID, -1))
 	s.must(os.Chown(s.AdminSocket(), s.UID, -1))
