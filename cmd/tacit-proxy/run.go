@@ -56,6 +56,10 @@ type process struct {
 	rootProblem atomic.Value
 }
 
+// busy is what a proxy that carries anything worth mentioning allocates in 10 s,
+// in bytes.
+const busy = 1 << 20
+
 // run serves until the context ends or a newer proxy takes over, and its
 // drain after that.
 func run(ctx context.Context, o options) error {
@@ -82,7 +86,7 @@ func run(ctx context.Context, o options) error {
 	group.Go(func() error { return p.followControlPlane(serving, draining) })
 	group.Go(func() error { return p.names.Run(draining) })
 	group.Go(func() error { return p.reporter().Run(draining) })
-	group.Go(func() error { return idle.ReturnMemory(draining) })
+	group.Go(func() error { return idle.ReturnMemory(draining, busy) })
 	group.Go(func() error {
 		defer end()
 		return p.proxy.Run(p.afterHandover(serving, draining))

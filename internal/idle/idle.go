@@ -15,21 +15,20 @@ import (
 
 const (
 	every = 10 * time.Second
-	// A program that allocates more than busy between two looks collects its
-	// garbage by itself, and soon needs again what it would give back.
-	busy = 1 << 20
 	// What was allocated since memory was last given back has to be worth
 	// another collection.
-	worth = 1 << 20
+	worth = 256 << 10
 )
 
-// ReturnMemory gives memory back after each burst, until the context ends.
-func ReturnMemory(ctx context.Context) error { return returnMemory(ctx, every) }
+// ReturnMemory gives memory back after each burst, until the context ends. A
+// program that allocates more than busy bytes in 10 s soon needs again what it
+// would give back, and so keeps it.
+func ReturnMemory(ctx context.Context, busy uint64) error { return returnMemory(ctx, busy, every) }
 
-func returnMemory(ctx context.Context, every time.Duration) error {
+func returnMemory(ctx context.Context, busy uint64, every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	p := program{}
+	p := program{busy: busy}
 	for {
 		select {
 		case <-tick.C:
@@ -45,6 +44,7 @@ func returnMemory(ctx context.Context, every time.Duration) error {
 
 // program is how much a program had allocated at certain times, in bytes.
 type program struct {
+	busy     uint64 // that is a burst, between two looks
 	last     uint64 // at the last look
 	returned uint64 // when memory was last given back
 }
@@ -53,7 +53,7 @@ type program struct {
 func (p *program) hasCalmedDown(now uint64) bool {
 	since := now - p.last
 	p.last = now
-	return since < busy && now-p.returned >= worth
+	return since < p.busy && now-p.returned >= worth
 }
 
 // allocated is how much has been since the program began, in bytes.

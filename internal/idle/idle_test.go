@@ -25,7 +25,7 @@ func TestCalmsDown(t *testing.T) {
 		{"always busy", []uint64{5, 5, 5, 5}, []bool{false, false, false, false}},
 		{"nothing to do", []uint64{0, 0}, []bool{false, false}},
 	} {
-		var p program
+		p := program{busy: 1 << 20}
 		now := uint64(0)
 		for i, more := range tt.looks {
 			now += more * mega
@@ -42,7 +42,7 @@ func TestCalmsDown(t *testing.T) {
 
 // A trickle is worth a collection once it has come to something.
 func TestTrickle(t *testing.T) {
-	var p program
+	p := program{busy: 1 << 20}
 	returned := 0
 	for now := uint64(worth / 8); now <= 3*worth; now += worth / 8 {
 		if p.hasCalmedDown(now) {
@@ -71,7 +71,7 @@ func TestMemoryIsReturned(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	ended := make(chan error)
-	go func() { ended <- returnMemory(ctx, time.Millisecond) }()
+	go func() { ended <- returnMemory(ctx, 1<<20, time.Millisecond) }()
 	for after := before; after > before-burst/2; after = stats.HeapSys - stats.HeapReleased {
 		if ctx.Err() != nil {
 			t.Fatalf("of %d bytes %d are still held", before, after)
