@@ -2,6 +2,7 @@ package pods
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -33,10 +34,15 @@ type place struct {
 	written map[rules.Family]written
 }
 
+// digest stands for a text of rules, of which there is one for each pod.
+type digest [sha256.Size]byte
+
+func digestOf(text string) digest { return sha256.Sum256([]byte(text)) }
+
 // written is what the tables of one family were last brought to.
 type written struct {
-	want    string // as it should read
-	reads   string // as it did read; a version of iptables may have its own spelling
+	want    digest // as it should read
+	reads   digest // as it did read; a version of iptables may have its own spelling
 	seen    uint64 // flows counted by these rules
 	counted uint64 // flows counted by those before
 }
@@ -133,8 +139,8 @@ func (p *place) writeFamily(ctx context.Context, f rules.Family, want []rules.Ta
 	} else {
 		last.seen = n
 	}
-	now := rules.Canonical(want)
-	if reads := have.Ours(); reads == now || last.want == now && reads == last.reads {
+	now := digestOf(rules.Canonical(want))
+	if reads := digestOf(have.Ours()); reads == now || last.want == now && reads == last.reads {
 		last.want, last.reads = now, reads
 		p.written[f] = last
 		return false, nil
@@ -151,7 +157,7 @@ func (p *place) writeFamily(ctx context.Context, f rules.Family, want []rules.Ta
 	if err != nil {
 		return false, err
 	}
-	p.written[f] = written{want: now, reads: have.Ours(), counted: last.counted + last.seen}
+	p.written[f] = written{want: now, reads: digestOf(have.Ours()), counted: last.counted + last.seen}
 	return true, nil
 }
 

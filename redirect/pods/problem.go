@@ -60,7 +60,7 @@ func (w *worker) tell(want wish, status Status) {
 			return
 		}
 		w.told[p] = time.Now()
-		w.log.Error("pod is not as wanted", zap.String("reason", string(r)), zap.String("state", string(status.State)), zap.String("error", text))
+		w.log().Error("pod is not as wanted", zap.String("reason", string(r)), zap.String("state", string(status.State)), zap.String("error", text))
 		if w.set.cfg.Report != nil && !want.dropped {
 			w.set.cfg.Report(want.pod, p)
 		}

@@ -35,7 +35,6 @@ type wish struct {
 // worker looks after one pod.
 type worker struct {
 	set   *Set
-	log   *zap.Logger
 	after <-chan struct{} // closed when the namespace is free; nil if it is
 	kick  chan struct{}   // holds one token when something is new
 	tried chan struct{}   // closed after the first attempt
@@ -60,7 +59,6 @@ type worker struct {
 func newWorker(s *Set, p Pod) *worker {
 	return &worker{
 		set:    s,
-		log:    s.cfg.Log.With(zap.String("pod", p.Namespace+"/"+p.Name), zap.String("uid", p.UID)),
 		kick:   make(chan struct{}, 1),
 		tried:  make(chan struct{}),
 		done:   make(chan struct{}),
@@ -68,6 +66,13 @@ func newWorker(s *Set, p Pod) *worker {
 		status: Status{Pod: p, State: StatePending},
 		told:   map[Problem]time.Time{},
 	}
+}
+
+// log names the pod. It is made when there is something to say, as each of its
+// kind has a buffer of its own.
+func (w *worker) log() *zap.Logger {
+	p := w.wished().pod
+	return w.set.cfg.Log.With(zap.String("pod", p.Namespace+"/"+p.Name), zap.String("uid", p.UID))
 }
 
 // wants says what is wanted now.
@@ -117,22 +122,44 @@ func (w *worker) run(ctx context.Context) {
 	}
 	retry := firstRetry
 	for {
-		want := w.wished()
-		finished, pause, err := w.step(ctx, want)
-		if ctx.Err() != nil || finished {
+		result := w.attempt(ctx)
+		if ctx.Err() != nil || result.finished {
 			return
 		}
-		if err != nil {
+		pause := result.pause
+		if result.failed {
 			pause, retry = retry, min(2*retry, lastRetry)
 		} else {
 			retry = firstRetry
 		}
-		w.report(want, err)
 		tried()
 		if w.wait(ctx, pause) {
 			retry = firstRetry
 		}
 	}
+}
+
+// result is what came of an attempt.
+type result struct {
+	finished bool
+	failed   bool
+	pause    time.Duration // until the next, if it has not failed
+}
+
+// attempt is a step on a goroutine of its own: the stack that it needs ends with
+// it, and that of the worker, which waits for as long as the pod lives, stays
+// small.
+func (w *worker) attempt(ctx context.Context) result {
+	done := make(chan result)
+	go func() {
+		want := w.wished()
+		finished, pause, err := w.step(ctx, want)
+		if ctx.Err() == nil && !finished {
+			w.report(want, err)
+		}
+		done <- result{finished, err != nil, pause}
+	}()
+	return <-done
 }
 
 // wait reports whether something is new. A pause of 0 has no end of its own.
@@ -175,7 +202,7 @@ func (w *worker) step(ctx context.Context, want wish) (finished bool, pause time
 
 // gone follows the end of the pod's network namespace.
 func (w *worker) gone(ctx context.Context) {
-	w.log.Info("the pod's network namespace is gone")
+	w.log().Info("the pod's network namespace is gone")
 	w.forget(ctx, w.wished().pod.UID, true)
 	w.closeNS()
 	w.setState(StatePending)
@@ -185,17 +212,18 @@ func (w *worker) gone(ctx context.Context) {
 func (w *worker) forget(ctx context.Context, uid string, gone bool) {
 	w.set.cfg.Sockets.Remove(uid, gone)
 	if err := w.probe(ctx, uid, nil); err != nil { // tried again with the next check of the node
-		w.log.Warn("probes of a pod that is captured no more", zap.Error(err))
+		w.log().Warn("probes of a pod that is captured no more", zap.Error(err))
 	}
 }
 
 func (w *worker) setState(s State) {
 	w.mu.Lock()
-	if w.status.State != s {
-		w.log.Info("pod "+string(s), zap.String("was", string(w.status.State)))
-	}
+	was := w.status.State
 	w.status.State = s
 	w.mu.Unlock()
+	if was != s {
+		w.log().Info("pod "+string(s), zap.String("was", string(was)))
+	}
 	w.set.statusChanged()
 }
 
@@ -239,7 +267,7 @@ func (w *worker) ensure(ctx context.Context, want wish, same bool) error {
 	}
 	if same && len(changes) > 0 {
 		w.set.repairs.Add(1)
-		w.log.Warn("capture had been changed by others, and was repaired", zap.Strings("changes", changes))
+		w.log().Warn("capture had been changed by others, and was repaired", zap.Strings("changes", changes))
 	}
 	w.applied, w.checked, w.idle = want, time.Now(), 0
 	w.mu.Lock()
@@ -327,7 +355,7 @@ func (w *worker) startRelease(ctx context.Context, want wish) error {
 		err = w.set.cfg.Sockets.Add(want.pod.Pod, w.ns)
 	}
 	if err != nil {
-		w.log.Warn("captured connections of the pod may break", zap.Error(err))
+		w.log().Warn("captured connections of the pod may break", zap.Error(err))
 	}
 	if err := w.place.release(ctx); err != nil {
 		return err
