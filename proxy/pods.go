@@ -169,7 +169,9 @@ func (p *Proxy) callingPod(uid string) *pod {
 }
 
 // accept hands each connection to its own goroutine, at most a pod's share of
-// them at a time. It ends when the listener is closed.
+// them at a time. It ends when the listener is closed. Every pod has three of
+// these, which wait most of the time: what they do besides is in functions of
+// its own, so that they do with the smallest stack that there is, of 2 KB.
 func (p *Proxy) accept(pod *pod, l net.Listener, slots chan struct{}, handle func(*pod, *net.TCPConn)) {
 	defer p.live.Done()
 	defer pod.live.Done()
@@ -177,30 +179,43 @@ func (p *Proxy) accept(pod *pod, l net.Listener, slots chan struct{}, handle fun
 	for {
 		slots <- struct{}{}
 		conn, err := l.Accept()
-		if err != nil {
-			give(slots)
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			// Out of descriptors, most likely: those who wait stay in
-			// the kernel's queue.
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			select {
-			case <-time.After(pause):
-			case <-pod.ctx.Done():
-				return
-			}
+		if err == nil {
+			pause = 0
+			p.accepted(pod, slots, conn, handle)
 			continue
 		}
-		pause = 0
-		p.live.Add(1)
-		pod.live.Add(1)
-		pod.carried.Add(1)
-		go func() {
-			defer p.carried(pod, slots)
-			handle(pod, conn.(*net.TCPConn))
-		}()
+		give(slots)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		// Out of descriptors, most likely: those who wait stay in
+		// the kernel's queue.
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		if !pod.rest(pause) {
+			return
+		}
 	}
+}
+
+// rest reports whether the pod is still there after a pause.
+func (pod *pod) rest(pause time.Duration) bool {
+	select {
+	case <-time.After(pause):
+		return true
+	case <-pod.ctx.Done():
+		return false
+	}
+}
+
+// accepted handles a connection for which accept has taken a slot.
+func (p *Proxy) accepted(pod *pod, slots chan struct{}, conn net.Conn, handle func(*pod, *net.TCPConn)) {
+	p.live.Add(1)
+	pod.live.Add(1)
+	pod.carried.Add(1)
+	go func() {
+		defer p.carried(pod, slots)
+		handle(pod, conn.(*net.TCPConn))
+	}()
 }
 
 // carried gives back what accept has reserved for a connection.

@@ -34,11 +34,19 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err == nil || errors.Is(err, net.ErrClosed) {
 			return c, err
 		}
-		select {
-		case <-time.After(pause):
-		case <-l.closed:
+		if !l.rest(pause) {
 			return nil, net.ErrClosed
 		}
+	}
+}
+
+// rest reports whether the listener is still open after a pause.
+func (l *listener) rest(pause time.Duration) bool {
+	select {
+	case <-time.After(pause):
+		return true
+	case <-l.closed:
+		return false
 	}
 }
 
