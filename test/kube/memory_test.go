@@ -26,28 +26,48 @@ func residentMemory(e environment) {
 	e.newNamespace("memory", inMesh())
 	nodes, err := e.NodeNames(e.ctx)
 	e.must(err)
-	first := 0
+	var first taken
 	for _, pods := range []int{1, 10, mostPods} {
 		e.pin("memory", "idle", pods, nodes[0], "")
 		e.awaitCapture("memory", true)
-		proxy, agent := e.settled(nodes[0])
-		e.t.Logf("%3d pods: proxy %.1f MB and agent %.1f MB resident", pods, float64(proxy)/1e6, float64(agent)/1e6)
-		if first == 0 {
-			first = proxy + agent
+		now := e.settled(nodes[0])
+		if pods == 1 {
+			first = now
 		}
-		e.wantLittle(pods, proxy+agent, first)
+		e.t.Logf("%3d pods: %s", pods, now.since(first, pods))
+		e.wantLittle(pods, now, first)
 	}
+}
+
+// taken is what proxy and agent of a node take, in bytes.
+type taken struct {
+	proxy, agent       int
+	proxyOwn, agentOwn int // without the pages of the programs' files
+}
+
+func (m taken) both() int { return m.proxy + m.agent }
+
+// since says what takes how much, and what has grown since there was one pod.
+func (m taken) since(first taken, pods int) string {
+	text := fmt.Sprintf("proxy %.1f MB and agent %.1f MB resident, %.1f and %.1f of it their own",
+		float64(m.proxy)/1e6, float64(m.agent)/1e6, float64(m.proxyOwn)/1e6, float64(m.agentOwn)/1e6)
+	if more := pods - 1; more > 0 {
+		grown := func(now, then int) int { return (now - then) / more >> 10 }
+		text += fmt.Sprintf("; grown by %d and %d KB a pod, %d and %d of it their own", grown(m.proxy, first.proxy), grown(m.agent, first.agent),
+			grown(m.proxyOwn, first.proxyOwn), grown(m.agentOwn, first.agentOwn))
+	}
+	return text
 }
 
 // wantLittle holds what proxy and agent take with a number of pods against the
 // bounds; first is what they take with one.
-func (e environment) wantLittle(pods, taken, first int) {
+func (e environment) wantLittle(pods int, now, first taken) {
 	e.t.Helper()
-	if grown := taken - first; pods >= mostPods && grown > (pods-1)*mostPerPod {
-		e.t.Errorf("from 1 to %d pods they grew by %d KB, want %d KB a pod at most", pods, grown>>10, mostPerPod>>10)
+	if grown := now.both() - first.both(); pods >= mostPods && grown > (pods-1)*mostPerPod {
+		e.t.Errorf("from 1 to %d pods they grew by %d KB, want %d KB a pod at most: %s", pods, grown>>10, mostPerPod>>10, now.since(first, pods))
 	}
-	if pods <= mostPods && taken > mostMemory {
-		e.t.Errorf("with %d pods proxy and agent take %d MB together, want %d MB at most", pods, taken>>20, mostMemory>>20)
+	if pods <= mostPods && now.both() > mostMemory {
+		e.t.Errorf("with %d pods proxy and agent take %d MB together, want %d MB at most: %s", pods, now.both()>>20, mostMemory>>20, now.since(first, pods))
 	}
 }
 
@@ -91,18 +111,28 @@ const calm = 25 * time.Second
 
 // settled is what proxy and agent of a node take once they have given back what
 // a burst has needed; on a machine that is too busy for that, what they take
-// after a while.
-func (e environment) settled(node string) (proxy, agent int) {
+// after a while: there, what a burst begins goes on for longer.
+func (e environment) settled(node string) (now taken) {
 	e.t.Helper()
 	const noise = 256 << 10
 	least, since := 0, time.Now()
-	for begin := time.Now(); time.Since(since) < calm && time.Since(begin) < patience; e.wait(interval) {
-		proxy, agent = e.resident(node, "tacit-proxy", allPages), e.resident(node, "tacit-agent", allPages)
-		if now := proxy + agent; least == 0 || now < least-noise {
-			least, since = now, time.Now()
+	for begin := time.Now(); time.Since(since) < calm && time.Since(begin) < 2*patience; e.wait(interval) {
+		now = e.taken(node)
+		if least == 0 || now.both() < least-noise {
+			least, since = now.both(), time.Now()
 		}
 	}
-	return proxy, agent
+	return now
+}
+
+// taken is what proxy and agent of a node take at this moment.
+func (e environment) taken(node string) taken {
+	e.t.Helper()
+	const proxy, agent = "tacit-proxy", "tacit-agent"
+	return taken{
+		proxy: e.resident(node, proxy, allPages), proxyOwn: e.resident(node, proxy, ownPages),
+		agent: e.resident(node, agent, allPages), agentOwn: e.resident(node, agent, ownPages),
+	}
 }
 
 // Which pages of a program are counted, by their names in /proc/PID/status.

@@ -35,7 +35,10 @@ type memoryOfPods struct {
 	Proxy int `json:"proxy"`
 	Agent int `json:"agent"`
 	Envoy int `json:"envoy,omitempty"` // all of them; 0 where the machine has no room for so many
-	// EnvoyOwn is Envoy without the pages that all of them have from one file.
+	// Own is without the pages of the program's file, which are the same for all
+	// Envoys.
+	ProxyOwn int `json:"proxyOwn"`
+	AgentOwn int `json:"agentOwn"`
 	EnvoyOwn int `json:"envoyOwn,omitempty"`
 }
 
@@ -64,13 +67,17 @@ func TestMemory(t *testing.T) {
 		e.must(e.Apply(e.ctx, fmt.Sprintf(echoService, namespace)))
 	}
 	mesh := e.newSidecarMesh("envoy")
+	var first taken
 	for _, pods := range storyPods {
 		e.pin("tacit", "idle", pods, nodes[0], "")
 		e.awaitCapture("tacit", true)
-		proxy, agent := e.settled(nodes[0])
-		story.Pods = append(story.Pods, memoryOfPods{Pods: pods, Proxy: proxy, Agent: agent})
-		e.wantLittle(pods, proxy+agent, story.Pods[0].Proxy+story.Pods[0].Agent)
-		t.Logf("%+v", story.Pods[len(story.Pods)-1])
+		now := e.settled(nodes[0])
+		if pods == storyPods[0] {
+			first = now
+		}
+		story.Pods = append(story.Pods, memoryOfPods{Pods: pods, Proxy: now.proxy, Agent: now.agent, ProxyOwn: now.proxyOwn, AgentOwn: now.agentOwn})
+		e.wantLittle(pods, now, first)
+		t.Logf("%d pods: %s", pods, now.since(first, pods))
 	}
 	e.pin("tacit", "idle", 0, nodes[0], "")
 	e.pin("envoy", "idle", 0, nodes[0], "")
@@ -107,11 +114,11 @@ func (m memoryStory) String() string {
 		}
 		_, _ = fmt.Fprintln(w)
 	}
-	_, _ = fmt.Fprintln(w, "resident, MB\tproxy\tagent\ttogether\tan Envoy each\twithout shared pages\t")
+	_, _ = fmt.Fprintln(w, "resident, MB\tproxy\tagent\ttogether\tof it their own\tan Envoy each\tof it their own\t")
 	for _, at := range m.Pods {
-		line(fmt.Sprintf("%d pods", at.Pods), at.Proxy, at.Agent, at.Proxy+at.Agent, at.Envoy, at.EnvoyOwn)
+		line(fmt.Sprintf("%d pods", at.Pods), at.Proxy, at.Agent, at.Proxy+at.Agent, at.ProxyOwn+at.AgentOwn, at.Envoy, at.EnvoyOwn)
 	}
-	line(fmt.Sprintf("%d idle connections", idleConnections), 0, 0, m.Idle.Tacit, m.Idle.Envoy, 0)
+	line(fmt.Sprintf("%d idle connections", idleConnections), 0, 0, m.Idle.Tacit, 0, m.Idle.Envoy, 0)
 	_ = w.Flush() // to memory
 	return "what pods take of a node\n" + out.String()
 }
