@@ -204,7 +204,7 @@ func (p *process) admin() *admin.Server {
 	return &admin.Server{
 		Path: p.adminSocket, Node: p.node, Network: p.proxy.NodeNetwork,
 		Snapshot:     p.state.Snapshot,
-		Export:       p.xds.Export,
+		Export:       p.xds.ExportForPeople,
 		Certificates: p.certificateChains,
 		Live:         p.proxy.Live, Ended: p.proxy.Ended, Find: p.proxy.Find,
 		Flows: p.flows, LiveFlows: p.proxy.LiveFlows,

@@ -156,6 +156,29 @@ func (c *Client) handOut() {
 	c.config.Saved(data)
 }
 
+// ExportForPeople is Export without what must stay secret, for [Snapshot].
+func (c *Client) ExportForPeople() ([]byte, error) {
+	export, err := c.Export()
+	if err != nil {
+		return nil, err
+	}
+	state := &tacit.SavedState{}
+	if err := proto.Unmarshal(export, state); err != nil {
+		return nil, fmt.Errorf("export xDS state: %w", err)
+	}
+	for _, saved := range state.GetTypes() {
+		if saved.GetTypeUrl() != wire.AuthorizationType {
+			continue
+		}
+		for _, r := range saved.GetResources() {
+			if r.Resource, err = wire.WithoutSecrets(r.GetResource()); err != nil {
+				return nil, fmt.Errorf("export xDS state: %w", err)
+			}
+		}
+	}
+	return proto.MarshalOptions{Deterministic: true}.Marshal(state)
+}
+
 // Snapshot is the mesh that the process had which made an export, for looking at
 // it elsewhere. The errors say what of it this version cannot read; it is what a
 // proxy of this version would make of it.

@@ -47,7 +47,10 @@ var (
 	assigned = regexp.MustCompile(`(?i)([\w.\[\]-]*` + secretName + `[\w.\[\]-]*)(["'\\]*\s*[:=]\s*)(` + quoted + `|\[[^\]]*\]?|\{[^}]*\}?|[^\s",;&}]+)`)
 	// apart is a flag whose value is the next argument.
 	apart = regexp.MustCompile(`(?i)((?:^|[\s"'\[,=(])--?[\w.-]*` + secretName + `[\w.-]*)((?:\\*["'])?[\s,]+)(` + quoted + `|[^\s"',\\-][^\s"',]*)`)
-	flag  = regexp.MustCompile(`^--?[\w.-]+$`)
+	// word is one more of a value, unless it is a nextName.
+	word     = regexp.MustCompile(`^[ \t]+[^\s",;&}]+`)
+	nextName = regexp.MustCompile(`^\s+(?:-|["'\\]*[\w.\[\]-]+["'\\]*[=:])`)
+	flag     = regexp.MustCompile(`^--?[\w.-]+$`)
 	// opening is a line of YAML whose value is in the lines after it.
 	opening = regexp.MustCompile(`(?i)^([ \t-]*)["']?([\w.\[\]-]*` + secretName + `[\w.\[\]-]*)["']?\s*:\s*(?:[|>][0-9+-]*|[\[{])?\s*(?:#.*)?$`)
 	named   = regexp.MustCompile(`(?i)` + secretName)
@@ -124,14 +127,40 @@ func suspicious(line []byte) bool {
 // values takes out those of names that speak of a secret: an expression finds a
 // name, what is between, and the value.
 func values(expression *regexp.Regexp, line []byte) []byte {
-	return expression.ReplaceAllFunc(line, func(match []byte) []byte {
-		parts := expression.FindSubmatch(match)
-		name, value := parts[1], bytes.Trim(parts[3], `"'\`)
-		if pointed.Match(name) || harmless.Match(value) || number.Match(value) && counted.Match(name) {
-			return match
+	var out bytes.Buffer
+	for {
+		at := expression.FindSubmatchIndex(line)
+		if at == nil {
+			break
 		}
-		return slices.Concat(name, parts[2], []byte(`"`+redacted+`"`))
-	})
+		end := at[1]
+		name, found := line[at[2]:at[3]], line[at[6]:at[7]]
+		value := bytes.Trim(found, `"'\`)
+		if pointed.Match(name) || harmless.Match(value) || number.Match(value) && counted.Match(name) {
+			out.Write(line[:end])
+		} else {
+			out.Write(line[:at[6]])
+			out.WriteString(`"` + redacted + `"`)
+			if !bytes.ContainsAny(found[:1], `"'\\[{`) {
+				end = endOfWords(line, end)
+			}
+		}
+		line = line[end:]
+	}
+	out.Write(line)
+	return out.Bytes()
+}
+
+// endOfWords is where a value ends that is not in quotes and may have several
+// words: before what looks like the next name or flag, or at a separator.
+func endOfWords(line []byte, end int) int {
+	for {
+		next := word.Find(line[end:])
+		if next == nil || nextName.Match(next) {
+			return end
+		}
+		end += len(next)
+	}
 }
 
 // dropped members of objects say nothing of use and may repeat what was

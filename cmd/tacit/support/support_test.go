@@ -83,6 +83,11 @@ func TestNoSecretStays(t *testing.T) {
 		"signature":         "GET /blob?sv=1&sig=" + password,
 		"code":              "GET /callback?code=" + password + "&state=x",
 		"signature in JSON": `x {"path":"/blob?sv=1\u0026sig=` + password + `"}`,
+		"words in YAML":     "password: correct horse " + password + "\nuser: b\n",
+		"words in a log":    "level=info password=correct horse " + password + " user=b",
+		"words of a header": "> X-Auth-Token: correct horse " + password + "\n",
+		"words of a flag":   "run --redis-password correct horse " + password + " --node a",
+		"words of a block":  "# not YAML {{\n  api_key = correct " + password + "; next\n",
 		"working word":      "DB_PWD=" + password + " SMTP_PASS=" + password,
 		"member pwd":        `{"pwd":"` + password + `","x-auth":"` + password + `"}`,
 	} {
@@ -94,6 +99,20 @@ func TestNoSecretStays(t *testing.T) {
 		}
 		if !strings.Contains(got, "redacted") && name != "applied" {
 			t.Errorf("%s: nothing says that something was taken out of %q", name, got)
+		}
+	}
+}
+
+// What follows a secret of several words is another's.
+func TestWordsEndWhereTheNextBegins(t *testing.T) {
+	for text, want := range map[string]string{
+		"level=info password=correct horse user=b msg=\"well done\"\n": "level=info password=\"[redacted]\" user=b msg=\"well done\"\n",
+		"run --api-key correct horse --node a":                         "run --api-key \"[redacted]\" --node a",
+		"token: a b, next one":                                         "token: \"[redacted]\", next one",
+		"token=true and so on":                                         "token=true and so on",
+	} {
+		if got := string(Document([]byte(text))); got != want {
+			t.Errorf("%q became %q, want %q", text, got, want)
 		}
 	}
 }

@@ -16,7 +16,52 @@ import (
 	"testing"
 
 	"github.com/tacit-mesh/tacit/test/e2e"
+	"github.com/tacit-mesh/tacit/test/world"
 )
+
+// Secrets of several words, wherever people can configure any.
+const (
+	inPolicy   = "5ecret of a policy"
+	inProvider = "5ecret of a provider"
+	inKeys     = "870MB6gfuTJ4HtUnUvYMyJpr5eUZNP4Bk43bVdj3eAE" // of RFC 7517, as the public parts are
+	configured = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: gate, namespace: mesh}
+spec:
+  action: DENY
+  selector: {matchLabels: {app: nginx}}
+  rules:
+  - to: [{operation: {paths: ["/gate"]}}]
+    when:
+    - {key: "request.headers[x-gate]", notValues: ["` + inPolicy + `", "` + inPolicy + `*", "*` + inPolicy + `"]}
+    - {key: "request.headers[authorization]", values: ["Bearer ` + inPolicy + `"]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: ask, namespace: mesh}
+spec: {action: CUSTOM, provider: {name: judge}, selector: {matchLabels: {app: nginx}}, rules: [{to: [{operation: {paths: ["/asked"]}}]}]}
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: tokens, namespace: mesh}
+spec:
+  selector: {matchLabels: {app: nginx}}
+  jwtRules: [{issuer: issuer.example, fromHeaders: [{name: x-token}], jwks: '{"keys": [{"kty": "oct", "k": "` + inKeys + `"}, {"kty": "EC", "crv": "P-256", "kid": "a", "x": "` + publicX + `", "y": "` + publicY + `", "d": "` + inKeys + `"}]}'}]
+`
+	publicX, publicY = "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4", "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"
+)
+
+// meshConfig names a provider that is told who asks.
+func meshConfig(t *testing.T) world.Config {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "mesh.yaml")
+	text := `extensionProviders: [{name: judge, envoyExtAuthzHttp: {service: 198.18.2.30, port: 9000, includeAdditionalHeadersInCheck: {x-key: "` + inProvider + `"}}}]`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return world.Config{ControlArgs: []string{"--mesh-config", file}}
+}
 
 // What can be asked of a proxy, and what it logs, holds no private key, no token
 // and nothing that callers send beyond what is said to be recorded.
@@ -25,7 +70,7 @@ func TestNothingSecretIsShown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := e2e.Start(t, covered, string(manifest))
+	m := e2e.StartWith(t, meshConfig(t), covered, configured, string(manifest))
 	if err := m.StartApps(m.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -38,12 +83,15 @@ func TestNothingSecretIsShown(t *testing.T) {
 		}
 	}
 	secrets := keysAndTokens(t, m)
-	for _, text := range []string{header, query, cookie, body} {
+	for _, text := range []string{header, query, cookie, body, inPolicy, inProvider, inKeys} {
 		secrets[text] = []byte(text)
 	}
 	shown := everythingShown(t, m)
 	if !bytes.Contains(shown["node b /flows"], []byte("/hello")) || !bytes.Contains(shown["node b /certificates"], []byte("sa/nginx")) {
 		t.Fatalf("what is shown is not about these calls: %s, %s", shown["node b /flows"], shown["node b /certificates"])
+	}
+	if exported := shown["node b export"]; !bytes.Contains(exported, []byte("x-gate")) || !bytes.Contains(exported, []byte("judge")) || !bytes.Contains(exported, []byte("issuer.example")) {
+		t.Fatal("what is exported is not about what is configured")
 	}
 	for where, text := range shown {
 		for what, secret := range secrets {
@@ -104,6 +152,11 @@ func everythingShown(t *testing.T, m *e2e.Mesh) map[string][]byte {
 		for _, command := range []string{"status", "dump", "connections --ended", "flows", "coverage --pairs", "certs"} {
 			shown["node "+n.Name+" tacit "+command] = []byte(tacit(t, m, n.Name, strings.Fields(command)...))
 		}
+		var dump struct{ Export []byte }
+		if err := m.Admin(n.Name, "/dump?export", &dump); err != nil {
+			t.Fatal(err)
+		}
+		shown["node "+n.Name+" export"] = dump.Export
 		shown["node "+n.Name+" metrics"] = get(t, n.HTTP(), n.MetricsURL())
 	}
 	logs, err := filepath.Glob(filepath.Join(m.Dir(), "logs", "*.log"))
