@@ -60,7 +60,6 @@ func (f *meshFlags) read(cmd *cobra.Command) (*model.Snapshot, error) {
 	}
 	settings := build.Settings{RootNamespace: f.root, TrustDomain: f.trustDomain, Skips: skips}
 	// By which certificates providers are known is of no interest: none is asked.
-	noFile := func(string) ([]byte, error) { return nil, nil }
 	if err := meshconfig.Read(f.config, &settings, noFile); err != nil {
 		return nil, err
 	}

@@ -42,13 +42,14 @@ func Check(o *build.Objects, s build.Settings) []Finding {
 		few := *o
 		few.Pods, o = nil, &few
 	}
-	c := checker{objects: o, root: cmp.Or(s.RootNamespace, build.DefaultRootNamespace), providers: s.Providers}
+	c := checker{objects: o, root: cmp.Or(s.RootNamespace, build.DefaultRootNamespace), providers: s.Providers, places: map[string][]place{}}
 	for _, p := range o.AuthorizationPolicies {
 		c.begin("AuthorizationPolicy", p.Namespace, p.Name)
 		pods := c.selected(p.Namespace, p.Spec.GetSelector().GetMatchLabels(), len(p.Spec.TargetRefs) > 0 || p.Spec.TargetRef != nil)
 		c.authorization(p, pods)
 		c.provider(p, pods)
 	}
+	c.circles()
 	for _, p := range o.RequestAuthentications {
 		c.begin("RequestAuthentication", p.Namespace, p.Name)
 		c.selected(p.Namespace, p.Spec.GetSelector().GetMatchLabels(), len(p.Spec.TargetRefs) > 0 || p.Spec.TargetRef != nil)
@@ -65,7 +66,9 @@ type checker struct {
 	objects   *build.Objects
 	root      string
 	providers map[string]*model.Provider
-	at        Finding // the object
+	at        Finding            // the object
+	places    map[string][]place // of providers
+	links     []link
 	found     []Finding
 }
 

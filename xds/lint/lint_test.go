@@ -14,9 +14,12 @@ import (
 	"github.com/tacit-mesh/tacit/xds/source/files"
 )
 
-// providers that CUSTOM policies name, one in the mesh and one outside of it.
+// providers that CUSTOM policies name, some in the mesh and one outside of it.
 var providers = map[string]*model.Provider{
 	"gate":    {Name: "gate", Host: "gate.asked.svc.cluster.local", Port: 9000},
+	"first":   {Name: "first", Host: "first.circle.svc.cluster.local", Port: 9000},
+	"second":  {Name: "second", Host: "198.18.7.2", Port: 9001},
+	"third":   {Name: "third", Host: "198.18.7.3", Port: 9002},
 	"outside": {Name: "outside", Host: "192.0.2.1", Port: 9000},
 }
 

@@ -2,6 +2,7 @@ package lint
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -14,24 +15,82 @@ import (
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-// provider finds CUSTOM policies that cover the provider that they ask.
+// place is where a provider takes questions.
+type place struct {
+	pod  *corev1.Pod
+	port string
+}
+
+func (p place) String() string {
+	return fmt.Sprintf("port %s of pod %s/%s", p.port, p.pod.Namespace, p.pod.Name)
+}
+
+// link is a CUSTOM policy that covers a provider other than the one that it
+// asks: questions to the first are requests that the second is asked about.
+type link struct {
+	policy        Finding
+	covered, asks string // providers
+	at            place  // where the first is
+}
+
+// provider finds CUSTOM policies that cover the provider that they ask, and notes
+// which others they cover.
 func (c *checker) provider(p *securityv1.AuthorizationPolicy, pods []*corev1.Pod) {
-	if p.Spec.Action != securityv1beta1.AuthorizationPolicy_CUSTOM {
-		return
+	asks := p.Spec.GetProvider().GetName()
+	if p.Spec.Action != securityv1beta1.AuthorizationPolicy_CUSTOM || c.providers[asks] == nil {
+		return // that there is none xds/build says
 	}
-	to := c.providers[p.Spec.GetProvider().GetName()]
-	if to == nil {
-		return // which xds/build says
+	for _, name := range slices.Sorted(maps.Keys(c.providers)) {
+		places := c.placesOf(name)
+		i := slices.IndexFunc(places, func(at place) bool { return slices.Contains(pods, at.pod) && coversPort(p.Spec.Rules, at.port) })
+		switch {
+		case i < 0:
+		case name != asks:
+			c.links = append(c.links, link{policy: c.at, covered: name, asks: asks, at: places[i]})
+		default:
+			c.find("spec.provider.name", fmt.Sprintf("covers %v, where provider %q itself is: about a question nobody is asked, so it is denied, and with it all that this policy matches", places[i], asks),
+				"to leave the provider out: a spec.selector without its pods, or to.operation.notPorts: [\""+places[i].port+"\"] in each rule")
+		}
 	}
-	for _, pod := range pods {
-		port, takes := c.takes(pod, to)
-		if !takes || !coversPort(p.Spec.Rules, port) {
+}
+
+// circles finds policies of which each has a provider asked about questions to
+// the next one's.
+func (c *checker) circles() {
+	for _, l := range c.links {
+		if !c.leads(l.asks, l.covered, map[string]bool{}) {
 			continue
 		}
-		c.find("spec.provider.name", fmt.Sprintf("covers port %s of pod %s/%s, where provider %q itself is: about a question nobody is asked, so it is denied, and with it all that this policy matches", port, pod.Namespace, pod.Name, to.Name),
-			"to leave the provider out: a spec.selector without its pods, or to.operation.notPorts: [\""+port+"\"] in each rule")
-		return
+		c.at = l.policy
+		c.find("spec.provider.name", fmt.Sprintf("covers %v, where provider %q is, so %q is asked about questions to it; and about those to %[3]q, by other policies, %[2]q is asked in turn: no question is ever answered, and all that these policies match is denied", l.at, l.covered, l.asks),
+			"to leave providers out: a spec.selector without their pods, or to.operation.notPorts: [\""+l.at.port+"\"] in each rule")
 	}
+}
+
+// leads reports whether questions to one provider have another asked.
+func (c *checker) leads(from, to string, seen map[string]bool) bool {
+	if from == to {
+		return true
+	}
+	seen[from] = true
+	return slices.ContainsFunc(c.links, func(l link) bool {
+		return l.covered == from && !seen[l.asks] && c.leads(l.asks, to, seen)
+	})
+}
+
+// placesOf is where a provider takes questions, in the mesh.
+func (c *checker) placesOf(name string) []place {
+	places, ok := c.places[name]
+	if ok {
+		return places
+	}
+	for _, pod := range c.objects.Pods {
+		if port, takes := c.takes(pod, c.providers[name]); takes {
+			places = append(places, place{pod, port})
+		}
+	}
+	c.places[name] = places
+	return places
 }
 
 // takes says whether a call to the provider may arrive at the pod, and at which
