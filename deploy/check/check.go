@@ -45,7 +45,7 @@ type Finding struct {
 // Report is all that was found, the worst first.
 type Report struct {
 	// Installed is whether Tacit is on the cluster: only then nodes can be
-	// looked at from the inside.
+	// looked at from the inside without pods that are made for that.
 	Installed bool      `json:"installed"`
 	Findings  []Finding `json:"findings"`
 }
@@ -66,6 +66,7 @@ type state struct {
 	namespaces map[string]*core.Namespace
 	pods       []core.Pod
 	agents     []core.Pod // that run
+	scouts     []core.Pod // that run in their place before there are any
 	proxies    []core.Pod
 	findings   []Finding
 }
@@ -82,9 +83,11 @@ func Run(ctx context.Context, c *cluster.Cluster) (Report, error) {
 	installed := len(s.agents) > 0 || len(s.proxies) > 0
 	if installed {
 		checks = append(checks, s.workloads, s.captured, s.certificates, s.facts)
+	} else if len(s.scouts) > 0 {
+		checks = append(checks, s.facts)
 	} else {
 		s.add(Unknown, "Nodes", "all", "Kernels, iptables, CNI configuration, SELinux, limits and clocks are seen only from the agent's pods",
-			"run tacit check again once Tacit is installed; nothing is captured until a namespace opts in")
+			"run tacit check --nodes, with the values that you will install with: it makes pods like these, and takes them away again")
 	}
 	for _, look := range checks {
 		if ctx.Err() != nil {
@@ -142,7 +145,9 @@ func (s *state) read(ctx context.Context) error {
 		}
 	}
 	s.agents, err = s.c.Pods(ctx, cluster.Agent)
+	scouts, scoutProblem := s.c.Pods(ctx, cluster.Scout)
+	s.scouts = scouts
 	proxies, problem := s.c.Pods(ctx, cluster.Proxy)
 	s.proxies = slices.CompactFunc(proxies, func(a, b core.Pod) bool { return a.Spec.NodeName == b.Spec.NodeName })
-	return errors.Join(err, problem)
+	return errors.Join(err, scoutProblem, problem)
 }

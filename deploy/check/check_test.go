@@ -169,6 +169,50 @@ func TestWithoutIPv6(t *testing.T) {
 	}
 }
 
+// Before there are agents nodes are looked at by the pods that stand in for them.
+func TestNodesBeforeInstallation(t *testing.T) {
+	for name, tt := range map[string]struct {
+		scouts  bool
+		change  func(w *world)
+		level   Level
+		topic   string
+		subject string
+		text    string
+	}{
+		"nobody looks":  {false, func(*world) {}, Unknown, "Nodes", "all", "tacit check --nodes"},
+		"all is fine":   {true, func(*world) {}, Fine, "CNI", "node-b", "10-a.conflist has bridge, portmap, and tacit-cni will come after them"},
+		"old kernel":    {true, func(w *world) { w.facts["node-b"].Missing = map[string]string{"nft": "no xt_mark", "legacy": "none"} }, Broken, "Kernel", "node-b", "no xt_mark"},
+		"SELinux":       {true, func(w *world) { w.facts["node-b"].SELinux = "enforcing" }, Risky, "SELinux", "node-b", "tacit install --set"},
+		"no conflist":   {true, func(w *world) { w.facts["node-b"].CNI = nil }, Broken, "CNI", "node-b", "set cni.confDir"},
+		"broken one":    {true, func(w *world) { w.facts["node-b"].CNI[0].Error = "not JSON" }, Broken, "CNI", "node-b", "10-a.conflist: not JSON"},
+		"clocks differ": {true, func(w *world) { w.facts["node-b"].Time = time.Now().Add(time.Hour) }, Broken, "Clocks", "node-b", "its clock is ahead of node-a's"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			w.roots = ""
+			w.objects = slices.DeleteFunc(w.objects, func(o runtime.Object) bool { return o.(meta.Object).GetNamespace() == "tacit-system" })
+			for _, node := range []string{"node-a", "node-b"} {
+				w.facts[node].CNI[0].Plugins = []string{"bridge", "portmap"}
+				if tt.scouts {
+					scout := pod("tacit-system", cluster.Agent+"-"+node, node, map[string]string{"app.kubernetes.io/name": cluster.Scout}, nil)
+					scout.Spec.Containers[0].VolumeMounts = []core.VolumeMount{{MountPath: confDir}}
+					w.add(scout)
+				}
+			}
+			tt.change(w)
+			report, err := Run(t.Context(), w.connect(t))
+			if err != nil || report.Installed {
+				t.Fatalf("installed %v, error %v", report.Installed, err)
+			}
+			if report.Worst() != tt.level || !slices.ContainsFunc(report.Findings, func(f Finding) bool {
+				return f.Level == tt.level && f.Topic == tt.topic && f.Subject == tt.subject && strings.Contains(f.Text+f.Do, tt.text)
+			}) {
+				t.Errorf("want %s about %s %s: %s, got %+v", tt.level, tt.topic, tt.subject, tt.text, report.Findings)
+			}
+		})
+	}
+}
+
 // Each thing that can be in the way is found, alone, with what to do.
 func TestFindings(t *testing.T) {
 	for name, test := range map[string]struct {

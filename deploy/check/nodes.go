@@ -37,7 +37,7 @@ type seen struct {
 	cni   bool // the agent has the directory of conflists
 }
 
-// facts asks each agent about its node.
+// facts asks each agent about its node, or the pods in their place.
 func (s *state) facts(ctx context.Context) {
 	before := len(s.findings)
 	var (
@@ -46,7 +46,11 @@ func (s *state) facts(ctx context.Context) {
 		group errgroup.Group
 	)
 	group.SetLimit(atOnce)
-	for _, pod := range s.agents {
+	lookouts := s.agents
+	if len(lookouts) == 0 {
+		lookouts = s.scouts
+	}
+	for _, pod := range lookouts {
 		group.Go(func() error {
 			one, err := s.look(ctx, pod)
 			mu.Lock()
@@ -117,8 +121,16 @@ func (s *state) kernel(n seen) {
 	}
 	if n.facts.SELinux == "enforcing" && !s.hasSELinuxOptions() {
 		s.add(Risky, "SELinux", n.node, "is enforcing, and the proxy runs as container_t, which may not reach the agent's socket",
-			"tacit upgrade --set proxy.seLinuxOptions.type=spc_t --set agent.seLinuxOptions.type=spc_t")
+			"tacit "+s.verb()+" --set proxy.seLinuxOptions.type=spc_t --set agent.seLinuxOptions.type=spc_t")
 	}
+}
+
+// verb is how a value of the chart comes to be in force.
+func (s *state) verb() string {
+	if len(s.agents) == 0 {
+		return "install"
+	}
+	return "upgrade"
 }
 
 func (s *state) hasSELinuxOptions() bool {
@@ -164,6 +176,8 @@ func (s *state) conflists(n seen) {
 	case first.Error != "":
 		s.add(Broken, "CNI", n.node, first.File+": "+first.Error, "mend the file: no pod can start on this node")
 	case slices.Contains(first.Plugins, plugin):
+	case len(s.agents) == 0:
+		s.add(Fine, "CNI", n.node, fmt.Sprintf("%s has %s, and %s will come after them", first.File, strings.Join(first.Plugins, ", "), plugin), "")
 	case slices.ContainsFunc(n.facts.CNI, func(c facts.Conflist) bool { return slices.Contains(c.Plugins, plugin) }):
 		s.add(Broken, "CNI", n.node, fmt.Sprintf("%s comes before the file that has %s in it: pods start before they are captured", first.File, plugin),
 			"take away the file that is not in use; if something makes it again, have it make only one")

@@ -28,6 +28,9 @@ const (
 	Control = "tacitd"
 	Proxy   = "tacit-proxy"
 	Agent   = "tacit-agent"
+	// Scout looks at nodes that have no agent yet; its container is called as
+	// the agent's.
+	Scout = "tacit-scout"
 )
 
 // The label that tells our pods apart.

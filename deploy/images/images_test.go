@@ -216,7 +216,7 @@ func buildAsIn(t *testing.T, s *stage, dir string) map[string][sha256.Size]byte 
 // methods of all types: a third more of a program, and of its memory on a node.
 func TestNothingFindsMethodsByName(t *testing.T) {
 	for _, program := range []string{"cmd/tacit-proxy", "cmd/tacit-agent", "cmd/tacitd"} {
-		build := exec.Command("go", "build", "-tags", "grpcnotrace", "-ldflags=-dumpdep", "-o", t.TempDir(), "./"+program)
+		build := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-ldflags=-dumpdep", "-o", t.TempDir(), "./"+program)
 		build.Dir = top
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		out, err := build.CombinedOutput()

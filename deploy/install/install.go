@@ -1,5 +1,6 @@
 // Package install puts Tacit on a cluster, replaces it by another version, and
-// takes it away again, with nothing left on the nodes.
+// takes it away again, with nothing left on the nodes; and has these looked at
+// before.
 //
 // What does not belong here: what is installed (deploy), and whether a cluster
 // is fit for it (deploy/check).

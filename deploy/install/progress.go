@@ -93,7 +93,17 @@ func notReady(cause error, timeout time.Duration, all []progress) error {
 			lines = append(lines, "  "+p.String())
 		}
 	}
-	return fmt.Errorf("not ready after %v (--timeout); it goes on by itself:\n%s\ntacit check may say what is in the way", timeout, strings.Join(lines, "\n"))
+	return &unready{timeout, strings.Join(lines, "\n")}
+}
+
+// unready is that workloads were not ready in time.
+type unready struct {
+	timeout time.Duration
+	lines   string // one for each
+}
+
+func (u *unready) Error() string {
+	return fmt.Sprintf("not ready after %v (--timeout); it goes on by itself:\n%s\ntacit check may say what is in the way", u.timeout, u.lines)
 }
 
 // watched are the objects of our namespace as they are now.
