@@ -29,7 +29,6 @@ type Connection struct {
 	// the handshake; nil if that cannot be.
 	takenBack func() bool
 	original  netip.AddrPort // where the application meant to go
-	place     chan struct{}  // where it takes one, if anywhere
 	held      holder         // the names on demand that it has to do with
 	whence    holder         // that of the other end, of an inbound one
 	working   func()         // tells the caller that it takes longer; nil if it cannot be told
@@ -40,10 +39,11 @@ type Connection struct {
 	bypass   string     // that has let the connection live, and lets it to its end
 	settled  bool       // whether requests are decided on
 	early    bool       // a review came before that
-	requests *requests  // those, if they are
-	record   telemetry.Record
 	opened   bool
-	metered  bool // its bytes are counted against limits
+	metered  bool      // its bytes are counted against limits
+	placed   bool      // it takes a place among those to the pod
+	requests *requests // those, if they are
+	record   telemetry.Record
 	ended    time.Time
 	counts   *relay.Counts
 }
@@ -111,8 +111,8 @@ func (p *Proxy) end(c *Connection) {
 	p.conns.End(c)
 	c.held.release(p)
 	c.whence.release(p)
-	if c.place != nil {
-		give(c.place)
+	if c.placed {
+		give(c.pod.share.inbound)
 	}
 }
 

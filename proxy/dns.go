@@ -60,7 +60,10 @@ func (p *Proxy) answer(asking *pod) {
 	for _, l := range listeners.TCP {
 		p.live.Add(1)
 		asking.live.Add(1)
-		go p.accept(asking, l, slots, func(_ *pod, conn *net.TCPConn) { p.answerConnection(asking, server, conn) })
+		go p.accept(asking, l, slots, func(_ *pod, conn *net.TCPConn) {
+			defer p.carried(asking, slots)
+			p.answerConnection(asking, server, conn)
+		})
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/proxy/hbone"
+	"github.com/tacit-mesh/tacit/proxy/relay"
 	"github.com/tacit-mesh/tacit/proxy/telemetry"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -26,6 +27,7 @@ const (
 
 // inbound serves one mTLS connection of a peer's proxy to a local pod.
 func (p *Proxy) inbound(pod *pod, conn *net.TCPConn) {
+	defer p.carried(pod, pod.share.inbound)
 	defer reset(conn)
 	stop := context.AfterFunc(pod.ctx, func() { reset(conn) })
 	defer stop()
@@ -56,7 +58,7 @@ func (p *Proxy) inbound(pod *pod, conn *net.TCPConn) {
 		once.Do(func() { d = time.Since(began) })
 		return d
 	}
-	config := hbone.ServerConfig{NotAfter: own.NotAfter(), Grace: p.CertificateGrace, Budget: pod.budget, Drain: p.drained}
+	config := hbone.ServerConfig{NotAfter: own.NotAfter(), Grace: p.CertificateGrace, Budget: pod.budget, Drain: p.drained, Parking: p.Parking}
 	err = hbone.Serve(pod.ctx, tlsConn, config, func(ctx context.Context, s *hbone.ServerStream) {
 		p.serve(pod, &from, s)
 	})
@@ -120,23 +122,24 @@ func (p *Proxy) trustDomains(ctx context.Context, pod *pod) identity.Option {
 }
 
 // serve carries one stream to the application. Like outbound it keeps little on
-// the stack meanwhile.
+// the stack meanwhile, and no goroutine for an idle one.
 func (p *Proxy) serve(pod *pod, from *caller, s *hbone.ServerStream) {
 	c := p.newConnection(pod, from.addr, telemetry.Inbound)
-	defer p.end(c)
 	app, offer := p.admit(c, from, s)
-	if app == nil {
-		return
-	}
-	if offer != nil {
+	switch {
+	case app == nil:
+	case offer != nil:
 		p.join(c, s, offer, app)
-		return
-	}
-	if c.requests != nil {
+	case c.requests != nil:
 		c.closed(p.serveStream(c, s, app))
+	default:
+		s.Relay(c.ctx, app, func(r relay.Result) {
+			c.closed(r)
+			p.end(c)
+		})
 		return
 	}
-	c.closed(s.Relay(c.ctx, app))
+	p.end(c)
 }
 
 // admit connects an allowed stream to the application, takes a place for it,
@@ -154,7 +157,7 @@ func (p *Proxy) admit(c *Connection, from *caller, s *hbone.ServerStream) (app *
 		s.Refuse(statusUnavailable)
 		return nil, nil
 	}
-	c.place = c.pod.share.inbound
+	c.placed = true
 	to, err := p.aim(c, s.Authority(), from.arrived.Addr())
 	switch {
 	case errors.Is(err, errNotServed):

@@ -126,6 +126,7 @@ func (a *attempt) join() (joined bool, err error) {
 	offer.result <- result
 	a.closed(result)
 	a.stream.End()
+	a.leave()
 	return true, nil
 }
 

@@ -29,19 +29,22 @@ const (
 
 // outbound carries one connection that a local pod opened. Bytes may move for
 // days, so what is on the stack by then is little: whatever takes more room
-// has returned.
+// has returned. While none move there is no stack either: a stream that has
+// been idle ends in another goroutine.
 func (p *Proxy) outbound(pod *pod, app *net.TCPConn) {
 	a := &attempt{Connection: p.begin(pod, app, telemetry.Outbound)}
-	defer p.end(a.Connection)
-	if !a.start() {
-		return
-	}
-	defer a.leave()
-	for a.connect() {
-		if a.settled(a.carry()) {
-			return
+	if a.start() {
+		for a.connect() {
+			err := a.carry()
+			if err == nil {
+				return // it has ended, or is idle
+			}
+			if a.settled(err) {
+				break
+			}
 		}
 	}
+	a.leave()
 }
 
 // attempt is an outbound connection on its way to someone who answers.
@@ -110,7 +113,9 @@ func (a *attempt) next() (to route.Candidate, ok bool) {
 	if len(a.ahead) == 0 && !a.beginAnew() {
 		return to, false
 	}
-	to, a.ahead = a.ahead[0], a.ahead[1:]
+	if to, a.ahead = a.ahead[0], a.ahead[1:]; len(a.ahead) == 0 {
+		a.ahead = nil // which would outlast its use
+	}
 	a.tried++
 	return to, true
 }
@@ -162,13 +167,11 @@ func (a *attempt) rest() bool {
 	}
 }
 
-// settled reports whether nothing more is to be tried: the connection has been
-// carried to its end, or nobody will carry it.
+// settled reports whether nothing more is to be tried, as nobody will carry the
+// connection.
 func (a *attempt) settled(err error) bool {
 	var refused *hbone.RefusedError
 	switch {
-	case err == nil:
-		return true
 	case errors.As(err, &refused) && refused.Status == statusDenied:
 		a.deniedByPeer(err) // and not to be tried elsewhere
 		return true
@@ -250,10 +253,19 @@ func (a *attempt) forsake() {
 	a.stream, a.server, a.offer = nil, nil, nil
 }
 
-// leave ends what the attempt has begun.
+// leave ends what the attempt has begun, and the connection.
 func (a *attempt) leave() {
 	a.forsake()
-	a.deadline.stop()
+	if a.deadline != nil {
+		a.deadline.stop()
+	}
+	a.Connection.leave()
+}
+
+// leave ends an outbound connection.
+func (c *Connection) leave() {
+	c.proxy.end(c)
+	c.proxy.carried(c.pod, c.pod.share.outbound)
 }
 
 // openStream opens one, with the offer to join the connection within this
@@ -286,10 +298,12 @@ func (a *attempt) openStream(to route.Candidate) (err error) {
 }
 
 // carry moves the connection's bytes. In a stream they go out before the
-// answer; what was sent by then is kept for the next candidate.
+// answer; what was sent by then is kept for the next candidate. Without an
+// error somebody has carried them: the attempt is left with the last of them.
 func (a *attempt) carry() error {
 	if a.stream == nil {
 		a.carryPlain()
+		a.leave()
 		return nil
 	}
 	if a.offer != nil {
@@ -297,19 +311,32 @@ func (a *attempt) carry() error {
 			return err
 		}
 	}
-	return a.carried(a.stream.Relay(a.ctx, a.conn, a.replay))
+	return a.refused(a.relay(a.Connection))
 }
 
-// carried notes how the bytes ended, or what a refused stream has taken from
-// the application.
+// relay leaves the connection once its bytes are carried. As they may move for
+// days, the attempt is not kept until then, nor, by the connection, the socket.
+func (a *attempt) relay(c *Connection) error {
+	app := c.conn
+	c.conn = nil // which is the stream's to close
+	err := a.stream.Relay(c.ctx, app, a.replay, func(r relay.Result) {
+		c.closed(r)
+		c.leave()
+	})
+	if err != nil {
+		c.conn = app
+		return err
+	}
+	a.deadline.stop() // which an answer has done, unless there was none
+	return nil
+}
+
+// refused notes what a stream that was refused has taken from the application.
 //
 //go:noinline // carry's own stack is to stay small
-func (a *attempt) carried(result relay.Result, err error) error {
+func (a *attempt) refused(err error) error {
 	var refused *hbone.RefusedError
-	switch {
-	case err == nil:
-		a.closed(result)
-	case errors.As(err, &refused):
+	if errors.As(err, &refused) {
 		a.replay = refused.Replay
 	}
 	return err

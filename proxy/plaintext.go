@@ -13,6 +13,7 @@ import (
 // same as inbound, without an identity.
 func (p *Proxy) plaintext(pod *pod, client *net.TCPConn) {
 	c := p.begin(pod, client, telemetry.Inbound)
+	defer p.carried(pod, pod.share.inbound)
 	defer p.end(c)
 
 	dst, err := sockets.OriginalDst(client)

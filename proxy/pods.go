@@ -181,7 +181,7 @@ func (p *Proxy) accept(pod *pod, l net.Listener, slots chan struct{}, handle fun
 		conn, err := l.Accept()
 		if err == nil {
 			pause = 0
-			p.accepted(pod, slots, conn, handle)
+			p.accepted(pod, conn, handle)
 			continue
 		}
 		give(slots)
@@ -207,15 +207,13 @@ func (pod *pod) rest(pause time.Duration) bool {
 	}
 }
 
-// accepted handles a connection for which accept has taken a slot.
-func (p *Proxy) accepted(pod *pod, slots chan struct{}, conn net.Conn, handle func(*pod, *net.TCPConn)) {
+// accepted handles a connection for which accept has taken a slot. Once it has
+// ended, carried must follow.
+func (p *Proxy) accepted(pod *pod, conn net.Conn, handle func(*pod, *net.TCPConn)) {
 	p.live.Add(1)
 	pod.live.Add(1)
 	pod.carried.Add(1)
-	go func() {
-		defer p.carried(pod, slots)
-		handle(pod, conn.(*net.TCPConn))
-	}()
+	go handle(pod, conn.(*net.TCPConn))
 }
 
 // carried gives back what accept has reserved for a connection.

@@ -22,6 +22,7 @@ import (
 	"github.com/tacit-mesh/tacit/proxy/hbone"
 	"github.com/tacit-mesh/tacit/proxy/jwt"
 	"github.com/tacit-mesh/tacit/proxy/ratelimit"
+	"github.com/tacit-mesh/tacit/proxy/relay"
 	"github.com/tacit-mesh/tacit/proxy/sockets"
 	"github.com/tacit-mesh/tacit/proxy/state"
 	"github.com/tacit-mesh/tacit/proxy/telemetry"
@@ -76,6 +77,9 @@ type Config struct {
 	Revocations identity.Revocations
 	// Drain is how long live connections may go on once Run is told to end.
 	Drain time.Duration
+	// Parking, which the proxy runs, takes idle connections; nil keeps a
+	// goroutine for each.
+	Parking *relay.Parking
 	// MaxConnsPerPod bounds the connections from one pod at a time, and as
 	// many to it; more wait in the kernel's queue.
 	MaxConnsPerPod int
@@ -136,7 +140,7 @@ func New(c Config) *Proxy {
 	p.providers, p.limits = extauthz.New(p.dialOut), ratelimit.New(p.dialOut)
 	p.drained, p.drain = context.WithCancel(context.Background())
 	p.pool = hbone.NewPool(hbone.PoolConfig{
-		Dial: p.dialPeer, TLS: p.peerTLS, Budget: p.budgetOf, Grace: c.CertificateGrace,
+		Dial: p.dialPeer, TLS: p.peerTLS, Budget: p.budgetOf, Grace: c.CertificateGrace, Parking: c.Parking,
 		WithTimeout: p.withTimeout, DialTimeout: connectTimeout,
 		AnswerTimeout: 2 * agentTimeout, // whoever opens a stream waits for less
 	})
@@ -153,6 +157,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	group.Go(func() error { return p.Sockets.Run(inner, p) })
 	group.Go(func() error { return p.conns.Run(inner, p.State) })
 	group.Go(func() error { return p.pool.Run(inner) })
+	if p.Parking != nil {
+		group.Go(func() error { return p.Parking.Run(inner) })
+	}
 	group.Go(func() error { return p.evictMoved(inner) })
 	group.Go(func() error { return p.followRevocations(inner) })
 	group.Go(func() error { return p.Recorder.Run(inner) })

@@ -22,6 +22,7 @@ import (
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/dns"
 	"github.com/tacit-mesh/tacit/proxy/flows"
+	"github.com/tacit-mesh/tacit/proxy/relay"
 	"github.com/tacit-mesh/tacit/proxy/resolve"
 	"github.com/tacit-mesh/tacit/proxy/sockets"
 	"github.com/tacit-mesh/tacit/proxy/state"
@@ -174,12 +175,17 @@ func newProcess(o options) (*process, error) {
 	if o.onDemand {
 		demand = p.xds.Hold
 	}
+	parking, err := relay.NewParking(relay.Idle)
+	if err != nil {
+		return nil, errors.Join(err, p.source.Close())
+	}
 	p.proxy = proxy.New(proxy.Config{
 		Demand: demand,
 		DNS:    forwarder, Zone: dns.NewZone(o.domain),
 		Node: o.node, Network: o.network, ClusterID: o.clusterID, Sockets: p.agent, State: p.state, Identities: p.store, Recorder: p.recorder, Revocations: revocations,
 		Drain: o.drain, CertificateGrace: o.grace, MaxConnsPerPod: connectionsPerPod(o.podShare), DirectLocal: o.directLocal, TellPolicies: o.tell, TellIdentity: o.tellIdentity,
 		Tracing: o.sampler(),
+		Parking: parking,
 	})
 	return p, nil
 }

@@ -7,12 +7,14 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/tacit-mesh/tacit/proxy/relay"
 )
 
 func BenchmarkRoundTrip(b *testing.B) {
 	for _, streams := range []int{1, 16} {
 		b.Run(map[int]string{1: "1", 16: "16"}[streams], func(b *testing.B) {
-			w := newWorld(b, forward(application(b, echo)))
+			w := newWorld(b, forward(application(b, echo)), worldOptions{idle: relay.Idle})
 			apps := connected(b, w, streams)
 			work := make(chan struct{}, 1024)
 			var running sync.WaitGroup
@@ -43,7 +45,7 @@ func BenchmarkBulk(b *testing.B) {
 	sink := application(b, func(c *net.TCPConn) { io.Copy(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{c}) })
 	for _, streams := range []int{1, 16} {
 		b.Run(map[int]string{1: "1", 16: "16"}[streams], func(b *testing.B) {
-			w := newWorld(b, forward(sink))
+			w := newWorld(b, forward(sink), worldOptions{idle: relay.Idle})
 			var apps []*net.TCPConn
 			var results []func()
 			for range streams {
@@ -96,6 +98,7 @@ func BenchmarkIdle(b *testing.B) {
 	const streams = 500
 	before := inUse()
 	apps := connected(b, w, streams)
+	eventually(b, func() bool { return w.parking.Parked() == 2*streams })
 	for b.Loop() {
 		runtime.GC()
 	}
@@ -112,7 +115,7 @@ func inUse() uint64 {
 }
 
 func BenchmarkConnect(b *testing.B) {
-	w := newWorld(b, forward(application(b, echo)))
+	w := newWorld(b, forward(application(b, echo)), worldOptions{idle: relay.Idle})
 	closeAll(connected(b, w, 1))
 	b.ReportAllocs()
 	for b.Loop() {

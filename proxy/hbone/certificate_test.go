@@ -70,8 +70,9 @@ func (m *mortal) established() (app *net.TCPConn, done chan relay.Result, of *co
 		app, near := tcpPair(m.t)
 		done := make(chan relay.Result, 1)
 		go func() {
-			r, _ := s.Relay(context.Background(), near, nil)
-			done <- r
+			if s.Relay(context.Background(), near, nil, send(done)) != nil {
+				done <- s.result()
+			}
 		}()
 		return app, done, s.c
 	}

@@ -41,7 +41,7 @@ type Stream struct {
 // answer is what a client's stream waits for. Guarded by the stream's mu.
 type answer struct {
 	client  bool
-	ready   chan struct{} // closed when there is one, or never will be
+	ready   chan struct{} // closed when there is one, or never will be; nil until somebody waits
 	settled bool
 	Answer
 	wanted  bool // the pump waits for it
@@ -56,7 +56,9 @@ func (a *answer) settle() {
 		a.settled = true
 		a.timer.Stop()
 		a.timer = nil // with what it would have done
-		close(a.ready)
+		if a.ready != nil {
+			close(a.ready)
+		}
 	}
 }
 
@@ -81,7 +83,7 @@ func (c *conn) openStream(r Request, timeout time.Duration) *Stream {
 	}
 	s := new(Stream)
 	s.stream.init(c, c.lastID)
-	s.answer = answer{client: true, ready: make(chan struct{}), timeout: timeout, working: r.Working}
+	s.answer = answer{client: true, timeout: timeout, working: r.Working}
 	if r.Answered != nil {
 		s.answer.told = func() { r.Answered(s) }
 	}
@@ -164,7 +166,7 @@ var errStatus = errors.New("peer refused the stream")
 func (s *Stream) Answer(ctx context.Context) (Answer, error) {
 	s.c.flush()
 	select {
-	case <-s.answer.ready:
+	case <-s.ready():
 	case <-ctx.Done():
 		s.abort(context.Cause(ctx))
 	}
@@ -176,24 +178,33 @@ func (s *Stream) Answer(ctx context.Context) (Answer, error) {
 	return Answer{}, s.refusal(&Replay{})
 }
 
+// ready is closed when there is an answer, or never will be.
+func (s *Stream) ready() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.answer.ready == nil {
+		s.answer.ready = make(chan struct{})
+		if s.answer.settled {
+			close(s.answer.ready)
+		}
+	}
+	return s.answer.ready
+}
+
 // Relay moves bytes between the application and the stream until both
 // directions have ended, either side resets, or ctx ends. It does not wait for
 // the answer before it sends; replay, which may be nil, goes first.
 //
-// It owns app and closes it, except when it returns a *RefusedError: then app
-// is open, and the error holds what it had sent.
-func (s *Stream) Relay(ctx context.Context, app *net.TCPConn, replay *Replay) (relay.Result, error) {
+// It owns app and closes it, and then calls ended, once: before it returns, or
+// later and from another goroutine, where the stream has been idle. Except when
+// it returns a *RefusedError: then app is open, the error holds what it had
+// sent, and ended is not called.
+func (s *Stream) Relay(ctx context.Context, app *net.TCPConn, replay *Replay, ended func(relay.Result)) error {
 	kept := s.kept(replay)
-	refused := s.relay(ctx, app, kept)
-	return s.ended(kept, refused)
-}
-
-//go:noinline // as above
-func (s *Stream) ended(kept *Replay, refused bool) (relay.Result, error) {
-	if !refused {
-		return s.result(), nil
+	if s.relay(ctx, app, kept, func() { ended(s.result()) }) {
+		return s.refused(kept)
 	}
-	return s.result(), s.refused(kept)
+	return nil
 }
 
 // kept is where to remember what is sent before the answer, and nil once there

@@ -20,7 +20,7 @@ func ends(t *testing.T) (w *world, client, server *net.TCPConn, done chan relay.
 	farDone = make(chan relay.Result, 1)
 	w = newWorld(t, func(ctx context.Context, s *ServerStream) {
 		s.Accept()
-		farDone <- s.Relay(ctx, far)
+		s.Relay(context.WithoutCancel(ctx), far, send(farDone))
 	})
 	client, done = w.connect("10.0.0.1:80")
 	server.SetDeadline(time.Now().Add(patience))
@@ -127,7 +127,7 @@ func TestAbort(t *testing.T) {
 	farDone := make(chan relay.Result, 1)
 	w := newWorld(t, func(ctx context.Context, s *ServerStream) {
 		s.Accept()
-		farDone <- s.Relay(ctx, far)
+		s.Relay(context.WithoutCancel(ctx), far, send(farDone))
 	})
 	ctx, cancel := context.WithCancelCause(t.Context())
 	s := w.open("10.0.0.1:80")
@@ -135,10 +135,7 @@ func TestAbort(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := make(chan relay.Result, 1)
-	go func() {
-		r, _ := s.Relay(ctx, near, nil)
-		done <- r
-	}()
+	go func() { _ = s.Relay(ctx, near, nil, send(done)) }()
 	pass(t, client, server, "x")
 	cancel(cause)
 	if r := within(t, done); r.End != relay.Aborted || !errors.Is(r.Err, cause) {

@@ -23,6 +23,8 @@ type conn struct {
 	budget *Budget
 	timing timing
 
+	parking *relay.Parking // of idle streams; may be nil
+
 	reader // used by the reading goroutine alone
 	mu     sync.Mutex
 	writer // guarded by mu

@@ -83,8 +83,8 @@ func (s *stream) deliver(p []byte) {
 		s.mu.Unlock()
 		return
 	}
-	if s.app != nil && s.inbox.empty() {
-		n, err := s.app.Write(p)
+	if (s.app != nil || s.parked != nil) && s.inbox.empty() {
+		n, err := s.write(p)
 		if err != nil {
 			s.mu.Unlock()
 			s.brokenApp(err)
@@ -102,6 +102,14 @@ func (s *stream) deliver(p []byte) {
 	for _, other := range evicted {
 		other.fail(failure{end: relay.Lost, err: errUnreadTotal, code: http2.ErrCodeEnhanceYourCalm, tell: true})
 	}
+}
+
+// write gives the application what it takes at once. Called with mu held.
+func (s *stream) write(p []byte) (int, error) {
+	if s.parked != nil {
+		return s.parked.spot.Write(p)
+	}
+	return s.app.Write(p)
 }
 
 var errUnreadTotal = errors.New("the pod's applications leave more unread than its share of memory")
@@ -130,9 +138,12 @@ func (s *stream) enqueue(p []byte) (evicted []*stream) {
 	return evicted
 }
 
-// startFlush makes a goroutine that lives as long as something is queued.
-// Called with mu held.
+// startFlush makes a goroutine that lives as long as something is queued. A
+// parked stream does it once it has its socket back. Called with mu held.
 func (s *stream) startFlush() {
+	if len(s.inbox.queue) > 0 {
+		s.unpark()
+	}
 	if s.app != nil && !s.inbox.flushing && len(s.inbox.queue) > 0 {
 		s.inbox.flushing = true
 		go s.flushInbox(s.app)

@@ -91,6 +91,7 @@ type world struct {
 	serverEnd func() time.Time // of its certificate; nil: as the options say
 	key       Key
 	dials     int
+	parking   *relay.Parking
 	ended     chan *ConnError // of the server's connections
 	mu        sync.Mutex
 	conns     []*net.TCPConn // accepted tunnel connections
@@ -100,7 +101,8 @@ type worldOptions struct {
 	server     ServerConfig
 	clientLife time.Duration
 	serverLife time.Duration
-	client     PoolConfig // its timing and timeouts
+	client     PoolConfig    // its timing and timeouts
+	idle       time.Duration // until a stream is parked; 0: so soon that most are
 }
 
 func newWorld(t testing.TB, handler Handler, opts ...worldOptions) *world {
@@ -125,6 +127,10 @@ func newWorld(t testing.TB, handler Handler, opts ...worldOptions) *world {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	var serving sync.WaitGroup
+	if o.idle == 0 {
+		o.idle = time.Millisecond
+	}
+	w.parking = park(t, o.idle)
 	serving.Go(func() {
 		for {
 			nc, err := w.listener.Accept()
@@ -146,6 +152,7 @@ func newWorld(t testing.TB, handler Handler, opts ...worldOptions) *world {
 					return
 				}
 				config := o.server
+				config.Parking = w.parking
 				if w.serverEnd != nil {
 					config.NotAfter = w.serverEnd()
 				}
@@ -160,6 +167,7 @@ func newWorld(t testing.TB, handler Handler, opts ...worldOptions) *world {
 		}
 	})
 	config := o.client
+	config.Parking = w.parking
 	config.DialTimeout = patience
 	if config.AnswerTimeout == 0 {
 		config.AnswerTimeout = patience
@@ -185,6 +193,23 @@ func newWorld(t testing.TB, handler Handler, opts ...worldOptions) *world {
 		serving.Wait()
 	})
 	return w
+}
+
+// park makes a place for what is idle for so long, which ends with the test.
+func park(t testing.TB, idle time.Duration) *relay.Parking {
+	t.Helper()
+	parking, err := relay.NewParking(idle)
+	must(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- parking.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("parking ended: %v", err)
+		}
+	})
+	return parking
 }
 
 // dialed is how many connections the pool made.
@@ -219,16 +244,23 @@ func (w *world) connect(authority string) (*net.TCPConn, chan relay.Result) {
 	done := make(chan relay.Result, 1)
 	s := w.open(authority)
 	go func() {
-		r, err := s.Relay(context.Background(), near, nil)
+		err := s.Relay(context.Background(), near, nil, send(done))
 		if err != nil {
 			near.SetLinger(0)
 			near.Close()
+			r := s.result()
 			r.Err = err
+			done <- r
 		}
-		done <- r
 	}()
 	return app, done
 }
+
+// send is what tells a channel how a relay ended.
+func send(to chan<- relay.Result) func(relay.Result) { return func(r relay.Result) { to <- r } }
+
+// ignore is for relays whose end is not looked at.
+func ignore(relay.Result) {}
 
 // forward is a handler that connects each stream to the listener.
 func forward(target net.Addr) Handler {
@@ -239,7 +271,7 @@ func forward(target net.Addr) Handler {
 			return
 		}
 		s.Accept()
-		s.Relay(ctx, nc.(*net.TCPConn))
+		s.Relay(context.WithoutCancel(ctx), nc.(*net.TCPConn), ignore)
 	}
 }
 

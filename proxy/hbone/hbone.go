@@ -5,8 +5,9 @@
 //
 // One goroutine per connection reads frames and writes their bytes straight
 // into applications' sockets; it never waits for one of them. One goroutine
-// per stream, the caller's, reads the application. Neither holds a buffer
-// while nothing moves.
+// per stream, at first the caller's, reads the application. Neither holds a
+// buffer while nothing moves, and a stream on which nothing has moved for a
+// while has no goroutine either.
 //
 // What does not belong here: who may connect (proxy/policy), where to
 // (proxy/route), and certificates (identity).

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/tacit-mesh/tacit/proxy/relay"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -41,6 +42,7 @@ type PoolConfig struct {
 	AnswerTimeout time.Duration         // from Open to the answer; 20 s
 	Grace         time.Duration         // of streams, once either side's certificate has ended; 0: without end
 	Budget        func(Key) *Budget     // receive memory of the source pod; nil: 64 MiB per connection
+	Parking       *relay.Parking        // takes idle streams, which then have no goroutine; nil: none does
 	Closed        func(Key, *ConnError) // a connection ended
 
 	timing timing
@@ -254,6 +256,7 @@ func (p *Pool) greet(ctx context.Context, key Key, nc *tls.Conn, notAfter time.T
 		return nil, fmt.Errorf("TLS handshake: %w at %v", ErrCertificateEnded, end)
 	}
 	c := newConn(nc, nil, p.config.Budget(key), certificateEnd{end, p.config.Grace}, p.config.timing)
+	c.parking = p.config.Parking
 	c.greetPeer()
 	return c, nil
 }

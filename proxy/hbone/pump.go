@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"sync/atomic"
 
 	"github.com/tacit-mesh/tacit/proxy/relay"
 )
@@ -12,25 +13,43 @@ import (
 const bulkRead = relay.LargeSize - 4*(5+1+16) - 2*frameHeader
 
 // relay moves bytes between the application and the tunnel until the stream is
-// over. kept is not nil where the stream has not been answered; it receives
-// what the application sends until then. The application's connection stays
-// open only if refused is true.
+// over, and then calls ended. An idle stream does not keep the goroutine: then
+// relay returns before that, and ended is called by another one. kept is not
+// nil where the stream has not been answered; it receives what the application
+// sends until then. If the stream is refused the application's connection stays
+// open, and ended is not called.
 //
 // It waits on a small stack: the runtime halves one of which less than a
 // quarter is in use.
-func (s *stream) relay(ctx context.Context, tcp *net.TCPConn, kept *Replay) (refused bool) {
+func (s *stream) relay(ctx context.Context, tcp *net.TCPConn, kept *Replay, ended func()) (refused bool) {
 	app, err := relay.NewSocket(tcp)
 	if err != nil {
 		s.brokenApp(err)
 		tcp.Close()
+		ended()
 		return false
 	}
-	stop := context.AfterFunc(ctx, func() { s.abort(context.Cause(ctx)) })
+	p := &pump{stream: s, app: app, kept: kept, ended: ended}
+	p.stop = context.AfterFunc(ctx, func() { s.abort(context.Cause(ctx)) })
 	s.attach(app)
-	p := pump{stream: s, app: app, kept: kept}
-	p.run()
-	stop()
-	return s.detach(app)
+	if s.c.parking != nil {
+		s.c.parking.Enter(p)
+	}
+	if p.replay() && p.run() {
+		return false
+	}
+	return p.end()
+}
+
+// end gives up what the relay has needed.
+func (p *pump) end() (refused bool) {
+	p.stayAwake()
+	p.stop()
+	if p.app != nil && p.detach(p.app) {
+		return true
+	}
+	p.ended()
+	return false
 }
 
 // attach makes the application known to the reading goroutine and gives it
@@ -72,28 +91,33 @@ func (s *stream) detach(app *relay.Socket) (refused bool) {
 // from the tunnel interrupt them.
 type pump struct {
 	*stream
-	app      *relay.Socket
+	app      *relay.Socket // nil while it is parked
 	kept     *Replay
 	appetite relay.Appetite
+	stop     func() bool // no more waiting for the end of a context
+	ended    func()
+
+	asked atomic.Bool // to rest
+	spot  relay.Spot  // where it is parked
 }
 
-// run returns when the stream is over.
-func (p *pump) run() {
-	if !p.replay() {
-		return
-	}
+// run returns when the stream is over, or parked.
+func (p *pump) run() (parked bool) {
 	wait := false // at first, what is there goes out together with the headers
 	for {
 		if p.isOver() {
-			return
+			return false
 		}
 		room := p.room()
 		if room == 0 {
 			p.c.flush()
 			if !p.await() {
-				return
+				return false
 			}
 			continue
+		}
+		if p.asked.Load() && p.park() {
+			return true
 		}
 		buf, n, err := p.app.Read(p.appetite.Class(), frameHeader, min(room, bulkRead), wait)
 		switch {
@@ -103,7 +127,7 @@ func (p *pump) run() {
 			err := p.forward(buf, n)
 			buf.Free()
 			if err != nil {
-				return
+				return false
 			}
 		case err == relay.ErrWouldBlock: //nolint:errorlint // returned as it is
 			wait = true
@@ -112,10 +136,10 @@ func (p *pump) run() {
 			p.app.Resume()
 		case err == io.EOF: //nolint:errorlint // returned as it is
 			p.fin()
-			return
+			return false
 		default:
 			p.brokenApp(err)
-			return
+			return false
 		}
 	}
 }
@@ -221,6 +245,7 @@ func (p *pump) fin() {
 	if p.kept != nil {
 		p.kept.FIN = true
 	}
+	p.stayAwake()
 	p.mu.Lock()
 	p.endLocal()
 	p.finish()

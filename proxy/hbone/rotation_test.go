@@ -53,7 +53,8 @@ func (w *rotating) carry(ctx context.Context, app *net.TCPConn) error {
 		case err != nil:
 			return err
 		}
-		r, err := s.Relay(ctx, app, replay)
+		done := make(chan relay.Result, 1)
+		err = s.Relay(ctx, app, replay, send(done))
 		var refused *RefusedError
 		switch {
 		case errors.As(err, &refused) && refused.Retryable():
@@ -62,7 +63,8 @@ func (w *rotating) carry(ctx context.Context, app *net.TCPConn) error {
 			continue
 		case err != nil:
 			return err
-		case r.End != relay.Finished:
+		}
+		if r := <-done; r.End != relay.Finished {
 			return fmt.Errorf("the stream ended with %+v", r)
 		}
 		return nil

@@ -26,13 +26,16 @@ type ServerConfig struct {
 	// Budget caps receive memory, shared by the pod's connections. nil:
 	// 64 MiB for this connection.
 	Budget *Budget
+	// Parking takes idle streams, which then have no goroutine. nil: none does.
+	Parking *relay.Parking
 
 	timing timing
 }
 
 // Handler serves one stream: it calls Refuse, or Accept and then Relay or
-// waits for Done. Its context ends when the stream is reset or lost. A stream
-// that is not over when it returns is reset.
+// waits for Done. Its context ends when the stream is reset or lost, and when
+// it is relayed. A stream that is not over when it returns is reset, unless it
+// is relayed.
 type Handler func(context.Context, *ServerStream)
 
 // Serve handles the streams of a connection, each in a goroutine, until it
@@ -47,6 +50,7 @@ func Serve(ctx context.Context, nc net.Conn, config ServerConfig, handler Handle
 		notAfter = earlier(notAfter, peerEnd(t.ConnectionState()))
 	}
 	c := newConn(nc, srv, config.Budget, certificateEnd{notAfter, config.Grace}, config.timing)
+	c.parking = config.Parking
 	defer context.AfterFunc(ctx, func() { c.close(&ConnError{CauseCanceled, context.Cause(ctx)}) })()
 	if config.Drain != nil {
 		defer context.AfterFunc(config.Drain, c.goAway)()
@@ -71,6 +75,7 @@ type ServerStream struct {
 	authority string
 	headers   []Header
 	taken     bool // Accept or Refuse was called
+	relayed   bool // Relay was called, which ends what the handler leaves
 }
 
 // Authority is what the client asks for: not empty, otherwise not checked.
@@ -114,25 +119,29 @@ func (srv *server) open(c *conn, id uint32, m message) error {
 		s.remoteFIN()
 	}
 	status := invalid(m)
-	srv.running.Go(func() { srv.serve(ctx, s, status) })
+	srv.running.Add(1)
+	go srv.serve(ctx, s, status)
 	return nil
 }
 
 // serve has the request handled, or refused with a status that is not 0.
 func (srv *server) serve(ctx context.Context, s *ServerStream, status int) {
-	defer s.served()
 	if status != 0 {
 		s.Refuse(status)
-		return
+	} else {
+		srv.handler(ctx, s)
 	}
-	srv.handler(ctx, s)
+	if !s.relayed {
+		s.served()
+	}
 }
 
-// served ends a stream with its handler.
+// served ends a stream with its handler, or its relay.
 func (s *ServerStream) served() {
 	s.Reset()
-	s.cancel()
+	s.endHandler()
 	s.c.handlerDone()
+	s.c.server.running.Done()
 }
 
 // invalid returns the status for a request that no handler needs to see, or 0. Plain
@@ -206,11 +215,16 @@ func (s *ServerStream) answerWith(status int, headers []Header, end bool) {
 
 // Relay moves bytes between the stream and the application until both
 // directions have ended, either side resets, or ctx ends. It follows Accept,
-// owns app and closes it.
-func (s *ServerStream) Relay(ctx context.Context, app *net.TCPConn) relay.Result {
+// owns app and closes it, and then calls ended, once: before it returns, or
+// later and from another goroutine, where the stream has been idle.
+func (s *ServerStream) Relay(ctx context.Context, app *net.TCPConn, ended func(relay.Result)) {
 	s.authority, s.headers = "", nil // which would outlast their use
-	s.relay(ctx, app, nil)
-	return s.result()
+	s.relayed = true
+	s.endHandler()
+	s.relay(ctx, app, nil, func() {
+		ended(s.result())
+		s.served()
+	})
 }
 
 func (c *conn) handlerDone() {

@@ -22,22 +22,22 @@ type stream struct {
 	sealed  bool          // END_STREAM or RST_STREAM is out: no DATA follows
 	hungry  waiter        // whose wait to interrupt when there is window again
 	starved bool          // is in the connection's list
-	turn    chan struct{} // wakes the stream as the one who writes
+	turn    chan struct{} // wakes the stream as the one who writes; nil until it has waited for that
 
 	counts relay.Counts
-	done   chan struct{}
 
 	mu        sync.Mutex // taken before c.mu, never while holding it
 	app       *relay.Socket
+	parked    *pump     // in the place of app, while no goroutine waits for it
 	terminal  *Terminal // in the place of app
 	inbox     inbox
 	localEnd  bool // END_STREAM sent
 	remoteEnd bool // END_STREAM received
 	over      bool
+	done      chan struct{} // see Done; nil until somebody asks
 	failure   failure
-	answer    answer // of the client's side
-
-	cancel context.CancelFunc // server: of the handler; set before it runs
+	answer    answer             // of the client's side
+	cancel    context.CancelFunc // server: of the handler, until it relays
 }
 
 // waiter waits for window.
@@ -54,15 +54,23 @@ type failure struct {
 // init enters the stream into the connection. Called with c.mu held.
 func (s *stream) init(c *conn, id uint32) {
 	s.c, s.id, s.window = c, id, c.peer.window
-	s.turn = make(chan struct{}, 1)
-	s.done = make(chan struct{})
 	s.inbox.init()
 	c.streams[id] = s
 }
 
 // Done is closed when nothing more will come from the peer: it has ended its
 // side, or the stream is over.
-func (s *stream) Done() <-chan struct{} { return s.done }
+func (s *stream) Done() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.done == nil {
+		s.done = make(chan struct{})
+		if s.remoteEnd || s.over {
+			close(s.done)
+		}
+	}
+	return s.done
+}
 
 // Err is why the stream is over; nil while it is not or when it ended in order.
 func (s *stream) Err() error {
@@ -110,13 +118,16 @@ func (s *stream) remoteFIN() {
 		return
 	}
 	s.remoteEnd = true
-	close(s.done)
+	if s.done != nil {
+		close(s.done)
+	}
 	if s.terminal != nil {
 		s.terminal.wake()
 	}
 	if s.app != nil && s.inbox.empty() {
 		_ = s.app.CloseWrite()
 	}
+	s.unpark() // to do it then
 	s.finish()
 }
 
@@ -145,7 +156,7 @@ func (s *stream) fail(f failure) {
 		return
 	}
 	s.over, s.failure = true, f
-	if !s.remoteEnd {
+	if !s.remoteEnd && s.done != nil {
 		close(s.done)
 	}
 	outstanding := s.inbox.window
@@ -161,12 +172,22 @@ func (s *stream) fail(f failure) {
 	if app != nil && keep {
 		app.Interrupt()
 	}
+	s.unpark()
 	s.mu.Unlock()
-	if s.cancel != nil {
-		s.cancel()
-	}
+	s.endHandler()
 	if app != nil && !keep {
 		app.Reset()
+	}
+}
+
+// endHandler ends the context of a server's handler.
+func (s *stream) endHandler() {
+	s.mu.Lock()
+	cancel := s.cancel
+	s.cancel = nil
+	s.mu.Unlock()
+	if cancel != nil {
+		cancel()
 	}
 }
 

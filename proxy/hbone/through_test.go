@@ -46,11 +46,11 @@ func (b *border) connect() (*net.TCPConn, chan relay.Result) {
 	app, near := tcpPair(b.t)
 	done := make(chan relay.Result, 1)
 	go func() {
-		r, err := s.Relay(context.Background(), near, nil)
-		if err != nil {
+		if err := s.Relay(context.Background(), near, nil, send(done)); err != nil {
+			r := s.result()
 			r.Err = err
+			done <- r
 		}
-		done <- r
 	}()
 	return app, done
 }

@@ -172,6 +172,9 @@ func (c *conn) send(s *stream, b []byte, from, n int) (int, error) {
 		return n, nil
 	}
 	if c.busy {
+		if s.turn == nil {
+			s.turn = make(chan struct{}, 1)
+		}
 		c.waiters = append(c.waiters, s)
 		c.mu.Unlock()
 		<-s.turn

@@ -1,6 +1,7 @@
 // Package relay moves bytes between two TCP connections, and offers what any
 // such relay is made of: a socket that is driven without blocking and without
-// a buffer while it is idle, and pooled buffers.
+// a buffer while it is idle, pooled buffers, and a place for idle sockets that
+// are to have no goroutine.
 //
 // A close is relayed as what it was: FIN as FIN, one direction at a time, and
 // RST as RST. What does not belong here: HTTP/2 (proxy/hbone), and whether a

@@ -27,7 +27,7 @@ var past = time.Unix(1, 0)
 // something to read, and writes that never wait. One goroutine may read while
 // another writes. It allocates when it is made and never again.
 type Socket struct {
-	conn   *net.TCPConn
+	conn   descriptor
 	raw    syscall.RawConn
 	closed atomic.Bool
 	ended  atomic.Bool // FIN was sent
@@ -39,6 +39,14 @@ type Socket struct {
 	// Made once: a closure per call would be an allocation per message.
 	onRead, onReset, onFlush func(uintptr) bool
 	onWrite                  func(uintptr)
+}
+
+// descriptor is what drives a socket: a *net.TCPConn, or an *os.File.
+type descriptor interface {
+	syscall.Conn
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
+	Close() error
 }
 
 type reading struct {
@@ -56,7 +64,9 @@ type writing struct {
 }
 
 // NewSocket wraps c, which stays open.
-func NewSocket(c *net.TCPConn) (*Socket, error) {
+func NewSocket(c *net.TCPConn) (*Socket, error) { return newSocket(c) }
+
+func newSocket(c descriptor) (*Socket, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("relay socket: %w", err)
@@ -64,16 +74,13 @@ func NewSocket(c *net.TCPConn) (*Socket, error) {
 	s := &Socket{conn: c, raw: raw}
 	s.onRead = s.tryRead
 	s.onReset = s.tryReset
-	s.onWrite = func(fd uintptr) { s.tryWrite(int(fd)) }
+	s.onWrite = func(fd uintptr) { s.write.try(int(fd)) }
 	s.onFlush = func(fd uintptr) bool {
-		s.tryWrite(int(fd))
+		s.write.try(int(fd))
 		return s.write.err != nil || len(s.write.p) == s.write.n
 	}
 	return s, nil
 }
-
-// Conn is the connection underneath.
-func (s *Socket) Conn() *net.TCPConn { return s.conn }
 
 // Read waits without a buffer until there is something to read, then reads at
 // most limit bytes behind head bytes left free in a pooled buffer, which the
@@ -166,8 +173,7 @@ func (s *Socket) Write(p []byte) (n int, err error) {
 	return n, err
 }
 
-func (s *Socket) tryWrite(fd int) {
-	w := &s.write
+func (w *writing) try(fd int) {
 	for w.n < len(w.p) {
 		n, err := Write(fd, w.p[w.n:])
 		if errors.Is(err, unix.EAGAIN) {
@@ -234,7 +240,11 @@ func (s *Socket) WaitWrite(ready func(fd uintptr) bool) error { return s.raw.Wri
 // CloseWrite sends FIN behind what was written.
 func (s *Socket) CloseWrite() error {
 	s.ended.Store(true)
-	return s.conn.CloseWrite()
+	var failed error
+	if err := s.raw.Control(func(fd uintptr) { failed = unix.Shutdown(int(fd), unix.SHUT_WR) }); err != nil {
+		return err
+	}
+	return os.NewSyscallError("shutdown", failed)
 }
 
 // Interrupt makes the current or next Read or WaitReset return
@@ -248,7 +258,9 @@ func (s *Socket) Resume() { _ = s.conn.SetReadDeadline(time.Time{}) }
 // Reset closes the connection with RST and ends all waits on it.
 func (s *Socket) Reset() {
 	if s.closed.CompareAndSwap(false, true) {
-		s.conn.SetLinger(0)
+		_ = s.raw.Control(func(fd uintptr) {
+			_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		})
 		s.conn.Close()
 	}
 }
@@ -258,6 +270,14 @@ func (s *Socket) Close() {
 	if s.closed.CompareAndSwap(false, true) {
 		s.conn.Close()
 	}
+}
+
+// duplicate is another descriptor of the same socket.
+func (s *Socket) duplicate() (fd int, err error) {
+	if cause := s.raw.Control(func(own uintptr) { fd, err = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0) }); cause != nil {
+		return 0, cause
+	}
+	return fd, os.NewSyscallError("fcntl", err)
 }
 
 func (s *Socket) waitError(err error) error {

@@ -98,16 +98,17 @@ type Record struct {
 	ID          string
 	Direction   Direction
 	Security    Security
+	Outcome     Outcome
+	Closest     bool // Policy decided nothing, and only came closest to allowing
+	ended       bool
 	Start       time.Time
 	Source      End
 	Destination End
 	Service     *model.Service // the one that was called, if one was
 
-	Outcome Outcome
 	// The decision: see package policy. Reason also names failures.
 	Policy, Reason, Attribute, DryRun string
 	Bypass                            string // that let it through, if one did
-	Closest                           bool   // Policy decided nothing, and only came closest to allowing
 	Err                               error
 
 	Span *tracing.Span // to be told of; nil for none
@@ -116,8 +117,7 @@ type Record struct {
 	Received int64 // bytes from Destination to Source
 	Phases   [Phases]time.Duration
 
-	series   *series // since Opened
-	ended    bool
+	series   *series      // since Opened
 	sent     atomic.Int64 // counted so far
 	received atomic.Int64
 }
