@@ -53,6 +53,12 @@ func (n *heldNames) give(all *portions.Portions[*heldNames], name string) {
 	}
 }
 
+func (n *heldNames) taken() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.holders)
+}
+
 // holder keeps the names that a connection has to do with. Its goroutine alone
 // uses it.
 type holder struct {
@@ -131,14 +137,15 @@ func (p *Proxy) sourceIn(s *model.Snapshot, c *Connection) route.Source {
 
 // lookUpSource asks who is at the other end of an inbound connection. It waits
 // for the answer only where a policy is about it. Who comes in clear has no
-// identity, without which policies believe no label: it is looked up for people,
-// as is whoever no policy is about, while there is room for more than that.
+// identity, without which policies believe no label: it is looked up for people.
+// Whoever no policy is about may be what a later one is about. Both are asked for
+// while there is room for more than that.
 func (p *Proxy) lookUpSource(ctx context.Context, c *Connection) {
 	if p.Demand == nil {
 		return
 	}
 	name := func(s *model.Snapshot) string { return model.AddressName(networkOf(s, c.pod), c.source.Addr()) }
-	if p.names.Taken() < maxNames/2 && (!c.peer.IsZero() || p.curious.Allow()) {
+	if p.roomy(c) && (!c.peer.IsZero() || p.curious.Allow()) {
 		c.whence.hold(p, name(p.State.Snapshot()))
 	}
 	p.hear(ctx, &c.whence, func(s *model.Snapshot) []string {
@@ -155,11 +162,20 @@ func (c *Connection) readsSource(s *model.Snapshot) bool {
 	return !c.peer.IsZero() && w != nil && policy.ReadsLabels(s, w)
 }
 
-// forgetSource lets go of who is at the other end where no decision needs it.
+// forgetSource lets go of who is at the other end where no decision needs it. Of
+// who has an identity a policy that comes later may be about the labels: to judge
+// a live connection by it, they have to be known. Where there is no room for
+// that, such a policy denies the connection.
 func (p *Proxy) forgetSource(c *Connection) {
-	if !c.readsSource(p.State.Snapshot()) {
+	if !c.readsSource(p.State.Snapshot()) && (c.peer.IsZero() || !p.roomy(c)) {
 		c.whence.release(p)
 	}
+}
+
+// roomy reports whether there are names to be had for what no decision needs yet:
+// less than half of them are taken, in all and of the pod's share.
+func (p *Proxy) roomy(c *Connection) bool {
+	return p.names.Taken() < maxNames/2 && c.whence.share.taken() < maxNamesOfPod/2
 }
 
 // explainTimeout is how long a denial waits for who it is that is denied.
@@ -256,10 +272,57 @@ func (p *Proxy) learnOf(ctx context.Context, pod *pod, host string) {
 	defer cancel()
 	var h holder
 	defer h.release(p)
-	p.hear(ctx, &h, func(s *model.Snapshot) []string {
+	s := p.hear(ctx, &h, func(s *model.Snapshot) []string {
 		if name := hostName(networkOf(s, pod), host); name != "" {
 			return []string{name}
 		}
 		return nil
 	})
+	if name := hostName(networkOf(s, pod), host); name != "" {
+		p.hosts.keep(name, time.Now(), func() (func(), bool) { return p.Demand(name) })
+	}
+}
+
+// keepHost is how long a host is held after a decision has asked for it, and
+// maxHosts how many are: what decisions of today go on to ask for is not let go
+// for want of room, and one that they have turned away from is.
+const (
+	keepHost = time.Minute
+	maxHosts = 256
+)
+
+// keptHosts are the names of hosts that decisions ask for.
+type keptHosts struct {
+	mu    sync.Mutex
+	names map[string]*keptHost
+}
+
+type keptHost struct {
+	release func()
+	used    time.Time
+}
+
+// keep holds a name until it has not been kept for a while.
+func (k *keptHosts) keep(name string, now time.Time, hold func() (release func(), ok bool)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for other, host := range k.names {
+		if now.Sub(host.used) >= keepHost {
+			host.release()
+			delete(k.names, other)
+		}
+	}
+	host := k.names[name]
+	if host == nil {
+		if len(k.names) >= maxHosts {
+			return // it is asked for each time
+		}
+		release, ok := hold()
+		if !ok {
+			return
+		}
+		host = &keptHost{release: release}
+		k.names[name] = host
+	}
+	host.used = now
 }

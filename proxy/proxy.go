@@ -109,6 +109,7 @@ type Proxy struct {
 	// curious bounds what is asked for though no decision needs it.
 	curious *rate.Limiter
 	names   *portions.Portions[*heldNames]
+	hosts   keptHosts
 
 	tokens    *jwt.Verifier
 	providers *extauthz.Client
@@ -135,6 +136,7 @@ func New(c Config) *Proxy {
 		synced:  make(chan struct{}),
 		curious: rate.NewLimiter(curiousRate, curiousRate),
 		names:   portions.New[*heldNames](maxNames, maxNamesOfPod, true),
+		hosts:   keptHosts{names: map[string]*keptHost{}},
 	}
 	p.tokens = jwt.NewVerifier()
 	p.providers, p.limits = extauthz.New(p.dialOut), ratelimit.New(p.dialOut)
