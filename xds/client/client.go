@@ -49,7 +49,10 @@ type Config struct {
 	Saved func([]byte)
 	// MaxSaved bounds an export in bytes; 0: 64 MiB.
 	MaxSaved int
-	Log      *zap.Logger // nil: none
+	// Burst, if set, is told when a large message, or what was saved, is about to
+	// keep a CPU busy, and once the outcome has been exported.
+	Burst func()
+	Log   *zap.Logger // nil: none
 }
 
 const (

@@ -49,6 +49,7 @@ func (c *Client) Restore(data []byte) error {
 	if len(data) > c.config.MaxSaved {
 		return fmt.Errorf("restore xDS state: %d bytes are above the limit of %d", len(data), c.config.MaxSaved)
 	}
+	c.burst(len(data))
 	state := &tacit.SavedState{}
 	if err := proto.Unmarshal(data, state); err != nil {
 		return fmt.Errorf("restore xDS state: %w", err)
@@ -147,6 +148,7 @@ func (c *Client) save(ended <-chan struct{}) {
 
 func (c *Client) handOut() {
 	data, err := c.Export()
+	c.burst(len(data))
 	c.mu.Lock()
 	c.status.SaveError = errorText(err)
 	c.mu.Unlock()

@@ -117,7 +117,7 @@ func (c *Client) dial() (*grpc.ClientConn, error) {
 			ServerName: c.config.ServerName,
 			MinVersion: tls.VersionTLS13,
 		})),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.ForceCodecV2(c.codec())),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveAfter, Timeout: keepaliveWait}),
 		// One attempt: what follows a failure is Run's to decide.
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: grpcbackoff.DefaultConfig, MinConnectTimeout: connectTimeout}),

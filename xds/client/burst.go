@@ -1,0 +1,33 @@
+package client
+
+import (
+	"google.golang.org/grpc/encoding"
+	_ "google.golang.org/grpc/encoding/proto" // the codec that is wrapped
+	"google.golang.org/grpc/mem"
+)
+
+// largeMessage is from how many bytes on a message keeps a CPU busy for long: it
+// is some 2,000 workloads.
+const largeMessage = 1 << 20
+
+// burst tells of work on so many bytes.
+func (c *Client) burst(bytes int) {
+	if bytes >= largeMessage && c.config.Burst != nil {
+		c.config.Burst()
+	}
+}
+
+// codec tells of large messages before they are decoded, which takes as long as
+// what is done with them.
+type codec struct {
+	encoding.CodecV2
+	burst func(bytes int)
+}
+
+func (c *Client) codec() encoding.CodecV2 { return codec{encoding.GetCodecV2("proto"), c.burst} }
+
+// Unmarshal implements encoding.CodecV2.
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	c.burst(data.Len())
+	return c.CodecV2.Unmarshal(data, v)
+}
