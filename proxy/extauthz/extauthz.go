@@ -75,9 +75,9 @@ type Answer struct {
 	RespondSet, RespondAdd []policy.HeaderField
 }
 
-// Client asks providers. It keeps a connection to each. How many questions are
-// under way is the callers' business: a bound for all would let a few who wait
-// for slow answers keep the others from asking.
+// Client asks providers. It keeps a connection to each; over HTTP one for each
+// question that is under way. How many those are is the callers' business: a bound
+// for all would let a few who wait for slow answers keep the others from asking.
 type Client struct {
 	dial  Dialer
 	conns *kept.Set[string, *provider] // by what they are reached by
@@ -176,7 +176,7 @@ func grpcClient(dial dialContext, address string, secure *tls.Config) (*grpc.Cli
 func httpClient(dial dialContext, secure *tls.Config) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
-			DialContext: dial, TLSClientConfig: secure, MaxIdleConnsPerHost: 64, MaxConnsPerHost: 256,
+			DialContext: dial, TLSClientConfig: secure, MaxIdleConnsPerHost: 64,
 			MaxResponseHeaderBytes: maxAnswer, DisableCompression: true,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

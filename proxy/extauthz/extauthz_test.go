@@ -316,39 +316,62 @@ func TestOneAskerLeavesConnectionsToOthers(t *testing.T) {
 }
 
 // However many questions of some pods are not answered, those of another are
-// asked.
+// asked: of a provider in the mesh, which is asked as each pod, and of one
+// outside of it, which is asked as nobody in particular.
 func TestUnansweredQuestionsHoldUpNobodyElse(t *testing.T) {
+	const unanswered = 1000
+	asked := make(chan *authv3.CheckRequest, unanswered+1)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	const unanswered = 1000
-	a := &authorizer{asked: make(chan *authv3.CheckRequest, unanswered+1)}
-	s := grpc.NewServer()
-	authv3.RegisterAuthorizationServer(s, a)
-	go func() { _ = s.Serve(l) }()
-	defer s.Stop()
-	c := New(dial)
-	defer c.Close()
-	to := declared(t, model.ProviderGRPC, l.Addr())
-	stuck := *to
-	stuck.Timeout = time.Hour
-	ctx, leave := context.WithCancel(t.Context())
-	var questions sync.WaitGroup
-	defer questions.Wait()
-	defer leave()
-	ask := func(as, role string, to *model.Provider) (*Answer, error) {
-		q := question(role)
-		q.As = as
-		return c.Ask(ctx, to, q)
-	}
-	for i := range unanswered {
-		questions.Go(func() { _, _ = ask(strconv.Itoa(i%4), "slow", &stuck) })
-	}
-	for range unanswered {
-		<-a.asked
-	}
-	if answer, err := ask("another", "admin", to); err != nil || !answer.Allowed {
-		t.Errorf("%+v, %v", answer, err)
+	overGRPC := grpc.NewServer()
+	authv3.RegisterAuthorizationServer(overGRPC, &authorizer{asked: asked})
+	go func() { _ = overGRPC.Serve(l) }()
+	defer overGRPC.Stop()
+	overHTTP := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		asked <- nil
+		if r.Header.Get("X-Role") == "slow" {
+			<-r.Context().Done()
+		}
+	}))
+	defer overHTTP.Close()
+	for _, test := range []struct {
+		name     string
+		provider *model.Provider
+		as       func(pod int) string
+	}{
+		{"in the mesh", declared(t, model.ProviderGRPC, l.Addr()), strconv.Itoa},
+		{"outside of it", declared(t, model.ProviderHTTP, overHTTP.Listener.Addr()), func(int) string { return "" }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := New(dial)
+			defer c.Close()
+			ctx, leave := context.WithCancel(t.Context())
+			var questions sync.WaitGroup
+			defer questions.Wait()
+			defer leave()
+			ask := func(pod int, role string, timeout time.Duration) (*Answer, error) {
+				to := *test.provider
+				to.Timeout, to.IncludeRequestHeaders = timeout, []model.StringMatch{{Value: "x-role"}}
+				q := question(role)
+				q.As = test.as(pod)
+				return c.Ask(ctx, &to, q)
+			}
+			for i := range unanswered {
+				questions.Go(func() { _, _ = ask(i%4, "slow", time.Hour) })
+			}
+			for i := range unanswered {
+				select {
+				case <-asked:
+				case <-time.After(time.Minute):
+					t.Fatalf("asked %d of %d questions", i, unanswered)
+				}
+			}
+			if answer, err := ask(4, "admin", time.Minute); err != nil || !answer.Allowed {
+				t.Errorf("%+v, %v", answer, err)
+			}
+			<-asked
+		})
 	}
 }
