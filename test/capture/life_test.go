@@ -338,7 +338,7 @@ func TestReplacement(t *testing.T) {
 	_, first, stopFirst := n.startProxy()
 	n.await(pods.StateCaptured)
 	<-n.relay.synced
-	if err := first.Save([]byte("secret")); err != nil {
+	if _, err := first.Save([]byte("secret")); err != nil {
 		t.Fatal(err)
 	}
 	both := []struct {

@@ -117,7 +117,7 @@ func TestDescriptorsAreClosed(t *testing.T) {
 		}
 		c.Close()
 	}
-	if err := a.Save([]byte("x")); err != nil {
+	if _, err := a.Save([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
 	n.stop()
