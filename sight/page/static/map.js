@@ -2,7 +2,7 @@
 // The page: what is asked for, what is open, and what the keys do.
 
 const by = (id) => document.getElementById(id);
-const state = {map: null, open: null, chosen: null, ago: 0, span: 5, asked: 0, trouble: ""};
+const state = {map: null, open: null, chosen: null, edges: [], ago: 0, span: 5, asked: 0, trouble: ""};
 
 function query() {
   const q = new URLSearchParams({minutes: state.span});
@@ -24,6 +24,7 @@ async function load() {
     if (asked !== state.asked) return; // there was another question meanwhile
     state.map = map;
     state.trouble = "";
+    by("names").replaceChildren(...map.workloads.filter((w) => w.namespace).map((w) => element("option", {value: partyName(w)})));
     show();
     if (state.chosen) await details();
   } catch (e) {
@@ -63,10 +64,15 @@ function show() {
   draw(by("map"), graph, key, choose);
   by("empty").hidden = graph.nodes.length > 0;
   by("where").textContent = state.open !== null ? "› " + state.open : graph.left > 0 ? `${graph.left} with less traffic are not drawn` : "";
-  by("rows").replaceChildren(...rowsOf(graph.edges));
+  state.edges = graph.edges;
+  table();
   by("at").textContent = state.ago ? `${clock(state.map.from)} to ${clock(state.map.to)}` : "live";
-  by("names").replaceChildren(...state.map.workloads.filter((w) => w.namespace).map((w) => element("option", {value: partyName(w)})));
   notice();
+}
+
+// table is filled only where it can be seen.
+function table() {
+  by("rows").replaceChildren(...(by("list").open ? rowsOf(state.edges) : []));
 }
 
 function choose(node) {
@@ -106,6 +112,7 @@ function travel(ago) {
 }
 
 by("home").addEventListener("click", home);
+by("list").addEventListener("toggle", table);
 by("live").addEventListener("click", () => travel(0));
 by("ago").addEventListener("change", () => travel(-Number(by("ago").value)));
 by("span").addEventListener("change", () => { state.span = Number(by("span").value); load(); });
