@@ -168,6 +168,10 @@ func TestBypassUnderIstio(t *testing.T) {
 	}
 	m.Eventually("denied at first", denied)
 	tacitBypass(t, m, pair, "--for=1h", "--reason=a drill")
+	m.Eventually("let through", func() error {
+		_, err := m.Call("mesh/client", "198.18.2.11:8080")
+		return err
+	})
 	s := awaitSecurity(t, m, "a", "mesh/client", pair, 9000, "plain")
 	awaitSecurity(t, m, "b", pair, "mesh/client", 9000, "mtls").abort()
 	tacitBypass(t, m, "end", pair)
