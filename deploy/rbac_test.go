@@ -38,7 +38,7 @@ func permissions() map[string]string {
 		{"tacit-agent", "get list watch", "node.k8s.io/runtimeclasses", "which of them are in a sandbox and cannot be"},
 		{"tacit-agent", "list watch", "policy.tacit.mesh/bypasses", "for which of them the mesh is suspended"},
 		{"tacit-agent", "patch", "/pods/status", "the report that a pod is captured"},
-		{"tacit-agent", "create patch", "/events", "why a pod is not captured"},
+		{"tacit-agent", "create", "/events", "why a pod is not captured"},
 		{"tacit-system/tacit-agent", "create", "/serviceaccounts/token=tacit-cni", "the CNI plugin's token"},
 		{"tacit-cni", "get", "/pods /namespaces", "whether a pod that is made while the agent is away is in the mesh"},
 	} {

@@ -19,7 +19,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/gentype"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/flowcontrol"
 
@@ -61,8 +60,6 @@ type Nodes interface{ Change[*corev1.Node] }
 // Events are written.
 type Events interface {
 	Create(ctx context.Context, event *corev1.Event, options metav1.CreateOptions) (*corev1.Event, error)
-	Update(ctx context.Context, event *corev1.Event, options metav1.UpdateOptions) (*corev1.Event, error)
-	Patch(ctx context.Context, name string, kind types.PatchType, data []byte, options metav1.PatchOptions, subresources ...string) (*corev1.Event, error)
 }
 
 // Tokens are made for service accounts.
@@ -117,31 +114,31 @@ func New(config *rest.Config) (Client, error) {
 }
 
 func (c *client) Pods(namespace string) Pods {
-	return gentype.NewClientWithList("pods", c.core, c.parameters, namespace,
-		func() *corev1.Pod { return &corev1.Pod{} }, func() *corev1.PodList { return &corev1.PodList{} })
+	return objects[*corev1.Pod, *corev1.PodList]{c.core, c.parameters, "pods", namespace,
+		func() *corev1.Pod { return &corev1.Pod{} }, func() *corev1.PodList { return &corev1.PodList{} }}
 }
 
 func (c *client) Nodes() Nodes {
-	return gentype.NewClient("nodes", c.core, c.parameters, "", func() *corev1.Node { return &corev1.Node{} })
+	return objects[*corev1.Node, *corev1.NodeList]{c.core, c.parameters, "nodes", "", func() *corev1.Node { return &corev1.Node{} }, nil}
 }
 
 func (c *client) Namespaces() Follow[*corev1.NamespaceList] {
-	return gentype.NewClientWithList("namespaces", c.core, c.parameters, "",
-		func() *corev1.Namespace { return &corev1.Namespace{} }, func() *corev1.NamespaceList { return &corev1.NamespaceList{} })
+	return objects[*corev1.Namespace, *corev1.NamespaceList]{c.core, c.parameters, "namespaces", "",
+		nil, func() *corev1.NamespaceList { return &corev1.NamespaceList{} }}
 }
 
 func (c *client) RuntimeClasses() Follow[*nodev1.RuntimeClassList] {
-	return gentype.NewClientWithList("runtimeclasses", c.node, c.parameters, "",
-		func() *nodev1.RuntimeClass { return &nodev1.RuntimeClass{} }, func() *nodev1.RuntimeClassList { return &nodev1.RuntimeClassList{} })
+	return objects[*nodev1.RuntimeClass, *nodev1.RuntimeClassList]{c.node, c.parameters, "runtimeclasses", "",
+		nil, func() *nodev1.RuntimeClassList { return &nodev1.RuntimeClassList{} }}
 }
 
 func (c *client) Bypasses() Follow[*bypass.List] {
-	return gentype.NewClientWithList(bypass.Resource, c.policy, c.parameters, "",
-		func() *bypass.Bypass { return &bypass.Bypass{} }, func() *bypass.List { return &bypass.List{} })
+	return objects[*bypass.Bypass, *bypass.List]{c.policy, c.parameters, bypass.Resource, "",
+		nil, func() *bypass.List { return &bypass.List{} }}
 }
 
 func (c *client) Events(namespace string) Events {
-	return gentype.NewClient("events", c.core, c.parameters, namespace, func() *corev1.Event { return &corev1.Event{} })
+	return objects[*corev1.Event, *corev1.EventList]{c.core, c.parameters, "events", namespace, func() *corev1.Event { return &corev1.Event{} }, nil}
 }
 
 func (c *client) Tokens(namespace string) Tokens { return tokens{c, namespace} }

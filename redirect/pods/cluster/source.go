@@ -27,7 +27,6 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	nodelisters "k8s.io/client-go/listers/node/v1"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/record"
 
 	"github.com/tacit-mesh/tacit/internal/bypass"
 	"github.com/tacit-mesh/tacit/internal/kube/nodeapi"
@@ -60,7 +59,7 @@ type Source struct {
 	synced       []cache.InformerSynced // of what all pods need
 	lesserSynced []cache.InformerSynced // of classes and bypasses
 	changed      chan struct{}          // holds one token after a change
-	events       record.EventRecorder   // set by Run
+	events       *events
 
 	mu        sync.Mutex
 	arrived   chan struct{}           // closed and replaced when the list has been read again
@@ -74,7 +73,7 @@ func NewSource(cfg Config) (*Source, error) {
 		cfg.Log = zap.NewNop()
 	}
 	s := &Source{cfg: cfg, changed: make(chan struct{}, 1), arrived: make(chan struct{}),
-		sandboxes: map[string]Sandbox{}, announced: map[string]announcement{}}
+		sandboxes: map[string]Sandbox{}, announced: map[string]announcement{}, events: newEvents(cfg.Client, cfg.Reader.Node, cfg.Log)}
 	podInformer, err := watch(s, "pods", &corev1.Pod{}, cfg.Client.Pods(""), s.onThisNode())
 	if err != nil {
 		return nil, err
@@ -144,11 +143,11 @@ func (s *Source) kick() {
 // Run implements [pods.Source]. Nothing is said before pods and namespaces
 // have been read whole.
 func (s *Source) Run(ctx context.Context, update func([]pods.Pod)) error {
-	defer s.startEvents()()
 	var running sync.WaitGroup
 	defer running.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	running.Go(func() { s.events.run(ctx) })
 	for _, informer := range s.informers {
 		running.Go(func() { informer.RunWithContext(ctx) })
 	}

@@ -10,11 +10,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/record"
 
-	"github.com/tacit-mesh/tacit/internal/kube/nodeapi"
 	"github.com/tacit-mesh/tacit/redirect/pods"
 )
 
@@ -111,43 +108,4 @@ func explain(err error, verb, resource string) error {
 		return err
 	}
 	return fmt.Errorf("the agent's service account may not %s %s; add that to its ClusterRole: %w", verb, resource, err)
-}
-
-// startEvents sends what Report says until the function that it returns is
-// called.
-func (s *Source) startEvents() (stop func()) {
-	b := record.NewBroadcaster()
-	// Events are of references alone, so no scheme is asked for a kind.
-	s.events = b.NewRecorder(runtime.NewScheme(), corev1.EventSource{Component: "tacit-agent", Host: s.cfg.Reader.Node})
-	b.StartRecordingToSink(eventSink{s.cfg.Client})
-	return b.Shutdown
-}
-
-// eventSink writes events to the namespaces of what they are about: it is a
-// [record.EventSink], which knows no contexts.
-type eventSink struct{ client nodeapi.Client }
-
-func (s eventSink) Create(e *corev1.Event) (*corev1.Event, error) {
-	return s.client.Events(e.Namespace).Create(context.Background(), e, metav1.CreateOptions{})
-}
-
-func (s eventSink) Update(e *corev1.Event) (*corev1.Event, error) {
-	return s.client.Events(e.Namespace).Update(context.Background(), e, metav1.UpdateOptions{})
-}
-
-func (s eventSink) Patch(e *corev1.Event, data []byte) (*corev1.Event, error) {
-	return s.client.Events(e.Namespace).Patch(context.Background(), e.Name, types.StrategicMergePatchType, data, metav1.PatchOptions{})
-}
-
-// maxText is what the API accepts of an event's message.
-const maxText = 1024
-
-// Report is for [pods.Config].Report, as an Event of the pod. It needs Run.
-func (s *Source) Report(p pods.Pod, problem pods.Problem) {
-	pod := &corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID)}
-	text := problem.Text
-	if len(text) > maxText {
-		text = text[:maxText]
-	}
-	s.events.Event(pod, corev1.EventTypeWarning, string(problem.Reason), text)
 }

@@ -124,28 +124,6 @@ func TestAnnounceForbidden(t *testing.T) {
 	}
 }
 
-func TestReport(t *testing.T) {
-	r := start(t, namespace("in", "enabled"), pod("in", "web"))
-	r.await(t, "the first list", func(map[string]pods.Pod) bool { return true })
-	r.drain(t)
-	r.Report(web, pods.Problem{Reason: pods.ReasonFailed, Text: "no iptables " + strings.Repeat("x", 2000)})
-	var got *corev1.Event
-	until(t, "an event", func() bool {
-		list, err := r.client.CoreV1().Events("in").List(t.Context(), metav1.ListOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(list.Items) == 0 {
-			return false
-		}
-		got = &list.Items[0]
-		return true
-	})
-	if got.Type != "Warning" || got.Reason != "CaptureFailed" || string(got.InvolvedObject.UID) != "uid-web" || len(got.Message) != maxText {
-		t.Errorf("got %+v", got)
-	}
-}
-
 func TestRemoveTaint(t *testing.T) {
 	const taint = "tacit.mesh/agent-not-ready"
 	other := corev1.Taint{Key: "other", Effect: corev1.TaintEffectNoSchedule}
