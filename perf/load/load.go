@@ -25,6 +25,7 @@ const (
 	Connect = "connect" // new connections with one small round trip each
 	HTTP    = "http"    // HTTP/1.1 GET of 1 KB with keep-alive
 	GRPC    = "grpc"    // unary calls of gRPC, one after the other on each connection
+	Frames  = "frames"  // exchanges of HTTP/2 like those calls, the frames of which each side sends with one write
 	Idle    = "idle"    // connections that are held, see [Hold] and [Command]
 )
 
@@ -62,7 +63,7 @@ type client struct {
 }
 
 var kinds = map[string]func(context.Context, *client) error{
-	Echo: roundTrips, Rate: onSchedule, Up: bulk, Down: bulk, Both: bulk, Connect: connect, HTTP: get, GRPC: call,
+	Echo: roundTrips, Rate: onSchedule, Up: bulk, Down: bulk, Both: bulk, Connect: connect, HTTP: get, GRPC: call, Frames: exchanges,
 }
 
 // Kinds are the names of all kinds.

@@ -34,7 +34,7 @@ func listen(t *testing.T, serve func(net.Listener) error) string {
 
 func TestKinds(t *testing.T) {
 	echoing, sinking, streaming, paging := listen(t, each(echo)), listen(t, each(sink)), listen(t, each(stream)), listen(t, pages)
-	calling := listen(t, calls)
+	calling, answering := listen(t, calls), listen(t, each(answers))
 	lying := listen(t, each(func(c *net.TCPConn) error {
 		_, err := c.Write(make([]byte, 8)) // "I got nothing"
 		_, _ = drain(c)
@@ -57,6 +57,7 @@ func TestKinds(t *testing.T) {
 		{"connections at a fixed rate", Connect, echoing, "", true, 100},
 		{"requests", HTTP, paging, "", true, 0},
 		{"calls", GRPC, calling, "", true, 0},
+		{"exchanges", Frames, answering, "", true, 0},
 		{"to the server", Up, sinking, "", false, 0},
 		{"from the server", Down, streaming, "", false, 0},
 		{"both ways", Both, streaming, "", false, 0},
@@ -64,7 +65,9 @@ func TestKinds(t *testing.T) {
 		{"another page", HTTP, short, "answer 200 OK of 1 bytes", false, 0},
 		{"calls of what is no gRPC", GRPC, paging, "unexpected content-type", false, 0},
 		{"nobody there", Echo, "127.0.0.1:1", "refused", false, 0},
-		{"no such kind", "ping", echoing, "it is one of [both connect down echo grpc http rate up]", false, 0},
+		{"exchanges with what answers otherwise", Frames, paging, "an answer of 1024 bytes, not 100", false, 0},
+		{"exchanges with what is no HTTP/2", Frames, echoing, "frame too large", false, 0},
+		{"no such kind", "ping", echoing, "it is one of [both connect down echo frames grpc http rate up]", false, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			const n, long = 3, 500 * time.Millisecond

@@ -19,6 +19,7 @@ const (
 	DownPort    = 7002 // does so and meanwhile sends as much as it can
 	HTTPPort    = 7003 // answers each request, of HTTP/1.1 or HTTP/2, with a page of 1 KB
 	GRPCPort    = 7004 // grpc.testing.BenchmarkService: answers a unary call with as many bytes as it asks for
+	FramesPort  = 7005 // answers an exchange of HTTP/2 with as many bytes as came
 	SkippedPort = 7100 // as EchoPort, on both skip lists
 )
 
@@ -35,6 +36,8 @@ func Port(kind string) uint16 {
 		return HTTPPort
 	case GRPC:
 		return GRPCPort
+	case Frames:
+		return FramesPort
 	default:
 		return EchoPort
 	}
@@ -54,7 +57,7 @@ func serve(ctx context.Context, listen func(port uint16) (net.Listener, error)) 
 	var serving sync.WaitGroup
 	defer serving.Wait()
 	for port, accept := range map[uint16]func(net.Listener) error{
-		EchoPort: each(echo), UpPort: each(sink), DownPort: each(stream), SkippedPort: each(echo), HTTPPort: pages, GRPCPort: calls,
+		EchoPort: each(echo), UpPort: each(sink), DownPort: each(stream), SkippedPort: each(echo), HTTPPort: pages, GRPCPort: calls, FramesPort: each(answers),
 	} {
 		l, err := listen(port)
 		if err != nil {

@@ -28,7 +28,7 @@ const (
 const settleTimeout = 20 * time.Second
 
 // httpOnly are the ports of a path where requests are decided upon.
-var httpOnly = map[uint16]uint16{load.HTTPPort: load.HTTPPort, load.GRPCPort: load.GRPCPort}
+var httpOnly = map[uint16]uint16{load.HTTPPort: load.HTTPPort, load.GRPCPort: load.GRPCPort, load.FramesPort: load.FramesPort}
 
 // maker makes the paths, and what they need.
 type maker struct {

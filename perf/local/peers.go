@@ -41,9 +41,9 @@ type side struct {
 func (side) Between(port uint16) uint16 { return port + 1000 }
 
 // HTTP2 says whether a port's server is asked in HTTP/2.
-func (side) HTTP2(port uint16) bool { return port == load.GRPCPort }
+func (side) HTTP2(port uint16) bool { return port == load.GRPCPort || port == load.FramesPort }
 
-var peerPorts = []uint16{load.EchoPort, load.UpPort, load.DownPort, load.HTTPPort, load.GRPCPort, suite.RedisPort, suite.PostgresPort}
+var peerPorts = []uint16{load.EchoPort, load.UpPort, load.DownPort, load.HTTPPort, load.GRPCPort, load.FramesPort, suite.RedisPort, suite.PostgresPort}
 
 // loopback is where peers take the connections of their pod.
 const loopback = "127.0.0.1"
@@ -146,7 +146,7 @@ func (m *maker) startPeer(ctx context.Context, p peer) (pids []int, err error) {
 			s.Name = "server"
 		}
 		if p.http {
-			s.Ports = []uint16{load.HTTPPort, load.GRPCPort}
+			s.Ports = []uint16{load.HTTPPort, load.GRPCPort, load.FramesPort}
 		}
 		var text strings.Builder
 		if err := p.config.Execute(&text, s); err != nil {
