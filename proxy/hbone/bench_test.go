@@ -89,12 +89,7 @@ func cpu() int64 {
 
 // BenchmarkIdle reports what a stream holds at both ends while nothing moves.
 func BenchmarkIdle(b *testing.B) {
-	w := newWorld(b, forward(application(b, func(c *net.TCPConn) {
-		var p [1]byte
-		for _, err := c.Read(p[:]); err == nil; _, err = c.Read(p[:]) {
-			c.Write(p[:])
-		}
-	})))
+	w := newWorld(b, forward(application(b, echoBytes)))
 	const streams = 500
 	before := inUse()
 	apps := connected(b, w, streams)
@@ -104,6 +99,14 @@ func BenchmarkIdle(b *testing.B) {
 	}
 	b.ReportMetric(float64(inUse()-before)/streams, "B/stream")
 	closeAll(apps)
+}
+
+// echoBytes is an application that holds no buffer.
+func echoBytes(c *net.TCPConn) {
+	var p [1]byte
+	for _, err := c.Read(p[:]); err == nil; _, err = c.Read(p[:]) {
+		c.Write(p[:])
+	}
 }
 
 func inUse() uint64 {

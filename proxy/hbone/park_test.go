@@ -39,6 +39,31 @@ func TestIdleStreamsHaveNoGoroutine(t *testing.T) {
 	w.awaitParked(2 * streams)
 }
 
+// What is allocated for an idle stream at both of its ends, with the test's own
+// two connections: else a gigabyte is soon gone for what does nothing.
+func TestIdleStreamsTakeLittle(t *testing.T) {
+	const streams, most = 1000, 4600
+	w := newWorld(t, forward(application(t, echoBytes)))
+	closeAll(connected(t, w, 1)) // which makes what all share
+	before := allocated()
+	apps := connected(t, w, streams)
+	defer closeAll(apps)
+	w.awaitParked(2 * streams)
+	eventually(t, func() bool { return relays() == 0 })
+	if each := (allocated() - before) / streams; each > most {
+		t.Errorf("%d bytes, want at most %d", each, most)
+	}
+}
+
+// allocated is how many bytes are in use on the heap.
+func allocated() uint64 {
+	runtime.GC()
+	runtime.GC() // which also empties pools
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
 // Bytes of the peer reach an application whose own end stays parked.
 func TestParkedStreamsAreDelivered(t *testing.T) {
 	w, client, server, _, _ := ends(t)
