@@ -48,6 +48,9 @@ func readGateway(g *workload.GatewayAddress) (*model.Gateway, error) {
 	out := &model.Gateway{Port: uint16(g.GetHboneMtlsPort())}
 	switch d := g.GetDestination().(type) {
 	case *workload.GatewayAddress_Hostname:
+		if !short(d.Hostname.GetNamespace(), d.Hostname.GetHostname()) {
+			return nil, fmt.Errorf("hostname: a name of more than %d bytes", maxText)
+		}
 		if d.Hostname.GetNamespace() == "" || d.Hostname.GetHostname() == "" || strings.Contains(d.Hostname.GetNamespace(), "/") {
 			return nil, fmt.Errorf("hostname: %q in namespace %q names no service", d.Hostname.GetHostname(), d.Hostname.GetNamespace())
 		}

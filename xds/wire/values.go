@@ -92,6 +92,9 @@ func decodeNetworkAddress(a *workload.NetworkAddress) (model.NetworkAddress, err
 	if a.Length != nil {
 		length = *a.Length
 	}
+	if !short(a.GetNetwork()) {
+		return model.NetworkAddress{}, fmt.Errorf("network: a name of more than %d bytes", maxText)
+	}
 	p, err := prefixOf(a.GetAddress(), length)
 	return model.NetworkAddress{Network: a.GetNetwork(), Prefix: p}, err
 }
