@@ -115,19 +115,3 @@ func (c clients) wantNoFailedExchange(when string) {
 		}
 	}
 }
-
-// awaitNoneInClear waits until clients make traffic of which nothing comes to a
-// namespace in clear.
-func (e environment) awaitNoneInClear(to string, from clients) {
-	e.t.Helper()
-	e.eventually("nobody comes to "+to+" in clear", func() error {
-		before, err := e.inClear(to)
-		e.must(err)
-		from.progress()
-		now, err := e.inClear(to)
-		if now > before {
-			return fmt.Errorf("%v connections do", now-before)
-		}
-		return err
-	})
-}
