@@ -30,38 +30,38 @@ type saved struct {
 // follows the control plane and leaves what it learns to the next. That has all
 // that is known when serving ends before handedOver is closed.
 func (p *process) followControlPlane(serving, ctx context.Context) error {
-	earlier, err := p.restore(ctx)
-	if err != nil {
+	if err := p.restore(ctx); err != nil {
 		p.log.Warn("nothing taken over from an earlier proxy", zap.Error(err))
 	}
 	saving := make(chan struct{})
 	go func() {
 		defer close(saving)
-		p.save(serving, ctx, earlier)
+		p.save(serving, ctx)
 	}()
-	err = p.xds.Run(ctx)
+	err := p.xds.Run(ctx)
 	<-saving
 	return err
 }
 
-func (p *process) restore(ctx context.Context) (s saved, err error) {
+func (p *process) restore(ctx context.Context) error {
 	wait, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
 	content, err := p.agent.Restore(wait)
 	if err != nil || len(content) == 0 {
-		return saved{}, err
+		return err
 	}
+	var s saved
 	if err := gob.NewDecoder(bytes.NewReader(content)).Decode(&s); err != nil {
-		return saved{}, fmt.Errorf("state of %d bytes is not of this version", len(content)) // the decoder might quote keys
+		return fmt.Errorf("state of %d bytes is not of this version", len(content)) // the decoder might quote keys
 	}
 	if err := p.store.Import(s.Certificates); err != nil {
-		return saved{}, err
+		return err
 	}
 	if err := p.xds.Restore(s.Mesh); err != nil {
-		return saved{}, fmt.Errorf("mesh: %w", err)
+		return fmt.Errorf("mesh: %w", err)
 	}
 	p.log.Info("took over from an earlier proxy", zap.Int("bytes", len(content)))
-	return s, nil
+	return nil
 }
 
 // keepExport passes the newest export to save.
@@ -81,18 +81,26 @@ func (p *process) keepExport(export []byte) {
 
 // save leaves the state to the next proxy whenever mesh or certificates have
 // changed, until the context ends.
-func (p *process) save(serving, ctx context.Context, s saved) {
-	keepSaved(serving, ctx, p.store.Changed, p.exports, s.Mesh, func(mesh []byte) (sent <-chan struct{}) {
-		s.Mesh = mesh
-		var err error
-		if s.Certificates, err = p.store.Export(); err == nil {
-			sent, err = p.hand(s)
+func (p *process) save(serving, ctx context.Context) {
+	keepSaved(serving, ctx, p.store.Changed, p.exports, p.mesh, func(mesh []byte) (sent <-chan struct{}) {
+		certificates, err := p.store.Export()
+		if err == nil {
+			sent, err = p.hand(saved{Mesh: mesh, Certificates: certificates})
 		}
 		if err != nil {
 			p.log.Warn("the next proxy will not know what this one knows", zap.Error(err))
 		}
 		return sent
 	}, func() { close(p.handedOver) })
+}
+
+// mesh is what is held now; exports may come later, as the client spaces them.
+func (p *process) mesh() []byte {
+	export, err := p.xds.Export()
+	if err != nil { // as with those that come by themselves
+		return nil
+	}
+	return export
 }
 
 // afterHandover ends after serving has, as soon as the agent was sent what is
@@ -122,8 +130,8 @@ const (
 
 // keepSaved saves now, and again what has changed since the last time. When
 // serving ends it saves without a pause, and says so once the agent was sent that.
-func keepSaved(serving, ctx context.Context, certificates func() <-chan struct{}, meshes <-chan []byte, mesh []byte, save func(mesh []byte) (sent <-chan struct{}), handedOver func()) {
-	ends := serving.Done()
+func keepSaved(serving, ctx context.Context, certificates func() <-chan struct{}, meshes <-chan []byte, newest func() []byte, save func(mesh []byte) (sent <-chan struct{}), handedOver func()) {
+	ends, mesh := serving.Done(), newest()
 	for {
 		changed, began := certificates(), time.Now()
 		sent := save(mesh)
@@ -148,6 +156,9 @@ func keepSaved(serving, ctx context.Context, certificates func() <-chan struct{}
 			ends = nil
 		case <-ctx.Done():
 			return
+		}
+		if ends == nil { // there may be no other time
+			mesh = newest()
 		}
 	}
 }

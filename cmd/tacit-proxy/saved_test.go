@@ -9,6 +9,8 @@ import (
 	"time"
 )
 
+func none() []byte { return nil }
+
 // However often certificates change, saving takes but a part of the time, and
 // the last change is saved.
 func TestSavesPause(t *testing.T) {
@@ -26,7 +28,7 @@ func TestSavesPause(t *testing.T) {
 					return news
 				}
 				var got string
-				go keepSaved(t.Context(), ctx, changed, meshes, nil, func(mesh []byte) <-chan struct{} {
+				go keepSaved(t.Context(), ctx, changed, meshes, none, func(mesh []byte) <-chan struct{} {
 					mu.Lock()
 					saved, saves, got = newest, saves+1, string(mesh)
 					mu.Unlock()
@@ -70,9 +72,10 @@ func TestEndSaves(t *testing.T) {
 				p := &process{handedOver: make(chan struct{})}
 				after := p.afterHandover(serving, ctx)
 				changed, renewed, saved := make(chan struct{}), false, false
-				sent := make(chan struct{})
-				go keepSaved(serving, ctx, func() <-chan struct{} { return changed }, nil, nil, func([]byte) <-chan struct{} {
-					saved = renewed
+				sent, meshes, held := make(chan struct{}), make(chan []byte, 1), "first"
+				newest := func() []byte { return []byte(held) }
+				go keepSaved(serving, ctx, func() <-chan struct{} { return changed }, meshes, newest, func(mesh []byte) <-chan struct{} {
+					saved = renewed && string(mesh) == "newest"
 					<-time.After(longestPause / savePause)
 					return sent
 				}, func() { close(p.handedOver) })
@@ -83,6 +86,7 @@ func TestEndSaves(t *testing.T) {
 				if synctest.Wait(); saved {
 					t.Fatal("there is no pause")
 				}
+				held = "newest"
 				end()
 				<-time.After(sendTimeout / 2)
 				if !saved || after.Err() != nil {
