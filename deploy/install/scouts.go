@@ -13,7 +13,9 @@ import (
 	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
@@ -24,9 +26,10 @@ import (
 
 // WithScouts does something while each node that is to have an agent has a pod
 // of the agent's image that can look at the node. It changes nothing there, and
-// is gone afterwards; so is the namespace, if there was none. Where some nodes
-// have no such pod before the options' time is up, that is done without them,
-// and the error names them. Where there are agents, it is just done.
+// is gone afterwards; so is the namespace, if there was none and nothing else has
+// come into it meanwhile. Where some nodes have no such pod before the options'
+// time is up, that is done without them, and the error names them. Where there
+// are agents, it is just done.
 func WithScouts(ctx context.Context, c *cluster.Cluster, o Options, do func(context.Context) error) error {
 	_, err := c.Client.AppsV1().DaemonSets(c.Namespace).Get(ctx, cluster.Agent, meta.GetOptions{})
 	if err == nil {
@@ -68,18 +71,55 @@ func (o Options) doWhenReady(ctx context.Context, c *cluster.Cluster, scouts *ap
 }
 
 // removeScouts takes them away and waits until they are gone, and their
-// namespace where that was made for them.
+// namespace where that was made for them and has nothing else: whoever installs
+// Tacit while they wait has the key of the CA there.
 func (o Options) removeScouts(ctx context.Context, c *cluster.Cluster, withNamespace bool) error {
 	r := Removal{Timeout: max(o.Timeout, time.Minute), Out: o.Out}
 	err := c.Client.AppsV1().DaemonSets(c.Namespace).Delete(ctx, cluster.Scout, meta.DeleteOptions{})
 	problems := []error{gone("DaemonSet "+cluster.Scout, err), r.waitGone(ctx, c, cluster.Scout)}
 	if withNamespace {
+		what, err := besideScouts(ctx, c)
+		if err != nil {
+			return errors.Join(append(problems, fmt.Errorf("namespace %s is left, as it is not known whether others use it: %w", c.Namespace, err))...)
+		}
+		if what != "" {
+			fmt.Fprintf(r.Out, "Left: namespace %s, which has %s now.\n", c.Namespace, what)
+			return errors.Join(problems...)
+		}
 		problems = append(problems, r.removeNamespace(ctx, c), wait.PollUntilContextTimeout(ctx, interval, r.Timeout, true, func(ctx context.Context) (bool, error) {
 			_, err := c.Client.CoreV1().Namespaces().Get(ctx, c.Namespace, meta.GetOptions{})
 			return apierrors.IsNotFound(err), nil
 		}))
 	}
 	return errors.Join(problems...)
+}
+
+// besideScouts names something in the namespace that is none of theirs and would
+// be lost with it: a workload or a Secret. "" means that there is nothing.
+func besideScouts(ctx context.Context, c *cluster.Cluster) (string, error) {
+	others := meta.ListOptions{LabelSelector: "app.kubernetes.io/name!=" + cluster.Scout, Limit: 1}
+	plain, sets, jobs := c.Client.CoreV1(), c.Client.AppsV1(), c.Client.BatchV1()
+	for _, kind := range []struct {
+		name string
+		list func() (runtime.Object, error)
+	}{
+		{"Secret", func() (runtime.Object, error) { return plain.Secrets(c.Namespace).List(ctx, others) }},
+		{"Pod", func() (runtime.Object, error) { return plain.Pods(c.Namespace).List(ctx, others) }},
+		{"Deployment", func() (runtime.Object, error) { return sets.Deployments(c.Namespace).List(ctx, others) }},
+		{"DaemonSet", func() (runtime.Object, error) { return sets.DaemonSets(c.Namespace).List(ctx, others) }},
+		{"StatefulSet", func() (runtime.Object, error) { return sets.StatefulSets(c.Namespace).List(ctx, others) }},
+		{"CronJob", func() (runtime.Object, error) { return jobs.CronJobs(c.Namespace).List(ctx, others) }},
+		{"Job", func() (runtime.Object, error) { return jobs.Jobs(c.Namespace).List(ctx, others) }},
+	} {
+		list, err := kind.list()
+		if err != nil {
+			return "", fmt.Errorf("look for a %s: %w", kind.name, err)
+		}
+		if apimeta.LenList(list) > 0 {
+			return "a " + kind.name, nil
+		}
+	}
+	return "", nil
 }
 
 // scouts is what looks at nodes: where the agents of these values would be, and

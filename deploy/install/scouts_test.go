@@ -32,12 +32,14 @@ func scheduled(c *cluster.Cluster, on int32) {
 }
 
 // Scouts are there while something is done, and nothing of them is afterwards,
-// however that ends.
+// however that ends. What others have put beside them meanwhile stays.
 func TestScoutsLeaveNothing(t *testing.T) {
 	failed := errors.New("it went wrong")
 	own := &core.Namespace{ObjectMeta: meta.ObjectMeta{Name: deploy.Namespace, Labels: map[string]string{deploy.SecurityLabel: deploy.SecurityLevel}}}
+	inside := meta.ObjectMeta{Namespace: deploy.Namespace, Name: "other"}
 	for name, tt := range map[string]struct {
 		there  []runtime.Object
+		comes  runtime.Object // meanwhile
 		on     int32
 		does   error
 		cancel bool
@@ -45,6 +47,10 @@ func TestScoutsLeaveNothing(t *testing.T) {
 		want   string
 		keeps  bool // the namespace
 	}{
+		"the key of a CA comes":  {comes: &core.Secret{ObjectMeta: inside}, on: 2, done: true, keeps: true},
+		"tacitd comes":           {comes: &apps.Deployment{ObjectMeta: inside}, on: 2, done: true, keeps: true},
+		"a pod comes":            {comes: &core.Pod{ObjectMeta: inside}, on: 1, done: true, want: "not every node has a pod of", keeps: true},
+		"a ConfigMap comes":      {comes: &core.ConfigMap{ObjectMeta: inside}, on: 2, done: true},
 		"all is well":            {on: 2, done: true},
 		"it fails":               {on: 2, does: failed, done: true, want: failed.Error()},
 		"the namespace is there": {there: []runtime.Object{own}, on: 2, done: true, keeps: true},
@@ -56,7 +62,8 @@ func TestScoutsLeaveNothing(t *testing.T) {
 			scheduled(c, tt.on)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			o := Options{Timeout: time.Second, Out: io.Discard}
+			var out strings.Builder
+			o := Options{Timeout: time.Second, Out: &out}
 			if tt.cancel {
 				o.Timeout = time.Hour
 				c.Client.(*fake.Clientset).PrependReactor("list", "daemonsets", func(clienttesting.Action) (bool, runtime.Object, error) {
@@ -68,6 +75,11 @@ func TestScoutsLeaveNothing(t *testing.T) {
 			err := WithScouts(ctx, c, o, func(ctx context.Context) error {
 				_, missing := c.Client.AppsV1().DaemonSets(c.Namespace).Get(ctx, cluster.Scout, meta.GetOptions{})
 				done = missing == nil
+				if tt.comes != nil {
+					if err := c.Client.(*fake.Clientset).Tracker().Add(tt.comes); err != nil {
+						t.Error(err)
+					}
+				}
 				return tt.does
 			})
 			if done != tt.done || (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
@@ -78,6 +90,9 @@ func TestScoutsLeaveNothing(t *testing.T) {
 			}
 			if _, err := c.Client.CoreV1().Namespaces().Get(t.Context(), c.Namespace, meta.GetOptions{}); (err == nil) != tt.keeps {
 				t.Errorf("the namespace: %v, want it kept: %v", err, tt.keeps)
+			}
+			if says := strings.Contains(out.String(), "Left: namespace "); says != (tt.comes != nil && tt.keeps) {
+				t.Errorf("it says %q", out.String())
 			}
 		})
 	}
