@@ -100,7 +100,7 @@ const (
 )
 
 func (s *Snapshot) applyAddresses(u Update) {
-	if n := len(u.RemovedAddresses) + len(u.Services) + len(u.Workloads); n >= manyResources && n >= s.workloads.len()/manyOfAll {
+	if n := len(u.RemovedAddresses) + len(u.Services) + len(u.Workloads); n >= manyResources && n >= (s.workloads.len()+s.services.len())/manyOfAll {
 		s.open()
 		defer s.close()
 	}

@@ -110,3 +110,22 @@ func BenchmarkLargeUpdate(b *testing.B) {
 		})
 	}
 }
+
+// An update of few of many services costs what changes, however few workloads
+// there are.
+func TestFewOfManyServices(t *testing.T) {
+	const few = 300
+	services := func(n int) (u model.Update) {
+		for i := range n {
+			u.Services = append(u.Services, modeltest.Service(i))
+		}
+		return u
+	}
+	allocations := func(n int) float64 {
+		mesh, update := model.NewSnapshot().Apply(services(n)), services(few)
+		return testing.AllocsPerRun(3, func() { mesh.Apply(update) })
+	}
+	if small, large := allocations(4*few+4), allocations(40*few); large > 3*small {
+		t.Errorf("of 40 times as many, the update takes %v allocations, and %v of four times", large, small)
+	}
+}
