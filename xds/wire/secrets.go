@@ -15,21 +15,17 @@ const Redacted = "[redacted]"
 // WithoutSecrets is the resource of a policy without what callers and providers
 // may prove themselves by: the values that headers are compared with, and the
 // headers that a provider is sent besides. All else stays, also what this version
-// does not know. It fails on what is no policy.
+// does not know, except an extension of HTTP that holds something else: nobody
+// can tell what is in it. It fails on what is no policy.
 func WithoutSecrets(resource *anypb.Any) (*anypb.Any, error) {
 	policy := &security.Authorization{}
 	if err := resource.UnmarshalTo(policy); err != nil {
 		return nil, fmt.Errorf("take secrets out of a policy: %w", err)
 	}
-	if err := redactRules(policy.GetRules()); err != nil {
-		return nil, fmt.Errorf("take secrets out of policy %s/%s: %w", policy.GetNamespace(), policy.GetName(), err)
-	}
+	redactRules(policy.GetRules())
 	for _, e := range policy.GetExtensions() {
-		if e.GetName() != httpExtension {
-			continue
-		}
-		if err := redactAction(e); err != nil {
-			return nil, fmt.Errorf("take secrets out of policy %s/%s: %w", policy.GetNamespace(), policy.GetName(), err)
+		if e.GetName() == httpExtension && redactAction(e) != nil {
+			e.Config = nil
 		}
 	}
 	return pack(policy)
@@ -45,30 +41,24 @@ func redactAction(e *security.Extension) (err error) {
 		sent[name] = Redacted
 	}
 	for _, limit := range action.GetRateLimit().GetLimits() {
-		if err := redactRules(limit.GetRules()); err != nil {
-			return err
-		}
+		redactRules(limit.GetRules())
 	}
 	e.Config, err = pack(action)
 	return err
 }
 
-func redactRules(rules []*security.Rule) error {
+func redactRules(rules []*security.Rule) {
 	for _, rule := range rules {
 		for _, clause := range rule.GetClauses() {
 			for _, match := range clause.GetMatches() {
 				for _, e := range match.GetExtensions() {
-					if e.GetName() != httpExtension {
-						continue
-					}
-					if err := redactMatch(e); err != nil {
-						return err
+					if e.GetName() == httpExtension && redactMatch(e) != nil {
+						e.Config = nil
 					}
 				}
 			}
 		}
 	}
-	return nil
 }
 
 func redactMatch(e *security.Extension) (err error) {

@@ -5,8 +5,12 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/tacit-mesh/tacit/xds/api/security"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -64,5 +68,38 @@ func TestWithoutSecrets(t *testing.T) {
 	}
 	if _, err := WithoutSecrets(other); err == nil {
 		t.Error("what is no policy passes")
+	}
+}
+
+// Of an extension that holds something else than it says nothing stays, and all
+// else of the policy does.
+func TestWithoutSecretsOfUnknownForm(t *testing.T) {
+	const secret = "5ecret"
+	strange, err := pack(wrapperspb.String(secret))
+	if err != nil {
+		t.Fatal(err)
+	}
+	extensions := func(config *anypb.Any) []*security.Extension {
+		return []*security.Extension{{Name: httpExtension, Config: config}}
+	}
+	policy := func(config *anypb.Any) *security.Authorization {
+		return &security.Authorization{Name: "strange", Namespace: "shop", Extensions: extensions(config), Rules: []*security.Rule{{
+			Clauses: []*security.Clause{{Matches: []*security.Match{{Extensions: extensions(config)}}}},
+		}}}
+	}
+	encoded, err := pack(policy(strange))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := WithoutSecrets(encoded)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := &security.Authorization{}
+	if err := got.UnmarshalTo(left); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(policy(nil), left, protocmp.Transform()); diff != "" {
+		t.Error(diff)
 	}
 }
