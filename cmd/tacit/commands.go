@@ -113,7 +113,7 @@ func dumpCommand() *cobra.Command {
 plane, as one document: JSON, unless it is to be YAML. There are no keys and no
 tokens in it. With --export the mesh is in it a second time, whole and for
 programs: tacit explain --dump explains by it what you like, later and
-elsewhere. That has the values, too, that policies compare headers with.`,
+elsewhere. The values that policies compare headers with are taken out of it.`,
 		Example: `  tacit dump
   tacit dump | jq '.workloads[] | select(.namespace == "shop")'
   tacit dump --export > dump.json`,
