@@ -100,7 +100,7 @@ func (a *Authority) Run(ctx context.Context) error {
 	tick := time.NewTicker(a.config.Interval)
 	defer tick.Stop()
 	for {
-		err := a.follow(ctx)
+		err := a.look(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -111,6 +111,15 @@ func (a *Authority) Run(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// look follows the store once. A store that does not answer must not keep this
+// replica from the next look: it would go on signing with a key that another one
+// has replaced.
+func (a *Authority) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, a.config.Interval)
+	defer cancel()
+	return a.follow(ctx)
 }
 
 // report tells the log of each problem once.

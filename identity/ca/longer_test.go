@@ -1,9 +1,32 @@
 package ca
 
 import (
+	"encoding/json"
 	"testing"
 	"time"
 )
+
+// A version with other phases, or one that published nothing but these, is no
+// reason to wait: certificates lived no longer.
+func TestOnlyLivesAreLowered(t *testing.T) {
+	for name, tt := range map[string]struct {
+		before Status
+		waits  bool
+	}{
+		"nothing was published":               {},
+		"phases were longer":                  {before: Status{Phase: life + time.Hour, Life: life}},
+		"only the phase is known":             {before: Status{Phase: life + 5*time.Minute}},
+		"certificates lived longer":           {before: Status{Phase: life + settle + time.Second, Life: life + time.Second}, waits: true},
+		"only the phase is known, and longer": {before: Status{Phase: life + 6*time.Minute}, waits: true},
+	} {
+		m, _ := newMemory(t)
+		m.published = must(json.Marshal(tt.before))
+		a := must(New(t.Context(), m, Config{TrustDomain: "cluster.local", MaxTTL: life, Settle: settle, Interval: time.Hour}))
+		if got := !a.Status().LongerUntil.IsZero(); got != tt.waits {
+			t.Errorf("%s: waits until %v, want it to wait: %v", name, a.Status().LongerUntil, tt.waits)
+		}
+	}
+}
 
 // After --max-certificate-ttl was lowered, a rotation waits for the certificates
 // from before, however often tacitd has been restarted meanwhile.

@@ -10,15 +10,23 @@ import (
 
 // phaseLength is as long as a certificate can live that was signed in the
 // phase before, and somewhat longer.
-func (a *Authority) phaseLength() time.Duration {
-	return max(a.config.MaxTTL, MinTTL) + a.config.Settle
-}
+func (a *Authority) phaseLength() time.Duration { return a.life() + a.config.Settle }
+
+// life is how long a certificate can live.
+func (a *Authority) life() time.Duration { return max(a.config.MaxTTL, MinTTL) }
+
+// unsaidSettle is how much longer than certificates lived a phase lasted at most
+// in versions that did not publish how long they live.
+const unsaidSettle = 5 * time.Minute
 
 // lowered is when the last certificates end that lived longer before, by what
 // was published then; what they lived is lowered at the earliest now.
 func (a *Authority) lowered(before Status) time.Time {
-	until := before.LongerUntil
-	if before.Phase > a.phaseLength() {
+	until, lived := before.LongerUntil, before.Life
+	if lived == 0 {
+		lived = before.Phase - unsaidSettle
+	}
+	if lived > a.life() {
 		if ends := a.now().Add(before.Phase); ends.After(until) {
 			until = ends
 		}

@@ -125,6 +125,8 @@ type Status struct {
 	Fixed string `json:"fixed,omitempty"`
 	// Phase is how long a phase of a rotation lasts.
 	Phase time.Duration `json:"phaseNanoseconds"`
+	// Life is how long a certificate can live.
+	Life time.Duration `json:"lifeNanoseconds,omitempty"`
 	// LongerUntil is when the last certificates end that were signed while they
 	// lived longer; zero if there are none.
 	LongerUntil time.Time `json:"longerUntil,omitzero"`
@@ -152,7 +154,7 @@ func (a *Authority) Status() Status {
 	i := a.issuer()
 	s := Status{
 		Signer: Root{i.signer.Subject.String(), i.signer.NotAfter.UTC()},
-		Fixed:  i.fixed(), Phase: a.phaseLength(),
+		Fixed:  i.fixed(), Phase: a.phaseLength(), Life: a.life(),
 	}
 	for _, c := range i.roots {
 		s.Roots = append(s.Roots, Root{c.Subject.String(), c.NotAfter.UTC()})
