@@ -8,8 +8,17 @@ import (
 	core "k8s.io/api/core/v1"
 )
 
+// waits is a source of files with whether a pod waits for it.
+func waits(kind string, optional *bool) string {
+	if optional == nil || !*optional {
+		return kind + ", waited for"
+	}
+	return kind
+}
+
 // Whoever tells a collector with TLS finds its roots, and the headers that it
-// wants, in the files that the flags name; with one in clear there are none.
+// wants, in the files that the flags name, and does not wait for them; with one in clear
+// there are none.
 func TestCollectorWithTLS(t *testing.T) {
 	pods := func(otlp values) map[string]core.PodSpec {
 		objects := decode(t, render(t, values{"otlp": otlp}))
@@ -36,9 +45,9 @@ func TestCollectorWithTLS(t *testing.T) {
 		for _, source := range pod.Volumes[i].Projected.Sources {
 			switch {
 			case source.ConfigMap != nil:
-				files = append(files, "ConfigMap", source.ConfigMap.Name, source.ConfigMap.Items[0].Path)
+				files = append(files, waits("ConfigMap", source.ConfigMap.Optional), source.ConfigMap.Name, source.ConfigMap.Items[0].Path)
 			case source.Secret != nil:
-				files = append(files, "Secret", source.Secret.Name, source.Secret.Items[0].Path)
+				files = append(files, waits("Secret", source.Secret.Optional), source.Secret.Name, source.Secret.Items[0].Path)
 			}
 		}
 		if want := []string{"ConfigMap", "roots", "ca.crt", "Secret", "headers", "headers"}; !slices.Equal(files, want) {

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"net"
 	"os"
@@ -18,7 +19,10 @@ import (
 
 	trace "go.opentelemetry.io/proto/otlp/trace/v1"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/tacit-mesh/tacit/internal/otlp/otlptest"
 )
@@ -87,25 +91,71 @@ func TestHeadersArrive(t *testing.T) {
 	}
 }
 
-// What is wrong with headers is said without telling them, before anything is
-// sent, and they never go out in clear.
+// What is wrong with headers is said without telling them, keeps nobody from
+// starting and is never sent; and they never go out in clear.
 func TestHeadersAreRefused(t *testing.T) {
 	const secret = "5ecret"
 	for name, text := range map[string]string{
 		"empty": "# none\n", "no value": "authorization\n", "gRPC's own": "grpc-timeout: " + secret, "binary": "x-bin: " + secret,
 		"no name": ": " + secret, "space in the name": "a b: " + secret, "not ASCII": "authorization: " + secret + "é", "too long": "a: " + strings.Repeat(secret, maxHeaders),
 	} {
-		_, err := New(Config{Endpoint: "https://127.0.0.1:1", Headers: write(t, text), Log: zap.NewNop()})
-		if err == nil || !strings.Contains(err.Error(), "headers for the OTLP collector: ") || strings.Contains(err.Error(), secret) {
-			t.Errorf("%s: %v", name, err)
-		}
+		refused(t, name, write(t, text), secret)
 	}
-	if _, err := New(Config{Endpoint: "https://127.0.0.1:1", Headers: filepath.Join(t.TempDir(), "none"), Log: zap.NewNop()}); err == nil {
-		t.Error("a file that is not there is accepted")
-	}
+	refused(t, "no file", filepath.Join(t.TempDir(), "none"), secret)
 	for endpoint, want := range map[string]string{"http://127.0.0.1:1": "sent in clear", "": "no effect without --otlp", "https://127.0.0.1:1": ""} {
 		if err := (&Flags{endpoint: endpoint, headers: "file"}).Check(); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("to %q: %v, want %q", endpoint, err, want)
 		}
 	}
+}
+
+func refused(t *testing.T, name, file, secret string) {
+	t.Helper()
+	core, told := observer.New(zap.WarnLevel)
+	e, err := New(Config{Endpoint: "https://127.0.0.1:1", Headers: file, Log: zap.New(core)})
+	if err != nil {
+		t.Fatalf("%s: it does not start: %v", name, err)
+	}
+	if err := e.conn.Close(); err != nil {
+		t.Error(err)
+	}
+	said := ""
+	for _, entry := range told.All() {
+		said += fmt.Sprint(entry.Message, entry.ContextMap())
+	}
+	if !strings.Contains(said, "headers for the OTLP collector: ") || strings.Contains(said, secret) {
+		t.Errorf("%s: the log has %q", name, said)
+	}
+	sent, err := headers{file}.GetRequestMetadata(t.Context())
+	if len(sent) > 0 || status.Code(err) != codes.Unavailable || strings.Contains(err.Error(), secret) {
+		t.Errorf("%s: %d headers are sent, error %v", name, len(sent), err)
+	}
+}
+
+// Who starts before the files of roots and headers are there sends once they are.
+func TestFilesComeLater(t *testing.T) {
+	listener, from := listenTLS(t)
+	collector := otlptest.Start(t, listener, func(context.Context) error { return nil })
+	dir := t.TempDir()
+	roots, headers := filepath.Join(dir, "roots"), filepath.Join(dir, "headers")
+	core, told := observer.New(zap.WarnLevel)
+	e, err := New(Config{Endpoint: "https://" + listener.Addr().String(), Roots: roots, Headers: headers, Log: zap.New(core)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := told.Len(); n != 2 {
+		t.Errorf("the log has %d warnings, want one for each file", n)
+	}
+	text, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, content := range map[string]string{roots: string(text), headers: "x-scope: team"} {
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(t, e)
+	e.Span("a", named("a"), &trace.Span{})
+	collector.Spans(t, func(s []otlptest.Span) bool { return len(s) == 1 })
 }

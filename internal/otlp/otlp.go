@@ -10,12 +10,9 @@ package otlp
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
-	"os"
 	"time"
 
 	collectorlogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
@@ -27,7 +24,6 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -66,7 +62,8 @@ type span struct {
 	resource func() []*common.KeyValue
 }
 
-// New makes an exporter; Run starts it. Nothing is connected before that.
+// New makes an exporter; Run starts it. Nothing is connected before that. Files
+// that cannot be read yet do not keep it from starting: the log is told.
 func New(c Config) (*Exporter, error) {
 	target, secure, err := parse(c.Endpoint)
 	if err != nil {
@@ -74,15 +71,17 @@ func New(c Config) (*Exporter, error) {
 	}
 	creds := insecure.NewCredentials()
 	if secure {
-		if creds, err = withRoots(c.Roots); err != nil {
-			return nil, err
+		known := withRoots(c.Roots)
+		if _, err := known.read(); err != nil {
+			c.Log.Warn("nothing is sent to the OTLP collector until its roots can be read", zap.Error(err))
 		}
+		creds = known
 	}
 	options := []grpc.DialOption{grpc.WithTransportCredentials(creds), grpc.WithUserAgent("tacit")}
 	if c.Headers != "" {
 		own := headers{c.Headers}
 		if _, err := own.read(); err != nil {
-			return nil, err
+			c.Log.Warn("nothing is sent to the OTLP collector until its headers can be read", zap.Error(err))
 		}
 		options = append(options, grpc.WithPerRPCCredentials(own))
 	}
@@ -103,21 +102,6 @@ func parse(endpoint string) (target string, secure bool, err error) {
 		return "", false, fmt.Errorf("OTLP endpoint %q: want http://HOST:PORT or https://HOST:PORT of a collector that speaks OTLP over gRPC, such as http://otel-collector.observability.svc:4317", endpoint)
 	}
 	return u.Host, u.Scheme == "https", nil
-}
-
-func withRoots(file string) (credentials.TransportCredentials, error) {
-	config := &tls.Config{MinVersion: tls.VersionTLS12}
-	if file != "" {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("roots of the OTLP collector: %w", err)
-		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("roots of the OTLP collector: no PEM certificate in %s", file)
-		}
-	}
-	return credentials.NewTLS(config), nil
 }
 
 // Span adds a span of a resource, of which source is a name, and for which the

@@ -84,18 +84,20 @@ seccompProfile:
 {{- end }}
 {{- end }}
 
-{{/* otlpVolume has what they name; where there is a collector with TLS */}}
+{{/* otlpVolume has what they name; where there is a collector with TLS. Nobody waits for it: the files are read once they are there */}}
 {{- define "tacit.otlpVolume" -}}
 - name: otlp
   projected:
     sources:
     - configMap:
         name: {{ .Values.otlp.rootConfigMap | quote }}
+        optional: true
         items:
         - {key: ca.crt, path: ca.crt}
     {{- with .Values.otlp.headersSecret }}
     - secret:
         name: {{ . | quote }}
+        optional: true
         items:
         - {key: headers, path: headers}
     {{- end }}
