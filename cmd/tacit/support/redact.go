@@ -45,6 +45,8 @@ var (
 	inQuery = regexp.MustCompile(`(?i)((?:[?&;]|\\u0026)(?:sig|[\w-]*signature|code|key|auth|pass)=)[^&\s"';\\]+`)
 	// assigned is a name that speaks of a secret, and its value.
 	assigned = regexp.MustCompile(`(?i)([\w.\[\]-]*` + secretName + `[\w.\[\]-]*)(["'\\]*\s*[:=]\s*)(` + quoted + `|\[[^\]]*\]?|\{[^}]*\}?|[^\s",;&}]+)`)
+	// header is one that has several parts: all of the line, up to a quote.
+	header = regexp.MustCompile(`(?i)((?:authorization|cookie)[\w.\[\]-]*)(["'\\]*\s*:\s*)([^\s"'\\\[{][^"\r\n\\]*)`)
 	// apart is a flag whose value is the next argument.
 	apart = regexp.MustCompile(`(?i)((?:^|[\s"'\[,=(])--?[\w.-]*` + secretName + `[\w.-]*)((?:\\*["'])?[\s,]+)(` + quoted + `|[^\s"',\\-][^\s"',]*)`)
 	// word is one more of a value, unless it is a nextName.
@@ -114,7 +116,7 @@ func ofLine(line []byte) []byte {
 	line = webToken.ReplaceAll(line, []byte(redacted))
 	line = scheme.ReplaceAll(line, []byte("${1} "+redacted))
 	line = inQuery.ReplaceAll(line, []byte("${1}"+redacted))
-	return values(apart, values(assigned, line))
+	return values(apart, values(assigned, values(header, line)))
 }
 
 // suspicious reports whether a line may have something that those expressions

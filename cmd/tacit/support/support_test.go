@@ -88,6 +88,9 @@ func TestNoSecretStays(t *testing.T) {
 		"words of a header": "> X-Auth-Token: correct horse " + password + "\n",
 		"words of a flag":   "run --redis-password correct horse " + password + " --node a",
 		"words of a block":  "# not YAML {{\n  api_key = correct " + password + "; next\n",
+		"parts of a cookie": "cookie: a=b; session=" + password + "; x=y",
+		"cookie in a text":  "x refused, Set-Cookie: a=b; session=" + password + "; x=y\n",
+		"AWS signature":     "authorization: AWS4-HMAC-SHA256 Credential=a/b, SignedHeaders=host, Signature=" + password + "\n",
 		"working word":      "DB_PWD=" + password + " SMTP_PASS=" + password,
 		"member pwd":        `{"pwd":"` + password + `","x-auth":"` + password + `"}`,
 	} {
