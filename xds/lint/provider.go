@@ -42,7 +42,7 @@ func (c *checker) provider(p *securityv1.AuthorizationPolicy, pods []*corev1.Pod
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.providers)) {
 		places := c.placesOf(name)
-		i := slices.IndexFunc(places, func(at place) bool { return slices.Contains(pods, at.pod) && coversPort(p.Spec.Rules, at.port) })
+		i := slices.IndexFunc(places, func(at place) bool { return slices.Contains(pods, at.pod) && coversQuestions(p.Spec.Rules, at.port, questionPath(c.providers[name])) })
 		switch {
 		case i < 0:
 		case name != asks:
@@ -129,12 +129,24 @@ func targetPort(pod *corev1.Pod, p corev1.ServicePort) string {
 	return fmt.Sprint(p.Port)
 }
 
-// coversPort reports whether some rule may be about the port.
-func coversPort(rules []*securityv1beta1.Rule, port string) bool {
+// questionPath is that of all questions to a provider; empty if each has its own,
+// that of the request which it is about.
+func questionPath(p *model.Provider) string {
+	if p.Protocol == model.ProviderGRPC {
+		return "/envoy.service.auth.v3.Authorization/Check"
+	}
+	return ""
+}
+
+// coversQuestions reports whether some rule may be about requests to the port with the
+// path, of which empty means any.
+func coversQuestions(rules []*securityv1beta1.Rule, port, path string) bool {
+	about := func(pattern string) bool { return textCovers(pattern, path) }
 	return slices.ContainsFunc(rules, func(rule *securityv1beta1.Rule) bool {
 		return len(rule.GetTo()) == 0 || slices.ContainsFunc(rule.GetTo(), func(to *securityv1beta1.Rule_To) bool {
 			o := to.GetOperation()
-			return (len(o.GetPorts()) == 0 || slices.Contains(o.GetPorts(), port)) && !slices.Contains(o.GetNotPorts(), port)
+			return (len(o.GetPorts()) == 0 || slices.Contains(o.GetPorts(), port)) && !slices.Contains(o.GetNotPorts(), port) &&
+				(path == "" || len(o.GetPaths()) == 0 || slices.ContainsFunc(o.GetPaths(), about))
 		})
 	})
 }
