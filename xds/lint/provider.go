@@ -42,7 +42,9 @@ func (c *checker) provider(p *securityv1.AuthorizationPolicy, pods []*corev1.Pod
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.providers)) {
 		places := c.placesOf(name)
-		i := slices.IndexFunc(places, func(at place) bool { return slices.Contains(pods, at.pod) && coversQuestions(p.Spec.Rules, at.port, questionPath(c.providers[name])) })
+		i := slices.IndexFunc(places, func(at place) bool {
+			return slices.Contains(pods, at.pod) && coversQuestions(p.Spec.Rules, at.port, questionPath(c.providers[name]))
+		})
 		switch {
 		case i < 0:
 		case name != asks:
