@@ -122,6 +122,7 @@ func (p *pump) run() (parked bool) {
 		buf, n, err := p.app.Read(p.appetite.Class(), frameHeader, min(room, bulkRead), wait)
 		switch {
 		case err == nil:
+			p.asked.Store(false)
 			p.appetite.Fed(n, min(len(buf.B)-frameHeader, bulkRead))
 			p.keep(buf.B[frameHeader : frameHeader+n])
 			err := p.forward(buf, n)
@@ -197,6 +198,7 @@ func (p *pump) await() bool {
 		return false
 	}
 	p.app.Resume()
+	p.asked.Store(false) // it was when the stream was stalled
 	return !p.isOver()
 }
 

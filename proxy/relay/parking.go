@@ -26,11 +26,20 @@ type Parking struct {
 	raw   syscall.RawConn
 
 	mu     sync.Mutex
-	moving map[Parkable]int64 // bytes that each had moved at the last look
-	some   chan struct{}      // tells that moving is no longer empty
+	moving map[Parkable]awake
+	some   chan struct{} // tells that moving is no longer empty
 	parked map[uint64]Parkable
 	last   uint64 // a number of parked, never given twice: an event may be late
 }
+
+// awake is a connection that is not parked, at the last look.
+type awake struct {
+	moved       int64 // bytes
+	wait, pause int   // looks until it is asked again, and from one time to the next
+}
+
+// longestPause is a minute's looks.
+const longestPause = int(time.Minute / Idle)
 
 // Parkable is a connection with a goroutine that waits for a socket.
 type Parkable interface {
@@ -72,7 +81,7 @@ func NewParking(idle time.Duration) (*Parking, error) {
 	}
 	err = unix.SetNonblock(fd, true) // so that Go's poller takes it
 	set := os.NewFile(uintptr(fd), "idle sockets")
-	p := &Parking{every: idle, set: set, some: make(chan struct{}, 1), moving: map[Parkable]int64{}, parked: map[uint64]Parkable{}}
+	p := &Parking{every: idle, set: set, some: make(chan struct{}, 1), moving: map[Parkable]awake{}, parked: map[uint64]Parkable{}}
 	if err == nil {
 		p.raw, err = set.SyscallConn()
 	}
@@ -85,6 +94,8 @@ func NewParking(idle time.Duration) (*Parking, error) {
 
 // Run watches until ctx ends. What is parked by then is woken no more.
 func (p *Parking) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var looking sync.WaitGroup
 	looking.Go(func() { p.findIdle(ctx) })
 	stop := context.AfterFunc(ctx, func() { _ = p.set.SetReadDeadline(past) })
@@ -93,10 +104,11 @@ func (p *Parking) Run(ctx context.Context) error {
 		failed = p.wakeReady(int(fd))
 		return failed != nil
 	})
-	stop()
+	ended := !stop()
+	cancel()
 	looking.Wait()
 	p.set.Close()
-	if ctx.Err() != nil {
+	if ended {
 		return ctx.Err()
 	}
 	return fmt.Errorf("set of idle sockets: %w", errors.Join(err, failed))
@@ -161,17 +173,23 @@ func (p *Parking) findIdle(ctx context.Context) {
 func (p *Parking) look(idle []Parkable) (found []Parkable, more bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for c, before := range p.moving {
-		if now := c.Moved(); now == before {
+	for c, a := range p.moving {
+		switch now := c.Moved(); {
+		case now != a.moved:
+			a = awake{moved: now}
+		case a.wait > 0:
+			a.wait--
+		default: // again and again in vain if its application does not read
+			a.pause = min(2*a.pause+1, longestPause)
+			a.wait = a.pause
 			idle = append(idle, c)
-		} else {
-			p.moving[c] = now
 		}
+		p.moving[c] = a
 	}
 	if len(p.moving) > 0 {
 		return idle, true
 	}
-	p.moving = map[Parkable]int64{} // without the room for the most that there ever were
+	p.moving = map[Parkable]awake{} // without the room for the most that there ever were
 	return idle, false
 }
 
@@ -190,7 +208,7 @@ func (p *Parking) enter(c Parkable) {
 		default:
 		}
 	}
-	p.moving[c] = -1
+	p.moving[c] = awake{moved: -1}
 }
 
 // Leave forgets a connection that is not parked.

@@ -149,3 +149,43 @@ func TestIdleAreAskedToRest(t *testing.T) {
 		}
 	}
 }
+
+// Who cannot rest, as its application does not read, is asked ever more rarely,
+// until it moves something.
+func TestAskedInVain(t *testing.T) {
+	p, err := NewParking(time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.set.Close()
+	c := newSleeper()
+	p.Enter(c)
+	asked := func(looks int) (times int) {
+		for range looks {
+			idle, _ := p.look(nil)
+			times += len(idle)
+		}
+		return times
+	}
+	if n := asked(100 * longestPause); n < 100 || n > 120 {
+		t.Errorf("asked %d times in 100 minutes", n)
+	}
+	c.moved.Add(1)
+	if n := asked(3); n != 1 {
+		t.Errorf("asked %d times after it has moved", n)
+	}
+}
+
+// Where the set fails, whoever runs the parking hears of it.
+func TestParkingFails(t *testing.T) {
+	p, err := NewParking(time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- p.Run(t.Context()) }()
+	p.set.Close()
+	if err := within(t, done); err == nil || errors.Is(err, context.Canceled) {
+		t.Errorf("ended with %v", err)
+	}
+}
