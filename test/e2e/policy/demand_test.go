@@ -35,7 +35,8 @@ func known(t *testing.T, m *e2e.Mesh, node string) []string {
 // security is how the last connection between two ends went, by a node's proxy.
 func security(t *testing.T, m *e2e.Mesh, node, from, to string) string {
 	t.Helper()
-	all := append(m.Connections(node, "ended", from, to), m.Connections(node, "live", from, to)...)
+	all := m.Connections(node, "live", from, to) // first: one that ends meanwhile is among the others
+	all = append(all, m.Connections(node, "ended", from, to)...)
 	if len(all) == 0 {
 		t.Fatalf("node %s knows no connection from %s to %s", node, from, to)
 	}
