@@ -302,16 +302,23 @@ type keptHost struct {
 	used    time.Time
 }
 
-// keep holds a name until it has not been kept for a while.
-func (k *keptHosts) keep(name string, now time.Time, hold func() (release func(), ok bool)) {
+// letGo gives up the names that have not been kept for a while.
+func (k *keptHosts) letGo(now time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for other, host := range k.names {
+	for name, host := range k.names {
 		if now.Sub(host.used) >= keepHost {
 			host.release()
-			delete(k.names, other)
+			delete(k.names, name)
 		}
 	}
+}
+
+// keep holds a name until it has not been kept for a while. It makes room first.
+func (k *keptHosts) keep(name string, now time.Time, hold func() (release func(), ok bool)) {
+	k.letGo(now)
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	host := k.names[name]
 	if host == nil {
 		if len(k.names) >= maxHosts {

@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -112,6 +114,35 @@ func TestHostsAreKept(t *testing.T) {
 		p.hosts.keep("n1/198.18.3.9", time.Now(), func() (func(), bool) { return p.Demand("n1/198.18.3.9") })
 		if got := a.names(); got != "" {
 			t.Errorf("held without room: %q", got)
+		}
+		p.end(c)
+		p.Remove("uid", true)
+	})
+}
+
+// Hosts are let go of without another question, as there may be no provider left
+// to ask.
+func TestHostsAreLetGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAsked()
+		p, c := a.called(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- p.reportProgress(ctx) }()
+		a.Apply(model.Update{Heard: []string{"n1/198.18.3.1"}})
+		p.learnOf(t.Context(), c.pod, "198.18.3.1")
+		<-time.After(keepHost - time.Second)
+		if got := a.names(); got != "n1/198.18.3.1" {
+			t.Errorf("held within the time: %q", got)
+		}
+		<-time.After(time.Second + progressInterval)
+		synctest.Wait()
+		if got := a.names(); got != "" {
+			t.Errorf("held after the time: %q", got)
+		}
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error(err)
 		}
 		p.end(c)
 		p.Remove("uid", true)

@@ -13,16 +13,20 @@ import (
 	"github.com/tacit-mesh/tacit/proxy/telemetry"
 )
 
-// progressInterval is how often long connections' bytes reach the metrics.
+// progressInterval is how often long connections' bytes reach the metrics, and
+// hosts that decisions have turned away from are let go.
 const progressInterval = 10 * time.Second
 
-// reportProgress counts the bytes of live connections until the context ends.
+// reportProgress counts the bytes of live connections until the context ends, and
+// lets go of the hosts that decisions no longer ask for, as nobody else may: the
+// last policy that led to them may be gone.
 func (p *Proxy) reportProgress(ctx context.Context) error {
 	ticker := time.NewTicker(progressInterval)
 	defer ticker.Stop()
 	for {
 		select {
-		case <-ticker.C:
+		case now := <-ticker.C:
+			p.hosts.letGo(now)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
