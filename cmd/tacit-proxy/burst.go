@@ -14,17 +14,24 @@ const (
 	// milliseconds. The kernel's gives way at once, so it is to choose. In quiet
 	// times more processors than CPUs would only wake each other.
 	burstProcessors = 4
+	// burstFactor is how many times as many as before there are at the most.
+	burstFactor = 2
 	// burstLasts is how long there are, from the last word of it on.
 	burstLasts = 10 * time.Second
 )
 
 // processors are those of Go's scheduler.
 type processors struct {
+	cpus  int // of the machine, that this process may run on
 	mu    sync.Mutex
 	timer *time.Timer // that has them be as many as before; nil while they are
 }
 
-// burst has there be enough for a while.
+func newProcessors() *processors { return &processors{cpus: runtime.NumCPU()} }
+
+// burst has there be enough for a while. Where a control group's limit or the
+// operator has them be fewer than CPUs, there are no more: they would run at
+// once and use up the limit the sooner, and then all connections wait.
 func (p *processors) burst() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -33,10 +40,11 @@ func (p *processors) burst() {
 		return
 	}
 	before := runtime.GOMAXPROCS(0)
-	if before >= burstProcessors {
+	more := min(burstProcessors, burstFactor*before)
+	if before < p.cpus || before >= more {
 		return
 	}
-	runtime.GOMAXPROCS(burstProcessors)
+	runtime.GOMAXPROCS(more)
 	p.timer = time.AfterFunc(burstLasts, func() { p.calm(before) })
 }
 

@@ -148,7 +148,7 @@ func newProcess(o options) (*process, error) {
 	}
 	p.xds = client.New(client.Config{
 		Server: o.xds, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token,
-		ClusterID: o.clusterID, Node: o.xdsNode(), Sink: p.names, OnDemand: o.onDemand, Known: p.state.Snapshot, Saved: p.keepExport, Burst: new(processors).burst, Log: p.log,
+		ClusterID: o.clusterID, Node: o.xdsNode(), Sink: p.names, OnDemand: o.onDemand, Known: p.state.Snapshot, Saved: p.keepExport, Burst: newProcessors().burst, Log: p.log,
 	})
 	if p.collector, err = o.otlp.Open("tacit-proxy", o.node, p.log); err != nil {
 		return nil, errors.Join(err, p.source.Close())

@@ -10,11 +10,15 @@ import (
 // is some 2,000 workloads.
 const largeMessage = 1 << 20
 
-// burst tells of work on so many bytes.
+// burst tells of work on so many bytes, a message's or what is restored.
 func (c *Client) burst(bytes int) {
-	if bytes >= largeMessage && c.config.Burst != nil {
-		c.config.Burst()
+	if bytes < largeMessage || c.config.Burst == nil {
+		return
 	}
+	c.config.Burst()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.largeCame = true
 }
 
 // codec tells of large messages before they are decoded, which takes as long as

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -48,12 +49,52 @@ func TestTellsOfLargeMessages(t *testing.T) {
 	for len(export) < largeMessage {
 		export = next(t, "an export of it", saved)
 	}
-	if told.Load() < 2 {
-		t.Error("not told of the export")
+	if n := told.Load(); n != 2 {
+		t.Errorf("told %d times of a large message and its export, want 2", n)
+	}
+	for i := range 2 {
+		w := modeltest.Workload(100 + i)
+		st.mustAck(t, addresses(fmt.Sprint(i+3), res(w.UID, "1", must(wire.EncodeWorkload(w)))))
+		c.sink.one(t)
+		export = next(t, "an export of everything", saved)
+	}
+	if n := told.Load(); n != 2 || len(export) < largeMessage {
+		t.Errorf("told %d times after small changes to %d bytes, want 2", n, len(export))
 	}
 	restored := 0
-	config := Config{Sink: newRecorder(), Burst: func() { restored++ }}
-	if err := New(config).Restore(export); err != nil || restored != 1 {
+	config := Config{Sink: newRecorder(), Burst: func() { restored++ }, Saved: func([]byte) {}}
+	later := New(config)
+	if err := later.Restore(export); err != nil || restored != 1 {
 		t.Errorf("told %d times of what is restored: %v", restored, err)
+	}
+	later.handle(policies("1"))
+	for range 2 {
+		later.handOut()
+		if restored != 2 {
+			t.Errorf("told %d times of what is restored and its export, want 2", restored)
+		}
+	}
+}
+
+// What is saved while a large message is decoded is not yet its outcome.
+func TestTellsOfExportOfLargeMessage(t *testing.T) {
+	told := 0
+	c := New(Config{Sink: newRecorder(), Burst: func() { told++ }, Saved: func([]byte) {}})
+	for _, step := range []struct {
+		name string
+		do   func()
+		told int
+	}{
+		{"a small message", func() { c.burst(largeMessage - 1) }, 0},
+		{"an export", c.handOut, 0},
+		{"a large message", func() { c.burst(largeMessage) }, 1},
+		{"an export without it", c.handOut, 1},
+		{"its update", func() { c.handle(policies("1")) }, 1},
+		{"the export of it", c.handOut, 2},
+		{"one more export", c.handOut, 2},
+	} {
+		if step.do(); told != step.told {
+			t.Errorf("%s: told %d times, want %d", step.name, told, step.told)
+		}
 	}
 }

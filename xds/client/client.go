@@ -50,7 +50,8 @@ type Config struct {
 	// MaxSaved bounds an export in bytes; 0: 64 MiB.
 	MaxSaved int
 	// Burst, if set, is told when a large message, or what was saved, is about to
-	// keep a CPU busy, and once the outcome has been exported.
+	// keep a CPU busy, and once more when the outcome has been exported. Later
+	// exports are not told of, however large: each small change has one.
 	Burst func()
 	Log   *zap.Logger // nil: none
 }
@@ -76,6 +77,9 @@ type Client struct {
 	mu     sync.Mutex // guards all below
 	kinds  []*kind    // in the order of subscription
 	status Status
+	// largeCame means that Config.Burst was told of what is not accepted yet,
+	// or is restored, largeUnsaved that it is accepted and not exported yet.
+	largeCame, largeUnsaved bool
 	// On demand; names is nil otherwise.
 	names     map[string]*name
 	unasked   map[string]struct{} // names to be asked for

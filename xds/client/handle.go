@@ -61,6 +61,7 @@ func (c *Client) accept(responses []*discovery.DeltaDiscoveryResponse) (u model.
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.connected()
+	c.largeCame, c.largeUnsaved = false, c.largeUnsaved || c.largeCame
 	for _, response := range responses {
 		k := c.kind(response.GetTypeUrl())
 		if k == nil {

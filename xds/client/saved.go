@@ -147,8 +147,14 @@ func (c *Client) save(ended <-chan struct{}) {
 }
 
 func (c *Client) handOut() {
+	c.mu.Lock()
+	large := c.largeUnsaved
+	c.largeUnsaved = false
+	c.mu.Unlock()
 	data, err := c.Export()
-	c.burst(len(data))
+	if large {
+		c.config.Burst()
+	}
 	c.mu.Lock()
 	c.status.SaveError = errorText(err)
 	c.mu.Unlock()
