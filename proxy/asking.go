@@ -49,13 +49,15 @@ func (x *exchange) ask(out *http.Decision, early http.Content) {
 }
 
 var (
-	errAsking = errors.New("too many questions about requests from this address, or to this pod, are under way")
-	errItself = errors.New("the request is for the provider itself, which would have to be asked about the question as well: leave its pods out of the policy's selector, or its port out of the rules")
+	errAsking  = errors.New("too many questions about requests from this address, or to this pod, are under way")
+	errOutside = errors.New("too many questions to providers outside of the mesh are under way: see whether these answer")
+	errItself  = errors.New("the request is for the provider itself, which would have to be asked about the question as well: leave its pods out of the policy's selector, or its port out of the rules")
 )
 
-// consult asks a provider, within the pod's share and the provider's timeout.
-// About what is for the provider itself it is not asked: that would be a request
-// to ask about as well, and so on.
+// consult asks a provider, within the pod's share and the provider's timeout, and
+// out of the mesh within what the node's pods share. About what is for the
+// provider itself it is not asked: that would be a request to ask about as well,
+// and so on.
 func (x *exchange) consult(to *model.Provider, early http.Content) (*extauthz.Answer, error) {
 	c := x.requests.conn
 	if serves(x.snapshot, networkOf(x.snapshot, c.pod), c.original, to.Host, to.Port) {
@@ -69,6 +71,13 @@ func (x *exchange) consult(to *model.Provider, early http.Content) (*extauthz.An
 		return nil, errAsking
 	}
 	defer slots.give(source)
+	if question.As == "" && to.Protocol == model.ProviderHTTP {
+		outside := c.proxy.outside
+		if !outside.take(ctx, c.pod.UID) {
+			return nil, errOutside
+		}
+		defer outside.give(c.pod.UID)
+	}
 	return c.proxy.providers.Ask(ctx, to, question)
 }
 

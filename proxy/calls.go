@@ -146,7 +146,8 @@ func (p *Proxy) dialOut(ctx context.Context, as, network, address string) (net.C
 		case at.IsValid():
 			address = at.String()
 		}
-		return (&net.Dialer{}).DialContext(ctx, network, address)
+		// Who asks over HTTP may have left: net/http goes on dialing for others.
+		return (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, network, address)
 	}
 	pod := p.callingPod(as)
 	if pod == nil {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -53,6 +54,7 @@ func startOneServer(t *testing.T, app net.Addr, policies ...*model.Policy) *oneS
 func startOneServerWith(t *testing.T, app net.Addr, config Config, policies ...*model.Policy) *oneServer {
 	t.Helper()
 	config.Identities, config.MaxConnsPerPod, config.State = identity.NewStore(nil), 100, state.New()
+	config.MaxQuestionsOutside = cmp.Or(config.MaxQuestionsOutside, 100)
 	config.Sockets = oneApp{address: app.String()}
 	p := New(config)
 	p.draining = true // it accepts nothing by itself

@@ -83,6 +83,11 @@ type Config struct {
 	// MaxConnsPerPod bounds the connections from one pod at a time, and as
 	// many to it; more wait in the kernel's queue.
 	MaxConnsPerPod int
+	// MaxQuestionsOutside bounds the questions of all pods to providers over
+	// HTTP that are not in the mesh, each of which has a connection of the
+	// proxy's own; more wait, and the pods share. It is no more than
+	// extauthz.MaxConns; with 0 none is asked.
+	MaxQuestionsOutside int
 	// CertificateGrace is how long streams may go on once the certificate of
 	// either side has ended; 0 is without end.
 	CertificateGrace time.Duration
@@ -113,6 +118,7 @@ type Proxy struct {
 
 	tokens    *jwt.Verifier
 	providers *extauthz.Client
+	outside   *turns[string] // slots for questions, by UIDs of pods
 	limits    *ratelimit.Limiter
 
 	mu       sync.Mutex
@@ -139,6 +145,7 @@ func New(c Config) *Proxy {
 		hosts:   keptHosts{names: map[string]*keptHost{}},
 	}
 	p.tokens = jwt.NewVerifier()
+	p.outside = newTurns[string](min(c.MaxQuestionsOutside, extauthz.MaxConns))
 	p.providers, p.limits = extauthz.New(p.dialOut), ratelimit.New(p.dialOut)
 	p.drained, p.drain = context.WithCancel(context.Background())
 	p.pool = hbone.NewPool(hbone.PoolConfig{

@@ -21,7 +21,7 @@ type share struct {
 	bodies *portions.Portions[netip.Addr]
 	names  *heldNames
 	// One slot for each question about a request that a provider is asked.
-	asking *turns
+	asking *turns[netip.Addr]
 }
 
 // maxAsking bounds those: a provider that does not answer holds up the requests
@@ -42,7 +42,7 @@ func newShare(conns int) *share {
 		outbound: make(chan struct{}, conns), inbound: make(chan struct{}, conns),
 		handshakes: portions.New[netip.Addr](maxHandshakes, maxHandshakesFromSource, false),
 		bodies:     portions.New[netip.Addr](maxBodies, maxBodiesFromSource, true),
-		asking:     newTurns(maxAsking),
+		asking:     newTurns[netip.Addr](maxAsking),
 		names:      &heldNames{holders: map[string]int{}},
 	}
 }

@@ -2,9 +2,16 @@ package proxy
 
 import (
 	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	"github.com/tacit-mesh/tacit/proxy/telemetry"
+	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 // A caller whose questions are not answered waits for its own, and leaves slots
@@ -68,7 +75,7 @@ func TestTurnsAreShared(t *testing.T) {
 // Who waits longest of one caller is next, and whoever leaves takes nothing.
 func TestTurnsAreInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		turns := newTurns(2) // one for one caller
+		turns := newTurns[netip.Addr](2) // one for one caller
 		source := arrived4
 		if !turns.take(t.Context(), source) {
 			t.Fatal("the first gets none")
@@ -99,4 +106,63 @@ func TestTurnsAreInOrder(t *testing.T) {
 			t.Errorf("%d are taken and %d wait after all", turns.room.Taken(), len(turns.waiting))
 		}
 	})
+}
+
+// Questions to a provider out of the mesh, which have a connection each, are no
+// more at a time than the node's bound, and one pod's leave some to the others.
+// Who waits is asked about later.
+func TestQuestionsOutsideAreShared(t *testing.T) {
+	const most, callers = 16, 40
+	asked, answer := make(chan struct{}, callers), make(chan struct{})
+	provider := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		asked <- struct{}{}
+		<-answer
+	}))
+	defer provider.Close()
+	defer close(answer)
+	at := netip.MustParseAddrPort(provider.Listener.Addr().String())
+	app := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer app.Close()
+	s := startOneServerWith(t, app.Listener.Addr(), Config{Recorder: telemetry.New(telemetry.Options{}), MaxQuestionsOutside: most},
+		asking(&model.Provider{Name: "slow", Protocol: model.ProviderHTTP, Host: at.Addr().String(), Port: at.Port(), Timeout: time.Hour}))
+	client := s.client(t, 1)
+	results := make(chan error, callers)
+	for range callers {
+		go func() {
+			answer, err := client.Get("http://server/")
+			if err == nil && answer.StatusCode != http.StatusOK {
+				err = errors.New(answer.Status)
+			}
+			if err == nil {
+				err = answer.Body.Close()
+			}
+			results <- err
+		}()
+	}
+	waiting := func() int {
+		s.outside.mu.Lock()
+		defer s.outside.mu.Unlock()
+		if line := s.outside.waiting["uid"]; line != nil {
+			return line.Len()
+		}
+		return 0
+	}
+	until(t, "all have asked or wait", func() bool { return len(asked)+waiting() == callers })
+	if n := len(asked); n != most/2 {
+		t.Errorf("%d questions of one pod are under way, want %d", n, most/2)
+	}
+	atOnce, late := context.WithCancel(t.Context())
+	late()
+	if !s.outside.take(atOnce, "another") {
+		t.Error("another pod is kept out")
+	} else {
+		s.outside.give("another")
+	}
+	for range callers {
+		answer <- struct{}{}
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+	until(t, "all is given back", func() bool { return s.outside.room.Taken() == 0 })
 }

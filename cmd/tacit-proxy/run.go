@@ -183,7 +183,7 @@ func newProcess(o options) (*process, error) {
 		Demand: demand,
 		DNS:    forwarder, Zone: dns.NewZone(o.domain),
 		Node: o.node, Network: o.network, ClusterID: o.clusterID, Sockets: p.agent, State: p.state, Identities: p.store, Recorder: p.recorder, Revocations: revocations,
-		Drain: o.drain, CertificateGrace: o.grace, MaxConnsPerPod: connectionsPerPod(o.podShare), DirectLocal: o.directLocal, TellPolicies: o.tell, TellIdentity: o.tellIdentity,
+		Drain: o.drain, CertificateGrace: o.grace, MaxConnsPerPod: connectionsPerPod(o.podShare), MaxQuestionsOutside: max(openFiles()/8, 16), DirectLocal: o.directLocal, TellPolicies: o.tell, TellIdentity: o.tellIdentity,
 		Tracing: o.sampler(),
 		Parking: parking,
 	})
@@ -195,15 +195,21 @@ func newProcess(o options) (*process, error) {
 // pipes, too, but does without them when there are none.) configured is 0 for
 // that.
 func connectionsPerPod(configured int) int {
-	const most = 1 << 20
 	if configured > 0 {
 		return max(configured, 4) // the three that accept take one each
 	}
+	return max(openFiles()/8, 16)
+}
+
+// openFiles is how many descriptors the process may have, or a million if that
+// is less.
+func openFiles() int {
+	const most = 1 << 20
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > most {
-		limit.Cur = most
+		return most
 	}
-	return max(int(limit.Cur)/8, 16)
+	return int(limit.Cur)
 }
 
 func (p *process) admin() *admin.Server {

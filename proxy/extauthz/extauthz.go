@@ -27,11 +27,20 @@ import (
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
+// MaxConns bounds the connections to one provider over HTTP, whoever asks, with
+// those that are still being made for who has left: Linux has 28,232 ports for
+// these by default.
+const MaxConns = 8192
+
 const (
 	// maxProviders bounds the connections, and maxProvidersEach those on behalf
 	// of one.
 	maxProviders     = 256
 	maxProvidersEach = 64
+	// maxIdle connections to a provider over HTTP stay open without a question,
+	// for idleConn.
+	maxIdle  = 1024
+	idleConn = 30 * time.Second
 	// maxAnswer bounds the body of a denial.
 	maxAnswer = 64 << 10
 )
@@ -76,8 +85,9 @@ type Answer struct {
 }
 
 // Client asks providers. It keeps a connection to each; over HTTP one for each
-// question that is under way. How many those are is the callers' business: a bound
-// for all would let a few who wait for slow answers keep the others from asking.
+// question that is under way. How many those are, and whose, is the callers'
+// business: here, a few who wait for slow answers would keep the others from
+// asking.
 type Client struct {
 	dial  Dialer
 	conns *kept.Set[string, *provider] // by what they are reached by
@@ -176,7 +186,8 @@ func grpcClient(dial dialContext, address string, secure *tls.Config) (*grpc.Cli
 func httpClient(dial dialContext, secure *tls.Config) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
-			DialContext: dial, TLSClientConfig: secure, MaxIdleConnsPerHost: 64,
+			DialContext: dial, TLSClientConfig: secure,
+			MaxConnsPerHost: MaxConns, MaxIdleConnsPerHost: maxIdle, IdleConnTimeout: idleConn,
 			MaxResponseHeaderBytes: maxAnswer, DisableCompression: true,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

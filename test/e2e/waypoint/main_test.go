@@ -85,7 +85,7 @@ func (m *mesh) serve(node string, keys ...string) *proxy.Proxy {
 	store := identity.NewStore(m)
 	p := proxy.New(proxy.Config{
 		Node: node, Network: network, Sockets: sockets.NewLocal(pods), State: m.state, Identities: store,
-		Recorder: telemetry.New(telemetry.Options{Log: zaptest.NewLogger(m.t)}), MaxConnsPerPod: 100,
+		Recorder: telemetry.New(telemetry.Options{Log: zaptest.NewLogger(m.t)}), MaxConnsPerPod: 100, MaxQuestionsOutside: 100,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
