@@ -49,13 +49,15 @@ func TestWithoutIptables(t *testing.T) {
 func TestReports(t *testing.T) {
 	pod, _ := newPair(t)
 	pod.run(t, "ip", "address", "add", "198.18.99.1/24", "dev", "eth0")
+	pod.run(t, "ip", "link", "add", "net1", "type", "veth", "peer", "name", "net2") // a further interface, as of Multus
+	pod.run(t, "ip", "address", "add", "198.18.100.1/24", "dev", "net1")
 	n := newNode(t, pod)
 	n.pod.Faults = []string{"annotation of no use"}
 	told := make(chan pods.Problem, 10)
 	n.report = func(_ pods.Pod, p pods.Problem) { told <- p }
 	n.start(pods.BackendAuto)
 	problem(t, told, pods.ReasonIgnored, "annotation of no use")
-	problem(t, told, pods.ReasonGap, "further addresses: 198.18.99.1")
+	problem(t, told, pods.ReasonGap, "further addresses: 198.18.99.1, 198.18.100.1")
 	n.update(func(p *pods.Pod) { p.Capture, p.Refused = false, "its runtime class" })
 	problem(t, told, pods.ReasonRefused, "its runtime class")
 	n.await(pods.StateLeft)

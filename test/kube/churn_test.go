@@ -2,7 +2,6 @@ package kube
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -15,31 +14,38 @@ import (
 
 // Pods of the churn come in waves, all of one before the next.
 const (
-	waves     = 20
-	podsAWave = 250
-	warmUp    = 4 // waves after which nothing may grow any more
+	waves     = 10
+	podsAWave = 500
+	warmUp    = 5 // waves after which nothing may grow any more: as many connections were made as proxies remember
 	accounts  = 7 // which shift by one with each wave, so that addresses change hands
 	// mostGrowth is a KB for each pod of the waves after the first ones.
 	mostGrowth = (waves - warmUp) * podsAWave << 10
 )
 
-// Pods that have gone leave nothing behind in control plane and proxies: 5,000
-// come and go, and neither memory nor metric series grow. No node runs these
-// pods; for all others they are as any.
+// Pods that have gone leave nothing behind in control plane, proxies and agents:
+// 5,000 come and go, each connects to a pod or is connected to by one, and
+// neither memory nor metric series grow. No node runs these pods; for all others
+// they are as any. The pods that connect to them are real, and made anew in each
+// wave.
 func churn(e environment) {
 	e = e.within(8 * time.Minute)
 	const namespace = "churn"
 	e.newNamespace(namespace, inMesh())
+	e.makeNowhere()
+	traffic := e.newChurnTraffic()
 	for i := range accounts {
-		account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("account-%d", i)}}
+		account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: accountName(i)}}
 		_, err := e.Client.CoreV1().ServiceAccounts(namespace).Create(e.ctx, account, metav1.CreateOptions{})
 		e.must(err)
 	}
+	owner := e.makeOwner(namespace)
 	resting := e.restingWorkloads()
 	var warm map[string]footprint
 	for wave := range waves {
-		e.makeWave(namespace, wave)
+		traffic.renewCallers()
+		e.makeWave(namespace, wave, owner)
 		e.awaitWorkloads(resting + podsAWave)
+		traffic.exchange(wave)
 		now := int64(0)
 		e.must(e.Client.CoreV1().Pods(namespace).DeleteCollection(e.ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{}))
 		e.awaitWorkloads(resting)
@@ -59,8 +65,39 @@ func churn(e environment) {
 	}
 }
 
+// nowhere is the node of the pods that no node runs. There is an object of it,
+// as Kubernetes removes pods of a node that there is not, but no DaemonSet has a
+// pod there: it is not said to run Linux.
+const nowhere = "nowhere"
+
+func (e environment) makeNowhere() {
+	e.t.Helper()
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: nowhere}, Spec: corev1.NodeSpec{Unschedulable: true}}
+	_, err := e.Client.CoreV1().Nodes().Create(e.ctx, node, metav1.CreateOptions{})
+	e.must(err)
+	e.atEnd(func(e environment) error { return e.Delete(e.ctx, "v1", "Node", "", nowhere) })
+}
+
+// makeOwner makes what all pods of the churn are said to belong to, as those of a
+// Deployment do, whose pods are one workload to whoever counts: something that
+// Kubernetes does not hold to any number of pods.
+func (e environment) makeOwner(namespace string) metav1.OwnerReference {
+	e.t.Helper()
+	made, err := e.Client.CoreV1().ConfigMaps(namespace).Create(e.ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "owner"}}, metav1.CreateOptions{})
+	e.must(err)
+	return *metav1.NewControllerRef(made, corev1.SchemeGroupVersion.WithKind("ConfigMap"))
+}
+
+// waveAddress is that of a pod of each wave, by its number.
+func waveAddress(pod int) string { return fmt.Sprintf("10.250.%d.%d", pod/200, 1+pod%200) }
+
+// waveAccount is the number of a pod's account.
+func waveAccount(wave, pod int) int { return (wave + pod) % accounts }
+
+func accountName(number int) string { return fmt.Sprintf("account-%d", number) }
+
 // makeWave makes pods that run and are captured, as far as one can see.
-func (e environment) makeWave(namespace string, wave int) {
+func (e environment) makeWave(namespace string, wave int, owner metav1.OwnerReference) {
 	e.t.Helper()
 	group, ctx := errgroup.WithContext(e.ctx)
 	group.SetLimit(16)
@@ -70,18 +107,20 @@ func (e environment) makeWave(namespace string, wave int) {
 			pod, err := pods.Create(ctx, &corev1.Pod{
 				ObjectMeta: metav1.ObjectMeta{
 					Name: fmt.Sprintf("wave-%d-%d", wave, i), Labels: map[string]string{"wave": fmt.Sprint(wave)},
-					Annotations: map[string]string{captureAnnotation: enabled},
+					Annotations:     map[string]string{captureAnnotation: enabled},
+					OwnerReferences: []metav1.OwnerReference{owner},
 				},
 				Spec: corev1.PodSpec{
-					NodeName:           fmt.Sprintf("nowhere-%d", wave), // Kubernetes removes pods of a node that there is not, in time
-					ServiceAccountName: fmt.Sprintf("account-%d", (i+wave)%accounts),
+					NodeName:           nowhere,
+					Tolerations:        []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
+					ServiceAccountName: accountName(waveAccount(wave, i)),
 					Containers:         []corev1.Container{{Name: "app", Image: "none"}},
 				},
 			}, metav1.CreateOptions{})
 			if err != nil {
 				return err
 			}
-			address := fmt.Sprintf("10.250.%d.%d", i/200, 1+i%200)
+			address := waveAddress(i)
 			pod.Status.Phase, pod.Status.PodIP, pod.Status.PodIPs = corev1.PodRunning, address, []corev1.PodIP{{IP: address}}
 			pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
 			_, err = pods.UpdateStatus(ctx, pod, metav1.UpdateOptions{})
@@ -149,26 +188,46 @@ type footprint struct {
 	series int
 }
 
-// footprints are those of control plane and proxies, by pod.
+// footprints are those of control plane, proxies and agents, by pod.
 func (e environment) footprints() map[string]footprint {
 	e.t.Helper()
-	all := map[string]footprint{}
-	for program, port := range map[string]string{"tacitd": "15014", "tacit-proxy": "15020"} {
+	var all []*collector
+	for program, port := range map[string]string{"tacitd": "15014", "tacit-proxy": "15020", "tacit-agent": "15013"} {
 		for _, pod := range e.podNames(Namespace, "app.kubernetes.io/name="+program) {
-			all[pod] = e.footprint(pod, port)
+			all = append(all, &collector{pod: pod, port: port, begin: -1})
 		}
 	}
-	return all
+	e.eventually("all programs collect their garbage", func() error {
+		var group errgroup.Group
+		for _, c := range all {
+			group.Go(func() error { return c.look(e) })
+		}
+		return group.Wait()
+	})
+	found := map[string]footprint{}
+	for _, c := range all {
+		found[c.pod] = c.least
+	}
+	return found
 }
 
-// footprint looks at a program until it has collected its garbage twice, which
+// collector looks at a program until it has collected its garbage twice, which
 // being looked at makes it do.
-func (e environment) footprint(pod, port string) footprint {
-	e.t.Helper()
-	var least footprint
-	begin := -1.0
-	e.eventually(pod+" collects its garbage", func() error {
-		families, err := e.scrape(pod, port)
+type collector struct {
+	pod, port        string
+	begin, collected float64 // collections; -1 before the first look
+	least            footprint
+}
+
+// looks are how many there are without a pause.
+const looks = 20
+
+func (c *collector) look(e environment) error {
+	for range looks {
+		if c.begin >= 0 && c.collected >= c.begin+2 {
+			return nil
+		}
+		families, err := e.scrape(c.pod, c.port)
 		if err != nil {
 			return err
 		}
@@ -176,17 +235,13 @@ func (e environment) footprint(pod, port string) footprint {
 		for _, family := range families {
 			now.series += len(family.GetMetric())
 		}
-		if least.live == 0 || now.live < least.live {
-			least = now
+		if c.least.live == 0 || now.live < c.least.live {
+			c.least = now
 		}
-		collected := float64(families["go_gc_duration_seconds"].GetMetric()[0].GetSummary().GetSampleCount())
-		if begin < 0 {
-			begin = collected
+		c.collected = float64(families["go_gc_duration_seconds"].GetMetric()[0].GetSummary().GetSampleCount())
+		if c.begin < 0 {
+			c.begin = c.collected
 		}
-		if collected < begin+2 {
-			return errors.New("not yet")
-		}
-		return nil
-	})
-	return least
+	}
+	return fmt.Errorf("%s has done so %v times", c.pod, c.collected-c.begin)
 }

@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -133,20 +132,4 @@ func iptables(address string) string {
 		return "ip6tables"
 	}
 	return "iptables"
-}
-
-// finding is what tacit check says about something; none is of no level.
-func (e environment) finding(topic, subject string) check.Finding {
-	e.t.Helper()
-	out, err := e.Tacit(e.ctx, "check", "--output=json", "--all")
-	var report check.Report
-	if decoded := json.Unmarshal([]byte(out), &report); decoded != nil {
-		e.t.Fatal("tacit check: ", err, decoded, out)
-	}
-	for _, f := range report.Findings {
-		if f.Topic == topic && f.Subject == subject {
-			return f
-		}
-	}
-	return check.Finding{}
 }

@@ -119,8 +119,8 @@ func (e environment) inClear(to string) (float64, error) {
 		"reporter=destination", "connection_security_policy=unknown", "destination_workload_namespace="+to)
 }
 
-// Each of Tacit's programs is replaced under load: nothing is refused, fails
-// or is cut.
+// Each of Tacit's programs is replaced under load, and lacks a right for a while:
+// nothing is refused, fails or is cut.
 func rolling(e environment) {
 	e.newNamespace("shop", inMesh())
 	e.newNamespace("web", inMesh())
@@ -135,4 +135,5 @@ func rolling(e environment) {
 		web.progress()
 		web.wantNoFailure(fmt.Sprintf("rolling %s", program.name))
 	}
+	e.lackingVerbs(web)
 }

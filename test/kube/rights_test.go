@@ -15,7 +15,8 @@ import (
 )
 
 // Who has got hold of an agent's token can report pods of that agent's node as
-// captured, and change nothing else of any pod or node.
+// captured, and change nothing else of any pod or node. What nobody grants a
+// program is refused with the rule that would.
 func rights(e environment) {
 	e.newNamespace("rights", nil)
 	e.workload("rights", "web", nil, "")
@@ -47,6 +48,7 @@ func rights(e environment) {
 		}
 	}
 	e.nodeRights(agent, e.nodeOf("rights", here))
+	e.eachVerb()
 }
 
 // nodeRights shows what an agent can do to nodes: take its own taint off its own.

@@ -12,6 +12,7 @@ func TestTacit(t *testing.T) {
 	e := use(t)
 	before := e.nodeStates()
 	e.must(e.PublishTacit(e.ctx, tag, e.programs))
+	e.checkNodes(before)
 	e.taintNodes()
 	wantKind := e.bringKind()
 	e.must(e.InstallTacit(e.ctx, "install", tag, settings...))
@@ -62,8 +63,9 @@ func TestTacit(t *testing.T) {
 const tag = "under-test"
 
 // settings are values of the chart for all of this: one control plane is
-// enough where a test takes it away, and old proxies need not live for hours.
-var settings = []string{"proxy.drainSeconds=120", "tacitd.replicas=1", "startupTaint.enabled=true"}
+// enough where a test takes it away, old proxies need not live for hours, and
+// what they remember of connections is to be full before the churn is over.
+var settings = []string{"proxy.drainSeconds=120", "tacitd.replicas=1", "startupTaint.enabled=true", "proxy.extraArgs={--flows=4096}"}
 
 // deadline is for parts that take longer than others.
 func (e environment) within(limit time.Duration) environment {

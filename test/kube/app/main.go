@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/tacit-mesh/tacit/internal/cli"
@@ -124,7 +125,22 @@ func denied() *cobra.Command {
 }
 
 func exchange() *cobra.Command {
-	return &cobra.Command{Use: "exchange HOST", Short: "send a message to a server and get it back", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
-		return load.Client{Host: args[0]}.Exchange(cmd.Context())
-	}}
+	cmd := &cobra.Command{Use: "exchange HOST...", Short: "send messages to servers and get them back", Args: cobra.MinimumNArgs(1)}
+	times := cmd.Flags().Int("times", 1, "`number` of messages to each, over a connection each")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		group, ctx := errgroup.WithContext(cmd.Context())
+		group.SetLimit(8)
+		for _, host := range args {
+			group.Go(func() error {
+				for range *times {
+					if err := (load.Client{Host: host}).Exchange(ctx); err != nil {
+						return fmt.Errorf("%s: %w", host, err)
+					}
+				}
+				return nil
+			})
+		}
+		return group.Wait()
+	}
+	return cmd
 }
