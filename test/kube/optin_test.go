@@ -119,14 +119,23 @@ func (e environment) inClear(to string) (float64, error) {
 		"reporter=destination", "connection_security_policy=unknown", "destination_workload_namespace="+to)
 }
 
-// Each of Tacit's programs is replaced under load, and lacks a right for a while:
-// nothing is refused, fails or is cut.
-func rolling(e environment) {
+// Running traffic is seen by who may, suspended and taken back, and its mesh
+// replaced: one load for both, as making it takes longest.
+func sightAndRolling(e environment) {
+	e = e.within(8 * time.Minute)
 	e.newNamespace("shop", inMesh())
 	e.newNamespace("web", inMesh())
 	e.serve("shop", "shop")
 	web := e.load("web", "web", "shop.shop")
 	e.awaitEncrypted("web")
+	e.sight(web)
+	e.rolling(web)
+}
+
+// rolling replaces each of Tacit's programs under load, and has each lack a right
+// for a while: nothing is refused, fails or is cut.
+func (e environment) rolling(web clients) {
+	e.t.Helper()
 	for _, program := range []struct{ kind, name string }{
 		{"Deployment", "tacitd"}, {"DaemonSet", "tacit-agent"}, {"DaemonSet", "tacit-proxy"},
 	} {

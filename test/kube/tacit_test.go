@@ -26,7 +26,7 @@ func TestTacit(t *testing.T) {
 		{"Rights", rights},
 		{"PluginRights", pluginRights},
 		{"OptIn", optIn},
-		{"Rolling", rolling},
+		{"SightAndRolling", sightAndRolling},
 		{"Strict", strict},
 		{"Services", services},
 		{"Skips", skips},
