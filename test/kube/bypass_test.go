@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
 	otlplogs "go.opentelemetry.io/proto/otlp/logs/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
 
 	"github.com/tacit-mesh/tacit/internal/bypass"
 	"github.com/tacit-mesh/tacit/internal/otlp/otlptest"
@@ -138,9 +140,27 @@ func (e environment) audited() *otlptest.Collector {
 	e.tacitdArgs(func(now []string) []string { return append(now, args...) })
 	e.atEnd(func(e environment) error {
 		e.tacitdArgs(func(now []string) []string { return now[:len(now)-len(args)] })
-		return nil
+		return e.disown("tacitd")
 	})
 	return collector
+}
+
+// tester is who has changed what the installer is to own again.
+const tester = "test"
+
+// disown has a Deployment say of nothing that it is the tester's, so that the
+// installer may change it.
+func (e environment) disown(name string) error {
+	deployments := e.Client.AppsV1().Deployments(Namespace)
+	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		d, err := deployments.Get(e.ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		d.ManagedFields = slices.DeleteFunc(d.ManagedFields, func(f metav1.ManagedFieldsEntry) bool { return f.Manager == tester })
+		_, err = deployments.Update(e.ctx, d, metav1.UpdateOptions{FieldManager: tester})
+		return err
+	})
 }
 
 // tacitdArgs changes the command line of tacitd and waits until it runs so.
@@ -154,7 +174,7 @@ func (e environment) tacitdArgs(change func(now []string) []string) {
 		}
 		container := &d.Spec.Template.Spec.Containers[0]
 		container.Args = change(container.Args)
-		_, err = deployments.Update(e.ctx, d, metav1.UpdateOptions{}) // again where somebody was faster
+		_, err = deployments.Update(e.ctx, d, metav1.UpdateOptions{FieldManager: tester}) // again where somebody was faster
 		return err
 	})
 	e.must(e.AwaitDeployment(e.ctx, Namespace, "tacitd"))
