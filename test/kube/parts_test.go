@@ -121,15 +121,15 @@ func TestDaemonsReady(t *testing.T) {
 
 // The table of what pods take has all that was measured.
 func TestMemoryTable(t *testing.T) {
-	story := memoryStory{Pods: []memoryOfPods{{Pods: 100, Proxy: 30e6, Agent: 33e6, Envoy: 6700e6, EnvoyOwn: 1400e6}, {Pods: 200, Proxy: 35e6, Agent: 36e6}}}
+	story := memoryStory{Pods: []memoryOfPods{{Pods: 100, Proxy: 30e6, Agent: 33e6, ProxyOwn: 9e6, AgentOwn: 8e6, Envoy: 6700e6, EnvoyOwn: 1400e6}, {Pods: 200, Proxy: 35e6, Agent: 36e6}}}
 	story.Idle.Tacit, story.Idle.Envoy = 62e6, 97e6
 	var got []string
 	for line := range strings.Lines(story.String()) {
 		got = append(got, strings.Join(strings.Fields(line), " "))
 	}
 	want := []string{
-		"what pods take of a node", "resident, MB proxy agent together an Envoy each without shared pages",
-		"100 pods 30.0 33.0 63.0 6700.0 1400.0", "200 pods 35.0 36.0 71.0 - -", "1000 idle connections - - 62.0 97.0 -",
+		"what pods take of a node", "resident, MB proxy agent together of it their own an Envoy each of it their own",
+		"100 pods 30.0 33.0 63.0 17.0 6700.0 1400.0", "200 pods 35.0 36.0 71.0 - - -", "1000 idle connections - - 62.0 - 97.0 -",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
