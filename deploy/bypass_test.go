@@ -49,7 +49,7 @@ func TestBypassNamesItsAuthor(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	k := servers.StartKubernetes(t, "10.96.0.0/16")
-	installBypass(t, ctx, k.Config)
+	installBypass(ctx, t, k.Config)
 	as := func(user string) dynamic.ResourceInterface {
 		c := rest.CopyConfig(k.Config)
 		c.Impersonate.UserName = user
@@ -120,7 +120,7 @@ func bypasses(t *testing.T, c *rest.Config) dynamic.ResourceInterface {
 }
 
 // installBypass brings the kind and all that the chart has about it, and people.
-func installBypass(t *testing.T, ctx context.Context, c *rest.Config) {
+func installBypass(ctx context.Context, t *testing.T, c *rest.Config) {
 	t.Helper()
 	client, err := dynamic.NewForConfig(c)
 	if err != nil {
