@@ -40,6 +40,11 @@ const (
 	// was set, goes on by the old time: timers do not run in suspend.
 	wallStep           = 15 * time.Second
 	defaultConcurrency = 8
+	// Renewals come sooner than at half of the life by up to this part of it:
+	// what was issued together is not renewed together. As a node starts, or an
+	// outage ends, all of its certificates are issued within moments.
+	spread         = 0.3
+	spreadTogether = 0.6
 )
 
 // Config says which authority to ask and how.
@@ -114,7 +119,7 @@ func (c *Client) Close() error { return c.conn.Close() }
 // failure asks again with exponential backoff.
 func (c *Client) Subscribe(ctx context.Context, s identity.Subject, update func(*identity.Material), failed func(error)) error {
 	var current *identity.Material
-	backoff := firstBackoff
+	backoff, early := firstBackoff, spreadTogether
 	for {
 		left := c.left(current)
 		m, err := c.request(ctx, s.Identity, left)
@@ -122,9 +127,11 @@ func (c *Client) Subscribe(ctx context.Context, s identity.Subject, update func(
 		case err == nil:
 			current, backoff = m, firstBackoff
 			update(m)
-			c.waitForRenewal(ctx, m)
+			c.waitForRenewal(ctx, m, early)
+			early = spread
 		case ctx.Err() == nil:
 			failed(err)
+			early = spreadTogether
 			backoff = min(backoff, limit(c.left(current)))
 			c.waitAfterFailure(ctx, backoff)
 			backoff *= 2
@@ -176,13 +183,13 @@ func (c *Client) request(ctx context.Context, id model.Identity, left time.Durat
 	return c.ask(ctx, id)
 }
 
-// waitForRenewal returns when m should be replaced: between 35 and 50 % of the
-// life it has left, so that what was issued together is not renewed together,
-// or as soon as the clock says that it is not valid.
-func (c *Client) waitForRenewal(ctx context.Context, m *identity.Material) {
+// waitForRenewal returns when m should be replaced: at half of the life it has
+// left, or sooner by up to a part of that, or as soon as the clock says that it
+// is not valid.
+func (c *Client) waitForRenewal(ctx context.Context, m *identity.Material, early float64) {
 	received := c.clock.Now()
 	half := m.NotAfter().Sub(received) / 2
-	renewal := received.Add(half - time.Duration(rand.Float64()*float64(half)*3/10))
+	renewal := received.Add(half - time.Duration(rand.Float64()*float64(half)*early))
 	for now := received; now.Before(renewal) && m.ValidAt(now); now = c.clock.Now() {
 		select {
 		case <-c.clock.After(min(wallStep, renewal.Sub(now))):
