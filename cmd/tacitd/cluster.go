@@ -57,6 +57,11 @@ type clients struct {
 	objects kubernetes.Interface
 	dynamic dynamic.Interface
 	reviews kubernetes.Interface // with a queue of its own
+	// authority is over HTTP/1, where a question that is given up takes its
+	// connection along. Over HTTP/2 the next ones would go on waiting for one
+	// that has silently died, for 45 seconds, and meanwhile a replica would not
+	// hear that another root signs.
+	authority kubernetes.Interface
 }
 
 func newClients(kubeconfig string) (*clients, error) {
@@ -66,11 +71,14 @@ func newClients(kubeconfig string) (*clients, error) {
 	}
 	reviews := rest.CopyConfig(config)
 	reviews.QPS, reviews.Burst = reviewsPerSecond, 2*reviewsPerSecond
+	authority := rest.CopyConfig(config)
+	authority.NextProtos = []string{"http/1.1"}
 	c := &clients{}
-	var errs [3]error
+	var errs [4]error
 	c.objects, errs[0] = kubernetes.NewForConfig(config)
 	c.dynamic, errs[1] = dynamic.NewForConfig(config)
 	c.reviews, errs[2] = kubernetes.NewForConfig(reviews)
+	c.authority, errs[3] = kubernetes.NewForConfig(authority)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, fmt.Errorf("reach the Kubernetes API: %w", err)
 	}
@@ -93,7 +101,7 @@ func openCluster(ctx context.Context, o options, log *zap.Logger) (*platform, er
 		door:     &person.Door{Client: c.reviews},
 		keep:     inConfigMap(c.objects, o.namespace),
 	}
-	if err := p.openAuthority(ctx, c.objects, o, log); err != nil {
+	if err := p.openAuthority(ctx, c.authority, o, log); err != nil {
 		return nil, err
 	}
 	source := &clusterobjects.Source{Client: c.objects, Dynamic: c.dynamic, Log: log}

@@ -64,7 +64,7 @@ func newCluster(t *testing.T) *clients {
 	for _, kind := range security.Kinds() {
 		lists[schema.GroupVersionResource{Group: kind.Group(), Version: kind.Versions()[0], Resource: kind.Resource}] = kind.Kind.Kind + "List"
 	}
-	return &clients{objects: client, reviews: client, dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), lists)}
+	return &clients{objects: client, reviews: client, authority: client, dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), lists)}
 }
 
 func proxyToken(t *testing.T) string {
