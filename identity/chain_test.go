@@ -8,33 +8,13 @@ import (
 	"crypto/sha1"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"math/big"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/identity/identitytest"
 )
-
-// below is an authority so many intermediates below another, and these, the
-// last first.
-func below(t *testing.T, root *identitytest.CA, n int, key func() crypto.Signer) (signer *identitytest.CA, chain []*x509.Certificate) {
-	t.Helper()
-	signer = root
-	for i := range n {
-		k := key()
-		signer = &identitytest.CA{Root: signer.Sign(t, &x509.Certificate{
-			SerialNumber: big.NewInt(int64(i + 2)), Subject: pkix.Name{CommonName: "intermediate", SerialNumber: string(rune('a' + i))},
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-		}, k.Public()), Key: k}
-		chain = append([]*x509.Certificate{signer.Root}, chain...)
-	}
-	return signer, chain
-}
 
 // withSHA1 is a certificate of an RSA key with the signature that the standard
 // library makes no more.
@@ -73,10 +53,10 @@ func TestChainsOfPeers(t *testing.T) {
 	leaf := func(by *identitytest.CA) *x509.Certificate {
 		return by.Sign(t, identitytest.Template(t, alice.String()), key.Public())
 	}
-	deep, chain9 := below(t, root, 9, small)
-	twenty, chain20 := below(t, root, 20, small)
-	three, chain3 := below(t, root, 3, small)
-	big, chainOfBig := below(t, root, 3, func() crypto.Signer { return large })
+	deep, chain9 := root.Below(t, 9, small)
+	twenty, chain20 := root.Below(t, 20, small)
+	three, chain3 := root.Below(t, 3, small)
+	big, chainOfBig := root.Below(t, 3, func() crypto.Signer { return large })
 	bigLeaf := big.Sign(t, identitytest.Template(t, alice.String()), large.Public())
 	for name, test := range map[string]struct {
 		key    crypto.Signer

@@ -111,3 +111,20 @@ func sign(t testing.TB, template, parent *x509.Certificate, public crypto.Public
 	}
 	return c
 }
+
+// Below is an authority so many intermediates below this one, and these, the
+// last first.
+func (ca *CA) Below(t testing.TB, n int, key func() crypto.Signer) (signer *CA, chain []*x509.Certificate) {
+	t.Helper()
+	signer = ca
+	for i := range n {
+		k := key()
+		signer = &CA{Root: signer.Sign(t, &x509.Certificate{
+			SerialNumber: big.NewInt(int64(i + 2)), Subject: pkix.Name{CommonName: "intermediate", SerialNumber: string(rune('a' + i))},
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		}, k.Public()), Key: k}
+		chain = append([]*x509.Certificate{signer.Root}, chain...)
+	}
+	return signer, chain
+}

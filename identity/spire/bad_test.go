@@ -7,8 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"math/big"
 	"net"
 	"path/filepath"
 	"slices"
@@ -119,23 +117,6 @@ func (a *agent) svid(key crypto.Signer, chain ...*x509.Certificate) *delegated.S
 	return &delegated.SubscribeToX509SVIDsResponse{X509Svids: []*delegated.X509SVIDWithKey{{X509Svid: svid, X509SvidKey: der}}}
 }
 
-// intermediates is a chain of authorities below the root, the last first.
-func (a *agent) intermediates(n int, key func() crypto.Signer) (signer *identitytest.CA, chain []*x509.Certificate) {
-	a.t.Helper()
-	signer = a.CA
-	for i := range n {
-		k := key()
-		template := &x509.Certificate{
-			SerialNumber: big.NewInt(int64(i + 2)), Subject: pkix.Name{CommonName: "intermediate", SerialNumber: string(rune('a' + i))},
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-		}
-		signer = &identitytest.CA{Root: signer.Sign(a.t, template, k.Public()), Key: k}
-		chain = append([]*x509.Certificate{signer.Root}, chain...)
-	}
-	return signer, chain
-}
-
 // What is bad is named, with identity and source, and takes nothing away.
 func TestBadAnswers(t *testing.T) {
 	a, sub := startAgent(t)
@@ -153,8 +134,8 @@ func TestBadAnswers(t *testing.T) {
 	first := sub.update()
 	sub.drain()
 
-	three, chain3 := a.intermediates(3, ec)
-	twenty, chain20 := a.intermediates(20, ec)
+	three, chain3 := a.Below(t, 3, ec)
+	twenty, chain20 := a.Below(t, 20, ec)
 	for _, test := range []struct {
 		name, want string
 		svids      *delegated.SubscribeToX509SVIDsResponse
@@ -203,7 +184,7 @@ func TestLargeKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ca, chain := a.intermediates(2, func() crypto.Signer { return large })
+	ca, chain := a.Below(t, 2, func() crypto.Signer { return large })
 	leaf := ca.Sign(t, identitytest.Template(t, webPod.Identity.String()), large.Public())
 	a.set(func() { a.svids = a.svid(large, slices.Concat([]*x509.Certificate{leaf}, chain)...) })
 	sub.update()

@@ -208,6 +208,15 @@ func TestBadAnswers(t *testing.T) {
 	first := sub.update()
 	foreign := answer(key, ca.Root.Raw, nil)
 	foreign.Svids[0].X509SvidKey = answer(identitytest.NewKey(t), ca.Root.Raw, nil).Svids[0].X509SvidKey
+	below := func(n, shown int) *api.X509SVIDResponse {
+		signer, chain := ca.Below(t, n, func() crypto.Signer { return identitytest.NewKey(t) })
+		all := answer(key, ca.Root.Raw, nil)
+		all.Svids[0].X509Svid = signer.Sign(t, identitytest.Template(t, tacitd.String()), key.Public()).Raw
+		for _, c := range chain[:shown] {
+			all.Svids[0].X509Svid = append(all.Svids[0].X509Svid, c.Raw...)
+		}
+		return all
+	}
 	for name, test := range map[string]struct {
 		want   string
 		answer *api.X509SVIDResponse
@@ -219,6 +228,10 @@ func TestBadAnswers(t *testing.T) {
 		"10 MB":             {"larger than max", answer(key, make([]byte, 10<<20), nil)},
 		"expired":           {"check both clocks", answer(key, ca.Root.Raw, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })},
 		"for clients alone": {"incompatible key usage", answer(key, ca.Root.Raw, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })},
+		"no id":             {"URI SAN", answer(key, ca.Root.Raw, func(c *x509.Certificate) { c.URIs = nil })},
+		"no signing":        {"key usage", answer(key, ca.Root.Raw, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment })},
+		"20 intermediates":  {"a chain of 21", below(20, 20)},
+		"one missing":       {"unknown authority", below(3, 2)},
 		"two ids":           {"URI SAN", answer(key, ca.Root.Raw, func(c *x509.Certificate) { c.URIs = append(c.URIs, c.URIs[0]) })},
 		"another key":       {"key", foreign},
 	} {
