@@ -206,16 +206,3 @@ func TestReadiness(t *testing.T) {
 		t.Errorf("with --no-status there is a Lease: %v, %v", leases, err)
 	}
 }
-
-// A CA that somebody put there is used, or refused with the reason.
-func TestForeignCA(t *testing.T) {
-	c, f := newCluster(t), newFixture(t)
-	bad := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "tacit-system", Name: "tacit-ca"}, Data: map[string][]byte{"tls.key": []byte("x")}}
-	if _, err := c.objects.CoreV1().Secrets("tacit-system").Create(t.Context(), bad, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	err := run(t.Context(), options{serverName: serverName, clusterOptions: clusterOptions{kubernetes: true, namespace: "tacit-system", clients: c}}, f.log)
-	if err == nil || !strings.Contains(err.Error(), "open the certificate authority in Secret tacit-system/tacit-ca: key: want one private key") {
-		t.Errorf("got %v", err)
-	}
-}
