@@ -2,6 +2,7 @@ package policy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -176,7 +177,7 @@ func TestControlPlaneRestarts(t *testing.T) {
 }
 
 // A proxy that is killed while the control plane is away comes back with
-// policies and certificates.
+// policies and certificates, also where the agent was killed before.
 func TestProxyRestartsWithoutControlPlane(t *testing.T) {
 	m := e2e.Start(t, authorization("clients", allow("serviceAccounts: [client]")))
 	m.Serve("mesh/server", ":8080", e2e.Echo)
@@ -184,19 +185,25 @@ func TestProxyRestartsWithoutControlPlane(t *testing.T) {
 	if err := m.Control().Kill(); err != nil {
 		t.Fatal(err)
 	}
-	for _, node := range []string{"a", "b"} {
-		if err := m.Node(node).Proxy().Kill(); err != nil {
-			t.Fatal(err)
-		}
-		if err := m.Node(node).StartProxy(bounded(t)); err != nil {
+	restart := func(node *world.Node, what string) {
+		t.Helper()
+		if err := errors.Join(node.Proxy().Kill(), node.StartProxy(bounded(t))); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := m.Call("mesh/client", server); err != nil {
-			t.Errorf("what is allowed, once the proxy of %s is new: %v", node, err)
+			t.Errorf("what is allowed, once %s of %s is new: %v", what, node.Name, err)
 		}
 		if _, err := m.Call("mesh/near", server); !denied(err) {
-			t.Errorf("what is denied, once the proxy of %s is new: %v", node, err)
+			t.Errorf("what is denied, once %s of %s is new: %v", what, node.Name, err)
 		}
+	}
+	for _, node := range m.Nodes() {
+		restart(node, "the proxy")
+		if err := errors.Join(node.Agent().Kill(), node.StartAgent(bounded(t))); err != nil {
+			t.Fatal(err)
+		}
+		logged(t, m, node.Agent(), 0, map[string]any{"msg": "proxy is ready"})
+		restart(node, "the agent, and then the proxy,")
 	}
 	if c := denial(t, m, "b", "mesh/near", "mesh/server", time.Time{}); c.Policy != "mesh/clients" {
 		t.Errorf("it was denied by %q: %s", c.Policy, c.Reason)
