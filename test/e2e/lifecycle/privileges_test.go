@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -149,6 +150,16 @@ func TestKeysStayInside(t *testing.T) {
 		}
 		return err
 	})
+	if inMemory(t, m.Node("a").Proxy().PID(), keys) == "" {
+		t.Error("not even the proxy's memory has a key: this is no way to look for them")
+	}
+	if where := inMemory(t, m.Node("a").Agent().PID(), keys); where != "" {
+		t.Errorf("the agent, which is to keep the keys unread, has one in its memory: %s", where)
+	}
+	for _, user := range []int{world.ProxyUID, world.ProxyUID + 1} {
+		wantClosed(t, user, m.Node("a").Agent().PID(), "agent")
+		wantClosed(t, user, m.Node("a").Proxy().PID(), "proxy")
+	}
 	if err := m.Node("a").Proxy().Kill(); err != nil { // what it says at its end and after it counts, too
 		t.Fatal(err)
 	}
@@ -185,6 +196,116 @@ func TestKeysStayInside(t *testing.T) {
 			t.Errorf("%s has something that looks like a private key", where)
 		}
 	}
+}
+
+// inMemory names the mapping of a process that has a private key in it, "" if
+// none has.
+func inMemory(t *testing.T, pid int, keys []*ecdsa.PrivateKey) string {
+	t.Helper()
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = memory.Close() }()
+	looked := 0
+	for line := range strings.Lines(string(maps)) {
+		var begin, end int64
+		if !strings.Contains(line, " rw") {
+			continue
+		}
+		if _, err := fmt.Sscanf(line, "%x-%x", &begin, &end); err != nil {
+			t.Fatal(err)
+		}
+		if end-begin > 1<<28 { // what the race detector has for itself
+			continue
+		}
+		content := make([]byte, end-begin)
+		n, _ := memory.ReadAt(content, begin) // up to what the kernel shows of it
+		looked += n
+		for _, key := range keys {
+			raw, err := key.Bytes()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if bytes.Contains(content[:n], raw) {
+				return line
+			}
+		}
+	}
+	if looked < 1<<20 {
+		t.Errorf("only %d bytes of the memory of process %d were looked at", looked, pid)
+	}
+	return ""
+}
+
+// wantClosed has another user try all ways into a process by which its memory,
+// and what it holds open, could be taken.
+func wantClosed(t *testing.T, user, pid int, who string) {
+	t.Helper()
+	descriptors, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil || len(descriptors) < 10 {
+		t.Fatalf("%s: descriptors %v, %v", who, descriptors, err)
+	}
+	ways := map[string]func() error{
+		"a copy of its memory": func() error {
+			to := unix.Iovec{Base: new(byte), Len: 1}
+			_, err := unix.ProcessVMReadv(pid, []unix.Iovec{to}, []unix.RemoteIovec{{Base: 1 << 22, Len: 1}}, 0)
+			return err
+		},
+		"tracing it": func() error { return unix.PtraceSeize(pid) },
+		"the list of its descriptors": func() error {
+			_, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+			return err
+		},
+	}
+	for _, file := range []string{"mem", "environ", "maps"} {
+		ways[file] = func() error {
+			f, err := os.Open(fmt.Sprintf("/proc/%d/%s", pid, file))
+			if err != nil {
+				return err
+			}
+			defer func() { _ = f.Close() }()
+			_, err = f.Read(make([]byte, 1))
+			return err
+		}
+	}
+	for _, d := range descriptors {
+		number, err := strconv.Atoi(d.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ways["opening descriptor "+d.Name()] = func() error {
+			f, err := os.Open(fmt.Sprintf("/proc/%d/fd/%d", pid, number))
+			if err == nil {
+				_ = f.Close()
+			}
+			return err
+		}
+		ways["taking descriptor "+d.Name()] = func() error { return take(pid, number) }
+	}
+	for way, try := range ways {
+		if err := e2e.AsUser(user, try); !errors.Is(err, os.ErrPermission) && !errors.Is(err, unix.EPERM) {
+			t.Errorf("user %d gets into the %s by %s: %v", user, who, way, err)
+		}
+	}
+}
+
+// take takes a descriptor of another process.
+func take(pid, number int) error {
+	process, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(process) }()
+	taken, err := unix.PidfdGetfd(process, number, 0)
+	if err == nil {
+		_ = unix.Close(taken)
+	}
+	return err
 }
 
 // forms are the ways in which a key may be written.
