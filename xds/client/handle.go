@@ -42,6 +42,7 @@ func (c *Client) handle(responses ...*discovery.DeltaDiscoveryResponse) (answers
 		c.config.Sink.Apply(update)
 	}
 	c.applying.Unlock()
+	c.warn(update.Policies)
 	for i, response := range responses {
 		reason := rejection(rejected[i], len(response.GetResources()))
 		c.answered(response, reason)
@@ -53,6 +54,20 @@ func (c *Client) handle(responses ...*discovery.DeltaDiscoveryResponse) (answers
 		answers = append(answers, answer)
 	}
 	return answers
+}
+
+// warn names the policies that are not understood as a whole. The control plane
+// is told that they are taken: they stand, and deny.
+func (c *Client) warn(policies []*model.Policy) {
+	var list []error
+	for _, p := range policies {
+		if what := p.NotUnderstood(); what != "" {
+			list = append(list, fmt.Errorf("policy %q: %s", p.Key(), what))
+		}
+	}
+	if len(list) > 0 {
+		c.log.Warn("xDS policies not understood; what is unknown in them denies", zap.String("reason", summed(fmt.Sprintf("%d policies", len(list)), list)))
+	}
 }
 
 // accept returns the update that responses lead to, and for each response what
@@ -124,24 +139,29 @@ func isEmpty(u model.Update) bool {
 		!u.AddressesComplete && !u.PoliciesComplete
 }
 
-// maxRejection bounds a rejection's text, which goes to the server, into the
-// log and into the status.
-const maxRejection = 4 << 10
-
 // rejection names the resources rejected and why; empty if none is.
 func rejection(rejected []error, total int) string {
 	if len(rejected) == 0 {
 		return ""
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "%d of %d resources rejected", len(rejected), total)
-	for i, err := range rejected {
+	return summed(fmt.Sprintf("%d of %d resources rejected", len(rejected), total), rejected)
+}
+
+// maxRejection bounds a rejection's text, which goes to the server, into the
+// log and into the status.
+const maxRejection = 4 << 10
+
+// summed is a list of errors in one line, within bounds.
+func summed(head string, list []error) string {
+	b := strings.Builder{}
+	b.WriteString(head)
+	for i, err := range list {
 		separator := "; "
 		if i == 0 {
 			separator = ": "
 		}
 		if b.Len()+len(separator)+len(err.Error()) > maxRejection {
-			fmt.Fprintf(&b, "; and %d more", len(rejected)-i)
+			fmt.Fprintf(&b, "; and %d more", len(list)-i)
 			break
 		}
 		b.WriteString(separator + err.Error())

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"cmp"
 	"net/netip"
 	"strings"
 	"time"
@@ -57,6 +58,22 @@ type Policy struct {
 
 // Key is "NAMESPACE/NAME", the policy's primary key.
 func (p *Policy) Key() string { return p.Namespace + "/" + p.Name }
+
+// NotUnderstood names a part of the policy, at any level, that could not be
+// understood; empty if there is none.
+func (p *Policy) NotUnderstood() string {
+	what := p.Unknown
+	for _, r := range p.Rules {
+		what = cmp.Or(what, r.Unknown)
+		for _, c := range r.Clauses {
+			what = cmp.Or(what, c.Unknown)
+			for _, m := range c.Matches {
+				what = cmp.Or(what, m.Unknown)
+			}
+		}
+	}
+	return what
+}
 
 // Rule is a conjunction of clauses.
 type Rule struct {

@@ -133,7 +133,13 @@ func encodeString(m model.StringMatch) *security.StringMatch {
 	return &security.StringMatch{} // decodes as an error
 }
 
+// maxValue bounds what something is compared with: no header can be as long.
+const maxValue = 64 << 10
+
 func decodeString(m *security.StringMatch) (model.StringMatch, error) {
+	if len(m.GetExact())+len(m.GetPrefix())+len(m.GetSuffix()) > maxValue {
+		return model.StringMatch{}, fmt.Errorf("a text of more than %d bytes", maxValue)
+	}
 	switch v := m.GetMatchType().(type) {
 	case *security.StringMatch_Exact:
 		return model.StringMatch{Kind: model.MatchExact, Value: v.Exact}, nil
@@ -154,6 +160,9 @@ func encodeAccount(a model.ServiceAccount) *security.ServiceAccountMatch {
 func decodeAccount(a *security.ServiceAccountMatch) (model.ServiceAccount, error) {
 	if a.GetNamespace() == "" || a.GetServiceAccount() == "" {
 		return model.ServiceAccount{}, errors.New("namespace or service account is missing")
+	}
+	if !short(a.GetNamespace(), a.GetServiceAccount()) {
+		return model.ServiceAccount{}, fmt.Errorf("a name of more than %d bytes", maxText)
 	}
 	return model.ServiceAccount{Namespace: a.GetNamespace(), Name: a.GetServiceAccount()}, nil
 }

@@ -165,3 +165,73 @@ func TestContradictingMatch(t *testing.T) {
 		t.Errorf("%+v, %v", p, err)
 	}
 }
+
+// badMatchParts are what the fields of the messages inside of a match may not be,
+// by "MESSAGE.FIELD"; nothing of those of which any value will do.
+func badMatchParts() map[string][]*security.Match {
+	long, name := strings.Repeat("a", maxValue+1), strings.Repeat("a", maxText+1)
+	texts := func(of *security.StringMatch) []*security.Match {
+		list := []*security.StringMatch{of}
+		return []*security.Match{{Namespaces: list}, {NotNamespaces: list}, {Principals: list}, {NotPrincipals: list}}
+	}
+	blocks := func(all ...*security.Address) (out []*security.Match) {
+		for _, a := range all {
+			list := []*security.Address{a}
+			out = append(out, &security.Match{SourceIps: list}, &security.Match{NotSourceIps: list}, &security.Match{DestinationIps: list}, &security.Match{NotDestinationIps: list})
+		}
+		return out
+	}
+	accounts := func(all ...*security.ServiceAccountMatch) (out []*security.Match) {
+		for _, a := range all {
+			list := []*security.ServiceAccountMatch{a}
+			out = append(out, &security.Match{ServiceAccounts: list}, &security.Match{NotServiceAccounts: list})
+		}
+		return out
+	}
+	extension := func(e *security.Extension) []*security.Match {
+		return []*security.Match{{Extensions: []*security.Extension{e}}}
+	}
+	return map[string][]*security.Match{
+		"StringMatch.exact":    texts(&security.StringMatch{MatchType: &security.StringMatch_Exact{Exact: long}}),
+		"StringMatch.prefix":   texts(&security.StringMatch{MatchType: &security.StringMatch_Prefix{Prefix: long}}),
+		"StringMatch.suffix":   texts(&security.StringMatch{MatchType: &security.StringMatch_Suffix{Suffix: long}}),
+		"StringMatch.presence": nil, // it has no value
+		"Address.address": blocks(
+			&security.Address{Length: 8}, &security.Address{Address: make([]byte, 3)}, &security.Address{Address: make([]byte, 5)}, &security.Address{Address: make([]byte, 1<<20)},
+		),
+		"Address.length": blocks(&security.Address{Address: make([]byte, 4), Length: 33}, &security.Address{Address: make([]byte, 16), Length: 129}),
+		"ServiceAccountMatch.namespace": accounts(
+			&security.ServiceAccountMatch{ServiceAccount: "sa"}, &security.ServiceAccountMatch{Namespace: name, ServiceAccount: "sa"},
+		),
+		"ServiceAccountMatch.service_account": accounts(
+			&security.ServiceAccountMatch{Namespace: "ns"}, &security.ServiceAccountMatch{Namespace: "ns", ServiceAccount: name},
+		),
+		"Extension.name":   extension(&security.Extension{Name: "a later one"}),
+		"Extension.config": extension(&security.Extension{Name: matchExtension, Config: &anypb.Any{TypeUrl: "nothing"}}),
+	}
+}
+
+// TestEveryFieldWithinPolicies goes through all messages that a match is made of,
+// as TestEveryFieldWithinAddresses does.
+func TestEveryFieldWithinPolicies(t *testing.T) {
+	bad := badMatchParts()
+	fields := (&security.Match{}).ProtoReflect().Descriptor().Fields()
+	for i := range fields.Len() {
+		d := fields.Get(i).Message()
+		for j := 0; d != nil && j < d.Fields().Len(); j++ {
+			if key := string(d.Name()) + "." + string(d.Fields().Get(j).Name()); strings.HasPrefix(string(d.FullName()), "istio.security.") {
+				if _, ok := bad[key]; !ok {
+					t.Errorf("%s: what may it not be?", key)
+				}
+			}
+		}
+	}
+	for key, matches := range bad {
+		for i, m := range matches {
+			p, err := DecodePolicy("ns/h", mustPack(policyOf(m)))
+			if err != nil || p.NotUnderstood() == "" || p.Rules[0].Clauses[0].Matches[0].Unknown != p.NotUnderstood() {
+				t.Errorf("%s, case %d: %+v, %v", key, i, p, err)
+			}
+		}
+	}
+}
