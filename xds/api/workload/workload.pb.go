@@ -932,7 +932,9 @@ type Service struct {
 	IpFamilies      IPFamilies             `protobuf:"varint,9,opt,name=ip_families,json=ipFamilies,proto3,enum=istio.workload.IPFamilies" json:"ip_families,omitempty"`
 	Extensions      []*Extension           `protobuf:"bytes,10,rep,name=extensions,proto3" json:"extensions,omitempty"`
 	// Preferred where several services share a hostname.
-	Canonical          bool                `protobuf:"varint,11,opt,name=canonical,proto3" json:"canonical,omitempty"`
+	Canonical bool `protobuf:"varint,11,opt,name=canonical,proto3" json:"canonical,omitempty"`
+	// For ingress gateways, which connect by themselves. Whatever else goes to an
+	// address of the service goes by its waypoint in any case.
 	IngressUseWaypoint bool                `protobuf:"varint,12,opt,name=ingress_use_waypoint,json=ingressUseWaypoint,proto3" json:"ingress_use_waypoint,omitempty"`
 	WeightedWaypoints  []*WeightedWaypoint `protobuf:"bytes,13,rep,name=weighted_waypoints,json=weightedWaypoints,proto3" json:"weighted_waypoints,omitempty"`
 	Visibility         Visibility          `protobuf:"varint,14,opt,name=visibility,proto3,enum=istio.workload.Visibility" json:"visibility,omitempty"`
