@@ -1,13 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/gob"
 	"fmt"
 	"time"
 
 	"go.uber.org/zap"
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // restoreTimeout is how long the control plane is left alone while the agent
@@ -22,8 +21,41 @@ const sendTimeout = time.Second
 // and does not read: a restart while the control plane is away changes
 // nothing. Certificates include private keys.
 type saved struct {
-	Mesh         []byte // client.Export
-	Certificates []byte // identity.Store.Export
+	mesh         []byte // client.Export
+	certificates []byte // identity.Store.Export
+}
+
+// savedFormat is what begins a state of this form.
+const savedFormat = "tacit-proxy 1"
+
+// pieces is what is handed over, one field of protobuf after the other, and in
+// pieces: a mesh may be tens of megabytes, and while the runtime copies so much at
+// once it can stop no goroutine, so that all others wait for a collection that
+// wants to begin.
+func (s saved) pieces() (all [][]byte) {
+	for i, value := range [][]byte{[]byte(savedFormat), s.mesh, s.certificates} {
+		head := protowire.AppendTag(nil, protowire.Number(i+1), protowire.BytesType)
+		all = append(all, protowire.AppendVarint(head, uint64(len(value))), value)
+	}
+	return all
+}
+
+// readSaved is without a copy, too. ok is false for what another version has
+// written.
+func readSaved(content []byte) (s saved, ok bool) {
+	var values [3][]byte
+	for i := range values {
+		field, kind, n := protowire.ConsumeTag(content)
+		if n < 0 || field != protowire.Number(i+1) || kind != protowire.BytesType {
+			return saved{}, false
+		}
+		value, m := protowire.ConsumeBytes(content[n:])
+		if m < 0 {
+			return saved{}, false
+		}
+		values[i], content = value, content[n+m:]
+	}
+	return saved{values[1], values[2]}, string(values[0]) == savedFormat
 }
 
 // followControlPlane takes over what the proxy before this one knew, then
@@ -50,14 +82,14 @@ func (p *process) restore(ctx context.Context) error {
 	if err != nil || len(content) == 0 {
 		return err
 	}
-	var s saved
-	if err := gob.NewDecoder(bytes.NewReader(content)).Decode(&s); err != nil {
-		return fmt.Errorf("state of %d bytes is not of this version", len(content)) // the decoder might quote keys
+	s, ok := readSaved(content)
+	if !ok {
+		return fmt.Errorf("state of %d bytes is not of this version", len(content))
 	}
-	if err := p.store.Import(s.Certificates); err != nil {
+	if err := p.store.Import(s.certificates); err != nil {
 		return err
 	}
-	if err := p.xds.Restore(s.Mesh); err != nil {
+	if err := p.xds.Restore(s.mesh); err != nil {
 		return fmt.Errorf("mesh: %w", err)
 	}
 	p.log.Info("took over from an earlier proxy", zap.Int("bytes", len(content)))
@@ -85,7 +117,7 @@ func (p *process) save(serving, ctx context.Context) {
 	keepSaved(serving, ctx, p.store.Changed, p.exports, p.mesh, func(mesh []byte) (sent <-chan struct{}) {
 		certificates, err := p.store.Export()
 		if err == nil {
-			sent, err = p.hand(saved{Mesh: mesh, Certificates: certificates})
+			sent, err = p.agent.Save(saved{mesh, certificates}.pieces()...)
 		}
 		if err != nil {
 			p.log.Warn("the next proxy will not know what this one knows", zap.Error(err))
@@ -173,12 +205,4 @@ func await(ctx context.Context, sent <-chan struct{}) {
 	case <-timeout.C:
 	case <-ctx.Done():
 	}
-}
-
-func (p *process) hand(s saved) (sent <-chan struct{}, err error) {
-	var content bytes.Buffer
-	if err := gob.NewEncoder(&content).Encode(s); err != nil {
-		return nil, fmt.Errorf("encode state: %w", err)
-	}
-	return p.agent.Save(content.Bytes())
 }

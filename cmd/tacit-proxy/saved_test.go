@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"sync"
@@ -10,6 +11,25 @@ import (
 )
 
 func none() []byte { return nil }
+
+// What one proxy hands over the next one reads, and nothing else.
+func TestSavedIsRead(t *testing.T) {
+	for _, s := range []saved{{}, {mesh: []byte("mesh")}, {[]byte("mesh"), []byte("certificates")}} {
+		content := bytes.Join(s.pieces(), nil)
+		if got, ok := readSaved(content); !ok || !bytes.Equal(got.mesh, s.mesh) || !bytes.Equal(got.certificates, s.certificates) {
+			t.Errorf("of %q is read %q, %v", s, got, ok)
+		}
+		for i := range content {
+			if got, ok := readSaved(content[:i]); ok {
+				t.Errorf("of the first %d bytes of %q is read %q", i, content, got)
+			}
+		}
+		content[2]++
+		if _, ok := readSaved(content); ok {
+			t.Error("another format is read")
+		}
+	}
+}
 
 // However often certificates change, saving takes but a part of the time, and
 // the last change is saved.

@@ -226,10 +226,10 @@ func (a *Agent) closeListeners() {
 	}
 }
 
-// Save gives the agent a state to keep for the next proxy, in the place of
-// the one before. The agent cannot change it, does not read it, and writes it
-// nowhere. The channel is closed once it has been sent.
-func (a *Agent) Save(content []byte) (sent <-chan struct{}, err error) {
+// Save gives the agent a state, in pieces, to keep for the next proxy, in the
+// place of the one before. The agent cannot change it, does not read it, and
+// writes it nowhere. The channel is closed once it has been sent.
+func (a *Agent) Save(content ...[]byte) (sent <-chan struct{}, err error) {
 	s, err := newState(content)
 	if err != nil {
 		return nil, err

@@ -658,7 +658,7 @@ func (f *failing) Accept() (net.Conn, error) {
 func (f *failing) Close() error { return nil }
 
 func TestStateCannotBeChanged(t *testing.T) {
-	s, err := newState([]byte("content"))
+	s, err := newState([][]byte{[]byte("con"), nil, []byte("tent")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,9 +17,13 @@ const maxState = 256 << 20
 // state is memory that nobody can change any more, for the agent to keep.
 type state struct{ f *os.File }
 
-func newState(content []byte) (*state, error) {
-	if len(content) > maxState {
-		return nil, fmt.Errorf("save state: %d bytes, at most %d are possible", len(content), maxState)
+func newState(content [][]byte) (*state, error) {
+	size := 0
+	for _, piece := range content {
+		size += len(piece)
+	}
+	if size > maxState {
+		return nil, fmt.Errorf("save state: %d bytes, at most %d are possible", size, maxState)
 	}
 	fd, err := unix.MemfdCreate("tacit-proxy", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_NOEXEC_SEAL)
 	if errors.Is(err, unix.EINVAL) { // Linux before 6.3
@@ -29,7 +33,12 @@ func newState(content []byte) (*state, error) {
 		return nil, fmt.Errorf("save state: %w", os.NewSyscallError("memfd_create", err))
 	}
 	s := &state{os.NewFile(uintptr(fd), "state")}
-	if _, err = s.f.Write(content); err == nil {
+	for _, piece := range content {
+		if err == nil {
+			_, err = s.f.Write(piece)
+		}
+	}
+	if err == nil {
 		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, protocol.Seals)
 	}
 	if err != nil {
