@@ -3,20 +3,28 @@ package deploy
 import (
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	core "k8s.io/api/core/v1"
 )
 
-// inPlaceOfZtunnel are the pods of deploy/istio.
+// inPlaceOfZtunnel are the pods of deploy/istio, by their programs.
 func inPlaceOfZtunnel(t *testing.T) map[string]core.PodTemplateSpec {
 	t.Helper()
 	text, err := os.ReadFile("istio/tacit.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	pods := podsOf(decode(t, string(text)))
+	pods := map[string]core.PodTemplateSpec{}
+	for name, pod := range podsOf(decode(t, string(text))) {
+		program, ok := strings.CutPrefix(name, "ztunnel-")
+		if !ok {
+			t.Errorf("Istio's dashboard of ztunnel does not show pods of %s", name)
+		}
+		pods[program] = pod
+	}
 	if len(pods) != 2 {
 		t.Fatalf("%d workloads, want agent and proxy", len(pods))
 	}
@@ -46,6 +54,10 @@ func TestUnderIstio(t *testing.T) {
 		}
 		if pod.Spec.HostPID || pod.Spec.HostIPC || pod.Spec.HostNetwork != (name == "tacit-agent") || *pod.Spec.AutomountServiceAccountToken {
 			t.Errorf("%s has more of its node or cluster than it needs", name)
+		}
+		if port := pod.Annotations["prometheus.io/port"]; pod.Annotations["prometheus.io/scrape"] != "true" || pod.Annotations["prometheus.io/path"] == "" ||
+			!slices.ContainsFunc(pod.Spec.Containers[0].Args, func(arg string) bool { return arg == "--metrics=:"+port }) {
+			t.Errorf("the Prometheus that comes with Istio does not read the metrics of %s: %v", name, pod.Annotations)
 		}
 		if pod.Spec.NodeSelector["tacit.mesh/in-place-of-ztunnel"] != "true" || pod.Labels["istio.io/dataplane-mode"] != "none" {
 			t.Errorf("%s runs on nodes that nobody has switched, or would be captured itself", name)

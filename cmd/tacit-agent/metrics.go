@@ -104,6 +104,8 @@ func (t zdsMetrics) Collect(metrics chan<- prometheus.Metric) {
 	out.gauge(number, stats.Served, string(pods.StateCaptured))
 	out.gauge(number, stats.Failing, string(pods.StatePending))
 	out.gauge(metric("pods_failing", failingHelp), stats.Failing)
+	// By ztunnel's name, for Istio's dashboard of it.
+	out.gauge(prometheus.NewDesc("workload_manager_pending_proxy_count", failingHelp, nil, nil), stats.Failing)
 }
 
 // Describe sends nothing, like its siblings.

@@ -8,9 +8,12 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/tacit-mesh/tacit/internal/version"
 	"github.com/tacit-mesh/tacit/proxy/admin/ztunnel"
+	"github.com/tacit-mesh/tacit/proxy/telemetry"
 	"github.com/tacit-mesh/tacit/xds/client"
 	"github.com/tacit-mesh/tacit/xds/model"
+	"github.com/tacit-mesh/tacit/xds/wire"
 )
 
 // checkControlPlane returns what is wrong with the flags that say who this
@@ -45,6 +48,27 @@ func (p *process) istio() *ztunnel.Server {
 			}
 			return all
 		},
+	}
+}
+
+// ztunnel is what Istio's dashboard shows of this proxy; nil where it is not in
+// ztunnel's place.
+func (p *process) ztunnel() func() telemetry.Ztunnel {
+	if p.istioAdmin == "" {
+		return nil
+	}
+	received := func(s client.TypeStatus) telemetry.Received {
+		return telemetry.Received{Responses: s.Responses, Bytes: s.Bytes}
+	}
+	return func() telemetry.Ztunnel {
+		s := p.xds.Status()
+		return telemetry.Ztunnel{
+			Version: version.String(), Pods: len(p.proxy.Pods()),
+			Ended: map[string]uint64{
+				"ConnectionError": s.Ended.Unanswered, "Reconnect": s.Ended.Lost, "Error": s.Ended.Failed, "Complete": s.Ended.Complete,
+			},
+			Received: map[string]telemetry.Received{wire.AddressType: received(s.Addresses), wire.AuthorizationType: received(s.Policies)},
+		}
 	}
 }
 

@@ -163,6 +163,7 @@ func newProcess(o options) (*process, error) {
 		Generation:      func() uint64 { return p.state.Snapshot().Generation() },
 		PoolConnections: func() int { return p.proxy.PoolConnections() },
 		Certificates:    p.certificates,
+		Ztunnel:         p.ztunnel(),
 		Flows:           p.flows,
 		Audit:           p.audit,
 		Spans:           p.collector, Node: o.node,

@@ -93,6 +93,9 @@ func (m *metrics) registerState(registry prometheus.Registerer, o Options) {
 	if o.Certificates != nil {
 		registry.MustRegister(newCertificateCollector(o))
 	}
+	if o.Ztunnel != nil {
+		registry.MustRegister(newZtunnelCollector(o.Ztunnel))
+	}
 }
 
 // maxLabelValues bounds a label that callers fill in.

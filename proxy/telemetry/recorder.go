@@ -40,6 +40,9 @@ type Options struct {
 	PoolConnections func() int
 	// Certificates are the identities held, each once.
 	Certificates func() []Certificate
+	// Ztunnel is for a proxy in the place of ztunnel; nil has no series of its
+	// own names.
+	Ztunnel func() Ztunnel
 	// Flows are told of every connection and request; nil remembers none, and
 	// costs nothing.
 	Flows *flows.Log

@@ -288,3 +288,23 @@ func TestClosestDecidesNothing(t *testing.T) {
 	w.want("tacit_policy_decisions_total", 1, "decision=deny", "policy=shop/p")
 	w.want("tacit_policy_decisions_total", 1, "decision=deny", "policy=shop/q")
 }
+
+// By its names Istio's dashboard of ztunnel finds what it shows, where the proxy
+// is in its place and nowhere else.
+func TestNamesOfZtunnel(t *testing.T) {
+	const url = "type.googleapis.com/istio.workload.Address"
+	w := newWorld(t, func(o *Options) {
+		o.Ztunnel = func() Ztunnel {
+			return Ztunnel{Version: "v1", Pods: 3, Ended: map[string]uint64{"Error": 0, "Reconnect": 2}, Received: map[string]Received{url: {5, 600}}}
+		}
+	})
+	w.want("istio_build", 1, "component=ztunnel", "tag=v1")
+	w.want("workload_manager_active_proxy_count", 3)
+	w.want("istio_xds_connection_terminations_total", 2, "reason=Reconnect")
+	w.want("istio_xds_connection_terminations_total", 0, "reason=Error")
+	w.want("istio_xds_message_total", 5, "url="+url)
+	w.want("istio_xds_message_bytes_total", 600, "url="+url)
+	if other := newWorld(t, nil); other.count("istio_build")+other.count("workload_manager_active_proxy_count") > 0 {
+		t.Error("elsewhere there are such series, too")
+	}
+}

@@ -133,10 +133,10 @@ func (c *Client) Run(ctx context.Context) error {
 		began := time.Now()
 		responses, err := c.session(ctx)
 		if ctx.Err() != nil {
-			c.disconnected(ctx.Err())
+			c.disconnected(responses, ctx.Err())
 			return ctx.Err()
 		}
-		c.disconnected(err)
+		c.disconnected(responses, err)
 		c.trust()
 		wait := retry.after(responses > 0 && time.Since(began) >= usefulSession)
 		c.log.Warn("xDS connection ended", zap.String("server", c.config.Server), zap.Error(err), zap.Duration("retry_in", wait))

@@ -240,6 +240,27 @@ func TestServerKilledAndRestarted(t *testing.T) {
 	}
 }
 
+// What became of connections and what came by them is counted.
+func TestConnectionsAreCounted(t *testing.T) {
+	srv := newServer(t)
+	c := srv.startClient(t, nil)
+	for _, end := range []error{nil, status.Error(codes.Unavailable, "restarting"), status.Error(codes.PermissionDenied, "not you")} {
+		st := next(t, "a stream", srv.streams)
+		st.subscriptions(t)
+		st.mustAck(t, addresses("1", aWorkload("a", "1")))
+		st.ended <- end
+	}
+	next(t, "a stream", srv.streams).ended <- nil // without a response
+	next(t, "another stream", srv.streams)
+	s, size := c.Status(), uint64(len(aWorkload("a", "1").GetResource().GetValue()))
+	if want := (Ended{Unanswered: 1, Lost: 1, Failed: 1, Complete: 1}); s.Ended != want {
+		t.Errorf("connections have ended as %+v, want %+v", s.Ended, want)
+	}
+	if a := s.Addresses; a.Responses != 3 || a.Bytes != 3*size || s.Policies.Responses != 0 {
+		t.Errorf("%+v, want 3 responses of %d bytes", a, size)
+	}
+}
+
 // ended is a logger and a channel with the reason of each connection's end.
 func ended() (*zap.Logger, <-chan zapcore.Entry) {
 	entries := make(chan zapcore.Entry, 1000)

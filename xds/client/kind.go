@@ -117,6 +117,7 @@ func without[T any](list []*T, names []string, key func(*T) string) []*T {
 // accept adds a response to an update, and returns an error for each resource
 // that is rejected.
 func (k *kind) accept(response *discovery.DeltaDiscoveryResponse, u *model.Update) (rejected []error) {
+	k.status.came(response)
 	if removed := response.GetRemovedResources(); len(removed) > 0 {
 		for _, name := range removed {
 			delete(k.resources, name)

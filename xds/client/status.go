@@ -1,7 +1,13 @@
 package client
 
 import (
+	"errors"
+	"io"
 	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/tacit-mesh/tacit/xds/wire"
 )
@@ -14,6 +20,7 @@ type Status struct {
 	Connected bool
 	Since     time.Time
 	LastError string // why the last connection ended; empty if none has
+	Ended     Ended  // connections that have
 	SaveError string // why the last export failed; empty if it did not
 	Addresses TypeStatus
 	Policies  TypeStatus
@@ -22,8 +29,18 @@ type Status struct {
 	Names, Unanswered int
 }
 
+// Ended counts connections by why they ended.
+type Ended struct {
+	Unanswered uint64 // there was no response
+	Lost       uint64 // with the server, or a balancer's word that it goes elsewhere
+	Failed     uint64 // refused by the server, or for what it has sent
+	Complete   uint64 // as the server had no more to say
+}
+
 // TypeStatus is the state of one type of resources.
 type TypeStatus struct {
+	Responses uint64    // that have come
+	Bytes     uint64    // of the resources in them
 	Resources int       // held and applied
 	Complete  bool      // the first full list is in
 	Nonce     string    // of the last response
@@ -55,6 +72,14 @@ func (k *kind) describe() TypeStatus {
 	return out
 }
 
+// came counts a response.
+func (s *TypeStatus) came(response *discovery.DeltaDiscoveryResponse) {
+	s.Responses++
+	for _, r := range response.GetResources() {
+		s.Bytes += uint64(len(r.GetResource().GetValue()))
+	}
+}
+
 func (s *TypeStatus) note(nonce, rejection string, now time.Time) {
 	s.Nonce = nonce
 	if rejection == "" {
@@ -73,13 +98,27 @@ func (c *Client) connected() {
 	}
 }
 
-func (c *Client) disconnected(err error) {
+func (c *Client) disconnected(responses int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.status.Ended.note(responses, err)
 	if c.status.Connected {
 		c.status.Connected, c.status.Since = false, time.Now()
 	}
 	c.status.LastError = errorText(err)
+}
+
+func (e *Ended) note(responses int, err error) {
+	switch code := status.Code(err); {
+	case responses == 0:
+		e.Unanswered++
+	case errors.Is(err, io.EOF):
+		e.Complete++
+	case code == codes.Unavailable || code == codes.Canceled || code == codes.DeadlineExceeded:
+		e.Lost++
+	default:
+		e.Failed++
+	}
 }
 
 func errorText(err error) string {

@@ -2,6 +2,9 @@ package lifecycle
 
 import (
 	"errors"
+	"fmt"
+	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -13,11 +16,16 @@ import (
 	"github.com/tacit-mesh/tacit/test/world"
 )
 
+// Where nodes answer as with ztunnel.
+const ztunnelAdmin, agentMetrics = "127.0.0.1:15000", "127.0.0.1:15013"
+
 // underIstio is a mesh whose agents have the pods from who plays Istio's CNI
 // agent, by node.
 func underIstio(t *testing.T) (*e2e.Mesh, map[string]*istio) {
 	t.Helper()
-	m, agents := e2e.Build(t, world.Config{ZDS: true}), map[string]*istio{}
+	m, agents := e2e.Build(t, world.Config{
+		ZDS: true, ProxyArgs: []string{"--istio-admin=" + ztunnelAdmin}, AgentArgs: []string{"--metrics=" + agentMetrics},
+	}), map[string]*istio{}
 	must(t, m.StartControl(m.Context()))
 	for _, node := range m.Nodes() {
 		i := &istio{Mesh: m, t: t, node: node}
@@ -140,5 +148,44 @@ func TestUnderIstio(t *testing.T) {
 	}
 	if n := m.Metric("b", "istio_tcp_connections_opened_total", "reporter=destination", "connection_security_policy=mutual_tls"); n != 2 {
 		t.Errorf("%v connections between the nodes were mutual TLS, want 2", n)
+	}
+}
+
+// Istio's own dashboard of ztunnel, and istioctl, find what they ask for.
+func TestShownAsZtunnel(t *testing.T) {
+	m, _ := underIstio(t)
+	serveEverywhere(m)
+	if _, err := m.Call("mesh/client", "198.18.2.10:8080"); err != nil {
+		t.Fatal(err)
+	}
+	must(t, m.Control().Kill())
+	must(t, m.StartControl(m.Context()))
+	ask := func(address string) string {
+		said, err := m.Node("a").HTTP().Get("http://" + address)
+		must(t, err)
+		defer said.Body.Close()
+		text, err := io.ReadAll(said.Body)
+		must(t, err)
+		return string(text)
+	}
+	m.Eventually("the control plane is connected again", func() error {
+		shown := ask("127.0.0.1:15020/stats/prometheus") + ask(agentMetrics+"/metrics")
+		for _, series := range []string{
+			`istio_build\{component="ztunnel",tag="[^"]+"\} 1`,
+			`istio_tcp_connections_opened_total\{.*\} [1-9]`, `istio_tcp_connections_closed_total\{.*\} [1-9]`,
+			`istio_tcp_sent_bytes_total\{.*\} [1-9]`, `istio_tcp_received_bytes_total\{.*\} [1-9]`,
+			`istio_xds_connection_terminations_total\{reason="Reconnect"\} [1-9]`,
+			`istio_xds_message_total\{url="type.googleapis.com/istio.workload.Address"\} [1-9]`,
+			`istio_xds_message_bytes_total\{url="type.googleapis.com/istio.workload.Address"\} [1-9]`,
+			`workload_manager_active_proxy_count [1-9]`, `workload_manager_pending_proxy_count 0`,
+		} {
+			if !regexp.MustCompile(`(?m)^` + series).MatchString(shown) {
+				return fmt.Errorf("no series %s in\n%s", series, shown)
+			}
+		}
+		return nil
+	})
+	if dump := ask(ztunnelAdmin + "/config_dump"); !strings.Contains(dump, `"name":"client"`) {
+		t.Errorf("the dump is %s", dump)
 	}
 }
