@@ -49,6 +49,7 @@ spec: {clusterIP: 10.96.7.3, selector: {app: server}, ports: [{port: 80, targetP
 // Everything that istiod gives, one after the other, as its start is slow.
 func TestIstiod(t *testing.T) {
 	m := start(t)
+	m.deployed()
 	p := m.follow("a")
 	p.first(t)
 	m.demand()
