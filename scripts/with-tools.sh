@@ -7,7 +7,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-say() { printf '\033[2m» %s\033[0m\n' "$*" >&2; }
+say() {
+  if [ -t 2 ] && [ -z "${NO_COLOR:-}" ]; then printf '\033[2m» %s\033[0m\n' "$*" >&2; else printf '» %s\n' "$*" >&2; fi
+}
 die() { printf 'with-tools: %s\n' "$*" >&2; exit 1; }
 
 # have PROGRAM: also where daemons and PostgreSQL's tools are kept.

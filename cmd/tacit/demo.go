@@ -54,6 +54,8 @@ It needs root, changes nothing of the machine's network, and leaves no trace.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config.Out = cmd.OutOrStdout()
 			kept := os.Getenv(keptVariable) != ""
+			// The front process of a kept one knows whether there is a terminal.
+			config.Color = (kept || isTerminal(config.Out)) && os.Getenv("NO_COLOR") == ""
 			if keep && !kept {
 				return startKept(cmd)
 			}
@@ -99,8 +101,12 @@ func startKept(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	behind := exec.Command("/proc/self/exe", os.Args[1:]...)
+	behind := exec.Command("/proc/self/exe")
+	behind.Args = os.Args
 	behind.Env = append(os.Environ(), keptVariable+"=1")
+	if !isTerminal(cmd.OutOrStdout()) {
+		behind.Env = append(behind.Env, "NO_COLOR=1")
+	}
 	behind.Stdout, behind.Stderr = out, out
 	behind.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := behind.Start(); err != nil {
@@ -166,17 +172,20 @@ func demoUICommand() *cobra.Command {
 		Short: "Show the map of a kept demo in a browser",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			kept, err := keptDemo()
-			if err != nil {
-				return err
-			}
-			// As process 1 of the demo sees it; a socket belongs to no network.
-			u.socket = filepath.Join("/proc", strconv.Itoa(kept.init), "root", demo.MapSocket)
-			return u.run(cmd)
+			return u.runInDemo(cmd)
 		},
 	}
 	u.browserFlags(cmd.Flags())
 	return cmd
+}
+
+func (u *ui) runInDemo(cmd *cobra.Command) error {
+	kept, err := keptDemo()
+	if err != nil {
+		return err
+	}
+	u.socket = kept.path(demo.MapSocket) // a socket belongs to no network
+	return u.run(cmd)
 }
 
 func demoEndCommand() *cobra.Command {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -14,11 +15,13 @@ import (
 	"github.com/tacit-mesh/tacit/cmd/tacit/records"
 	"github.com/tacit-mesh/tacit/cmd/tacit/show"
 	"github.com/tacit-mesh/tacit/deploy/cluster"
+	"github.com/tacit-mesh/tacit/test/demo"
 )
 
 // recorded is where the flags say that records of a kind are.
 type recorded[T any] struct {
 	from    string
+	demo    bool
 	cluster cluster.Flags
 	kind    records.Kind[T]
 	// everywhere: not in Tacit's namespace alone, but in all of them, or in the
@@ -31,10 +34,23 @@ type recorded[T any] struct {
 
 func (r *recorded[T]) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&r.from, "from", "", "`directory` of manifests that tacitd reads, where there is no Kubernetes")
+	cmd.Flags().BoolVar(&r.demo, "demo", false, "that of a demo of this machine that was kept (tacit demo --keep)")
+	cmd.MarkFlagsMutuallyExclusive("demo", "from")
 	clusterFlags(cmd.Flags(), &r.cluster)
 }
 
 func (r *recorded[T]) open(cmd *cobra.Command) (records.Store[T], error) {
+	if r.demo {
+		kept, err := keptDemo()
+		if err != nil {
+			return nil, err
+		}
+		// Reading follows links by their text, which those of /proc do not have.
+		if err := os.Chdir(kept.path(demo.Manifests)); err != nil {
+			return nil, fmt.Errorf("manifests of the demo: %w", err)
+		}
+		return records.Dir[T]{Path: ".", Kind: r.kind}, nil
+	}
 	if r.from != "" {
 		if cmd.Flag("kubeconfig").Changed || cmd.Flag("context").Changed {
 			return nil, errors.New("--from is about a directory of manifests, --kubeconfig and --context about a cluster: give one or the other")

@@ -28,18 +28,23 @@ import (
 type remote struct {
 	cluster cluster.Flags
 	node    string
+	demo    bool // ask the nodes of a kept demo
 	// connect is Flags.Connect but in tests.
 	connect func() (*cluster.Cluster, error)
 }
 
 func (r *remote) flags(f *pflag.FlagSet) {
 	clusterFlags(f, &r.cluster)
-	f.StringVar(&r.node, "node", "", "`name` of the one node of the cluster to ask")
+	f.StringVar(&r.node, "node", "", "`name` of the one node to ask of a cluster or the demo")
+	f.BoolVar(&r.demo, "demo", false, "ask the nodes of a demo of this machine that was kept (tacit demo --keep)")
 }
 
 // reach is the cluster that the flags mean; nil if the proxy behind the socket is
-// meant: it is named, or there is one and no flag is about a cluster.
+// meant: it is named, or there is one and no flag is about a cluster; or if a demo is.
 func (r *remote) reach(cmd *cobra.Command, socket string) (*cluster.Cluster, error) {
+	if r.demo {
+		return nil, nil
+	}
 	named := slices.ContainsFunc([]string{"kubeconfig", "context", "namespace", "node"}, func(name string) bool { return cmd.Flag(name).Changed })
 	if cmd.Flag("socket").Changed {
 		if named {
@@ -61,8 +66,12 @@ func (r *remote) reach(cmd *cobra.Command, socket string) (*cluster.Cluster, err
 	return c, err
 }
 
-// proxies are none if the proxy behind the socket is meant.
+// proxies are those of a cluster or of the demo; none if the proxy behind the
+// socket is meant.
 func (r *remote) proxies(cmd *cobra.Command, socket string, what about) ([]answerer, error) {
+	if r.demo {
+		return r.proxiesOfDemo(cmd, what)
+	}
 	c, err := r.reach(cmd, socket)
 	if c == nil || err != nil {
 		return nil, err

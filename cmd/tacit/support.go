@@ -77,11 +77,14 @@ Exit status: 0 all is there, 4 something is missing or cut, 1 nothing is packed.
 		}
 		return f.run(cmd)
 	}
-	_ = set.MarkHidden("output") // there is but one form
+	_ = errors.Join(set.MarkHidden("output"), set.MarkHidden("demo")) // there is but one form, and neither one proxy nor a cluster
 	return cmd
 }
 
 func (f *supportFlags) run(cmd *cobra.Command) error {
+	if f.remote.demo {
+		return errors.New("support: of a demo it packs one node: tacit demo --keep says how")
+	}
 	parts, err := f.parts(cmd)
 	if err != nil {
 		return err

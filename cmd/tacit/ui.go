@@ -34,6 +34,7 @@ const uiPort = 15017
 type ui struct {
 	cluster cluster.Flags
 	socket  string
+	demo    bool
 	port    int
 	open    bool
 	// connect is Flags.Connect but in tests.
@@ -66,8 +67,15 @@ everything.`,
 	}
 	clusterFlags(cmd.Flags(), &u.cluster)
 	cmd.Flags().StringVar(&u.socket, "socket", "", "`path` of the socket of a tacitd outside of a cluster")
+	cmd.Flags().BoolVar(&u.demo, "demo", false, "that of a demo of this machine that was kept, as tacit demo ui")
+	cmd.MarkFlagsMutuallyExclusive("demo", "socket")
 	u.browserFlags(cmd.Flags())
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return u.run(cmd) }
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if u.demo {
+			return u.runInDemo(cmd)
+		}
+		return u.run(cmd)
+	}
 	return cmd
 }
 

@@ -39,11 +39,16 @@ func nearest(names map[string]struct{}, name string) []string {
 	var near []candidate
 	for other := range names {
 		most := max(2, len(name)/3)
-		if abs(len(other)-len(name)) > most && !strings.HasPrefix(other, name) {
+		_, bare, _ := strings.Cut(other, "/")
+		if bare == name { // it lacks nothing but its namespace
+			near = append(near, candidate{other, 0})
 			continue
 		}
-		d := distance(name, other)
-		if d <= most || strings.HasPrefix(other, name) { // the latter lacks the hash of a ReplicaSet, say
+		lacks := strings.HasPrefix(other, name) || strings.HasPrefix(bare, name+"-") // the hash of a ReplicaSet, say
+		if abs(len(other)-len(name)) > most && !lacks {
+			continue
+		}
+		if d := distance(name, other); d <= most || lacks {
 			near = append(near, candidate{other, d})
 		}
 	}

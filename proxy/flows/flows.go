@@ -116,7 +116,10 @@ func (l *Log) Add(e *Event) {
 		return
 	}
 	class := classOf(e)
-	weight := l.kept[class].admit(e.Time)
+	weight, before := l.kept[class].admit(e.Time)
+	if class != opening {
+		l.rings[class].addToLast(before)
+	}
 	if weight == 0 {
 		return
 	}

@@ -162,13 +162,31 @@ func TestSampling(t *testing.T) {
 }
 
 // From its second second on, a sample is spread over the whole of it.
+// What came later does not stand for a burst that it has nothing to do with.
+func TestWeightsOfABurst(t *testing.T) {
+	const burst = 3 * perSecond
+	l := New(1<<16, noon)
+	for range burst {
+		l.Add(event(noon))
+	}
+	l.Add(event(noon.Add(time.Minute)))
+	all := l.Flows(nil, time.Time{}, 1<<20)
+	total := 0
+	for _, f := range all {
+		total += f.Weight
+	}
+	if last := all[len(all)-1]; last.Weight != 1 || total != burst+1 {
+		t.Errorf("what came a minute later stands for %d, all for %d, want 1 and %d", last.Weight, total, burst+1)
+	}
+}
+
 func TestSampleIsSpread(t *testing.T) {
 	var s sampler
 	var lastKept int
 	for second := range 3 {
 		for i := range 10_000 {
 			at := noon.Add(time.Duration(second)*time.Second + time.Duration(i)*100*time.Microsecond)
-			if s.admit(at) > 0 {
+			if weight, _ := s.admit(at); weight > 0 {
 				lastKept = i
 			}
 		}

@@ -24,6 +24,14 @@ func (r *ring) next() *record {
 	return &r.chunks[i/chunk][i%chunk]
 }
 
+// addToLast has the newest record stand for more; there may be none.
+func (r *ring) addToLast(weight int) {
+	if weight > 0 && r.written > 0 {
+		i := int((r.written - 1) % uint64(r.size))
+		r.chunks[i/chunk][i%chunk].weight += weight
+	}
+}
+
 // late is by how much a connection may be told of after others that ended
 // later.
 const late = 5 * time.Second

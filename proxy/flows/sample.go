@@ -31,22 +31,26 @@ type sampler struct {
 }
 
 // admit returns how many events this one stands for, itself included; 0 if it
-// is not kept. The sum of all weights is that of all events, but for the last
-// few that were not kept yet.
-func (s *sampler) admit(now time.Time) (weight int) {
+// is not kept. Those before it that nothing stands for yet are left to the last
+// that was kept, if this one comes much later and has nothing to do with them.
+// The sum of all weights is that of all events, but for the last few that were
+// not kept yet.
+func (s *sampler) admit(now time.Time) (weight, before int) {
 	if second := now.Unix(); second != s.second && second != s.second-1 { // events may come a little out of order
 		s.stride = 1
 		if second == s.second+1 {
 			s.stride = max(1, (s.seen+perSecond-1)/perSecond)
+		} else {
+			before, s.skipped = s.skipped, 0
 		}
 		s.second, s.seen, s.kept = second, 0, 0
 	}
 	s.seen++
 	if s.kept >= perSecond || s.skipped+1 < s.stride {
 		s.skipped++
-		return 0
+		return 0, before
 	}
 	s.kept++
 	weight, s.skipped = s.skipped+1, 0
-	return weight
+	return weight, before
 }

@@ -26,6 +26,7 @@ type Config struct {
 	Manifests string // directory of the demo's manifests
 	Programs  string // directory of the programs
 	Out       io.Writer
+	Color     bool // Out is a terminal that shows colours
 }
 
 // Demo is a world with everything running.
@@ -39,12 +40,22 @@ type Demo struct {
 // MapSocket is where the control plane serves the map, as its world sees it.
 const MapSocket = "/run/tacit/ui.sock"
 
+// Where its world has the manifests that are live, and the admin sockets of all
+// nodes' proxies, as a pattern.
+const (
+	Manifests    = "/run/tacit/w1/manifests"
+	AdminSockets = "/run/tacit/w1/nodes/*/proxy/admin*.sock"
+)
+
+// NodeOf is the name of the node whose admin socket it is.
+func NodeOf(socket string) string { return filepath.Base(filepath.Dir(filepath.Dir(socket))) }
+
 // patience bounds each single wait: everything here takes well below it.
 const patience = 20 * time.Second
 
 // Start builds the world and starts everything in it.
 func Start(ctx context.Context, c Config) (*Demo, error) {
-	d := &Demo{config: c, out: printer{w: c.Out}, began: time.Now()}
+	d := &Demo{config: c, out: printer{c.Out, c.Color}, began: time.Now()}
 	d.out.title("Tacit: two nodes made of network namespaces, real programs in their pods")
 	w, err := world.New(ctx, world.Config{Manifests: c.Manifests, Programs: c.Programs, ControlArgs: []string{"--ui", MapSocket}})
 	if err != nil {
@@ -145,16 +156,21 @@ func (d *Demo) Close() error { return d.world.Close() }
 func (d *Demo) LookAround(program string) {
 	node := d.world.Node("b")
 	d.out.title("The demo stays up. Have a look around:")
-	d.out.table([][]string{
-		{program + " demo enter shop/frontend curl -s http://web", "run something in a pod"},
-		{program + " demo enter shop/frontend", "a shell in a pod: try ss, ip, iptables-save, curl"},
-		{program + " demo enter b " + filepath.Join(d.config.Programs, "tacit") + " connections --socket " + node.AdminSocket(), "what node b's proxy carries"},
-		{program + " demo ui", "the map of who talks to whom, for a browser on this machine"},
-		{program + " demo enter b curl -s " + node.MetricsURL(), "its metrics"},
-		{program + " demo enter b tail -f " + node.Proxy().Log, "its log"},
-		{program + " demo enter b " + filepath.Join(d.config.Programs, "tacit") + " support -f /tmp/demo.tar.gz --socket " + node.AdminSocket() +
-			" --metrics " + node.MetricsURL() + " --log " + node.Proxy().Log, "pack what a maintainer would ask for"},
-		{program + " demo enter b ls " + d.world.Manifests(), "the manifests; edit them, they are live"},
-		{program + " demo end", "end it, leaving no trace"},
-	})
+	for _, hint := range []struct{ what, command string }{
+		{"something that runs in a pod", "demo enter shop/frontend curl -s http://web"},
+		{"a shell in a pod: try ss, ip, iptables-save, curl", "demo enter shop/frontend"},
+		{"why a call is denied", "explain --demo --from shop/worker --to web.shop:80"},
+		{"what goes through the proxies now; flows, top, coverage and all others that ask take --demo, too", "tap --demo"},
+		{"the map of who talks to whom, for a browser on this machine", "demo ui"},
+		{"the mesh out of a pod's way for a while", `bypass shop/redis --demo --for 5m --reason "a look around"`},
+		{"metrics of node b's proxy", "demo enter b curl -s " + node.MetricsURL()},
+		{"its log", "demo enter b tail -f " + node.Proxy().Log},
+		{"an archive of what a maintainer would ask for", "demo enter b " + filepath.Join(d.config.Programs, "tacit") + " support -f /tmp/demo.tar.gz --socket " + node.AdminSocket() +
+			" --metrics " + node.MetricsURL() + " --log " + node.Proxy().Log},
+		{"the manifests; edit them, they are live", "demo enter b ls " + d.world.Manifests()},
+		{"its end, leaving no trace", "demo end"},
+	} {
+		d.out.say("%s# %s%s", dim, hint.what, plain)
+		d.out.say("%s %s", program, hint.command)
+	}
 }

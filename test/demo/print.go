@@ -10,7 +10,10 @@ import (
 
 // printer writes for a person at a terminal. Its errors are of no interest:
 // nobody is there to read then.
-type printer struct{ w io.Writer }
+type printer struct {
+	w     io.Writer
+	color bool
+}
 
 const (
 	bold  = "\x1b[1m"
@@ -20,7 +23,15 @@ const (
 	plain = "\x1b[0m"
 )
 
-func (p printer) print(format string, args ...any) { _, _ = fmt.Fprintf(p.w, format, args...) }
+func (p printer) print(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if !p.color {
+		for _, code := range []string{bold, green, red, dim, plain} {
+			text = strings.ReplaceAll(text, code, "")
+		}
+	}
+	_, _ = io.WriteString(p.w, text)
+}
 
 func (p printer) title(text string) { p.print("\n%s%s%s\n", bold, text, plain) }
 

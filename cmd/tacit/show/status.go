@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/tacit-mesh/tacit/proxy/admin"
 )
@@ -30,7 +31,7 @@ func (p Printer) Status(s admin.Status) error {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Sections)) {
-		if _, err := fmt.Fprintf(p.Out, "\n%s\n", p.bold(strings.ToUpper(clean(name)))); err != nil {
+		if _, err := fmt.Fprintf(p.Out, "\n%s\n", p.bold(title(clean(name)))); err != nil {
 			return err
 		}
 		if err := p.table(section(s.Sections[name])); err != nil {
@@ -116,7 +117,7 @@ func section(text json.RawMessage) [][]string {
 	if object, ok := members(text); ok {
 		rows := [][]string{}
 		for _, m := range object {
-			rows = append(rows, []string{m.name, plain(m.value)})
+			rows = append(rows, []string{words(m.name), plain(m.value)})
 		}
 		return rows
 	}
@@ -147,7 +148,7 @@ func section(text json.RawMessage) [][]string {
 func columns(heading []string, objects [][]member) [][]string {
 	rows := [][]string{make([]string, len(heading))}
 	for i, name := range heading {
-		rows[0][i] = strings.ToUpper(name)
+		rows[0][i] = title(name)
 	}
 	for _, object := range objects {
 		row := make([]string, len(heading))
@@ -183,16 +184,44 @@ func members(text json.RawMessage) ([]member, bool) {
 	return out, true
 }
 
-// plain is a string without its quotes, a list of such strings with commas,
-// and any other value as JSON.
+// plain is a string without its quotes, a time to the second, a list of strings
+// with commas, an object as its members that say something, and any other value
+// as JSON.
 func plain(value json.RawMessage) string {
 	var s string
 	if json.Unmarshal(value, &s) == nil {
+		if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
+			return moment(t)
+		}
 		return s
 	}
 	var all []string
 	if json.Unmarshal(value, &all) == nil {
 		return strings.Join(all, ", ")
 	}
+	if object, ok := members(value); ok {
+		for _, m := range object {
+			if text := plain(m.value); text != "" {
+				all = append(all, words(m.name)+" "+text)
+			}
+		}
+		return strings.Join(all, ", ")
+	}
 	return string(value)
+}
+
+func title(name string) string { return strings.ToUpper(words(name)) }
+
+// words are those that the name of a member is made of.
+func words(name string) string {
+	var out strings.Builder
+	wasLower := false
+	for _, r := range name {
+		if wasLower && unicode.IsUpper(r) {
+			out.WriteByte(' ')
+		}
+		wasLower = unicode.IsLower(r)
+		out.WriteRune(unicode.ToLower(r))
+	}
+	return out.String()
 }
