@@ -94,7 +94,7 @@ func isManifest(path string) bool {
 // lose notes that what is at and below a path cannot be known now.
 func (s *scan) lose(path string, err error) {
 	s.lost = append(s.lost, path)
-	s.errs = append(s.errs, &Error{File: path, Err: fmt.Errorf("cannot be read, what it held before stays: %w", err)})
+	s.errs = append(s.errs, &Error{File: path, Err: fmt.Errorf("cannot be read: %w", err)})
 }
 
 func (s *scan) read(path string, size int64) {

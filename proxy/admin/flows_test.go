@@ -168,6 +168,23 @@ func TestTapsAreBounded(t *testing.T) {
 	}
 }
 
+func TestNearest(t *testing.T) {
+	names := map[string]struct{}{}
+	for _, name := range []string{"shop/frontend", "shop/frontend-7d4b9", "shop/front", "web/frontends", "shop/", "other/backend"} {
+		names[name] = struct{}{}
+	}
+	for name, want := range map[string]string{
+		"frontend":      "shop/frontend shop/frontend-7d4b9", // without its namespace
+		"shop/frontent": "shop/frontend shop/front",
+		"shp/":          "shop/",
+		"nothing/here":  "",
+	} {
+		if got := strings.Join(nearest(names, name), " "); got != want {
+			t.Errorf("near %s: %q, want %q", name, got, want)
+		}
+	}
+}
+
 func TestDistance(t *testing.T) {
 	for _, test := range []struct {
 		a, b string
