@@ -8,7 +8,6 @@ import (
 	"strings"
 	"testing"
 
-
 	"github.com/tacit-mesh/tacit/proxy/admin"
 )
 
