@@ -105,6 +105,11 @@ status: {podIPs: [{ip: 198.18.1.1}, {ip: "fd00:7ac1::1"}], conditions: [{type: R
 		SkipInbound:       model.PortSet{{First: 5432, Last: 5432}, {First: 9000, Last: 9100}},
 		SkipOutbound:      model.PortSet{{First: 25, Last: 25}},
 		SkipOutboundCIDRs: []netip.Prefix{netip.MustParsePrefix("198.18.8.0/24")},
+		SkippedBy: &model.SkippedBy{
+			Inbound:       "pod annotation tacit.mesh/skip-inbound-ports",
+			Outbound:      "namespace annotation tacit.mesh/skip-outbound-ports",
+			OutboundCIDRs: "pod annotation tacit.mesh/skip-outbound-cidrs",
+		},
 	}
 	if diff := cmp.Diff(want, got, ignoreOrder); diff != "" {
 		t.Error(diff)

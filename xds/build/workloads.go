@@ -82,8 +82,11 @@ func podWorkload(s Settings, pod *corev1.Pod, ns *corev1.Namespace, where model.
 	if ns != nil {
 		nsAnnotations = ns.Annotations
 	}
-	skips, skipErrs := model.ReadSkips(pod.Annotations, nsAnnotations, s.Skips)
+	skips, by, skipErrs := model.ExplainSkips(pod.Annotations, nsAnnotations, s.Skips)
 	w.SkipInbound, w.SkipOutbound, w.SkipOutboundCIDRs = skips.Inbound, skips.Outbound, skips.OutboundCIDRs
+	if by != (model.SkippedBy{}) {
+		w.SkippedBy = &by
+	}
 	return w, append(errs, skipErrs...)
 }
 

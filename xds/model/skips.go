@@ -50,6 +50,10 @@ type Skips struct {
 	OutboundCIDRs []netip.Prefix
 }
 
+// SkippedBy names the annotations that the lists of Skips come from, for people;
+// each is empty where its list is.
+type SkippedBy struct{ Inbound, Outbound, OutboundCIDRs string }
+
 // skipsAnnotation, on a namespace, narrows the mesh's mode there.
 const skipsAnnotation = "tacit.mesh/skips"
 
@@ -71,27 +75,33 @@ type skipAnnotation struct {
 // does not parse, or that the settings refuse, is an error that names the
 // annotation; a list that does not parse skips nothing.
 func ReadSkips(pod, namespace map[string]string, s SkipSettings) (Skips, []error) {
+	skips, _, errs := ExplainSkips(pod, namespace, s)
+	return skips, errs
+}
+
+// ExplainSkips is ReadSkips, and says by which annotations.
+func ExplainSkips(pod, namespace map[string]string, s SkipSettings) (skips Skips, by SkippedBy, errs []error) {
 	r := skipReader{pod: pod, namespace: namespace, listed: s.Listed}
 	r.mode = r.narrowed(s.Mode)
-	skips := Skips{
-		Inbound: r.ports([]skipAnnotation{
+	skips = Skips{
+		Inbound: r.ports(&by.Inbound, []skipAnnotation{
 			{"tacit.mesh/skip-inbound-ports", true},
 			{"config.linkerd.io/skip-inbound-ports", true},
 			{"linkerd.io/skip-inbound-ports", true},
 			{"traffic.sidecar.istio.io/excludeInboundPorts", false},
 		}),
-		Outbound: r.ports([]skipAnnotation{
+		Outbound: r.ports(&by.Outbound, []skipAnnotation{
 			{"tacit.mesh/skip-outbound-ports", true},
 			{"config.linkerd.io/skip-outbound-ports", true},
 			{"linkerd.io/skip-outbound-ports", true},
 			{"traffic.sidecar.istio.io/excludeOutboundPorts", false},
 		}),
-		OutboundCIDRs: r.cidrs([]skipAnnotation{
+		OutboundCIDRs: r.cidrs(&by.OutboundCIDRs, []skipAnnotation{
 			{"tacit.mesh/skip-outbound-cidrs", true},
 			{"traffic.sidecar.istio.io/excludeOutboundIPRanges", false},
 		}),
 	}
-	return skips, r.errs
+	return skips, by, r.errs
 }
 
 type skipReader struct {
@@ -141,7 +151,15 @@ func (r *skipReader) find(names []skipAnnotation) []written {
 	return namespace
 }
 
-func (r *skipReader) ports(names []skipAnnotation) PortSet {
+// and adds a name to a list of them.
+func and(names *string, name string) {
+	if *names != "" {
+		name = *names + " and " + name
+	}
+	*names = name
+}
+
+func (r *skipReader) ports(by *string, names []skipAnnotation) PortSet {
 	var set PortSet
 	for _, a := range r.find(names) {
 		ports, err := ParsePorts(a.value)
@@ -152,7 +170,10 @@ func (r *skipReader) ports(names []skipAnnotation) PortSet {
 			r.failf("%s: %w", a.name, err)
 			continue
 		}
-		set = append(set, r.permitted(a.name, ports)...)
+		if ports = r.permitted(a.name, ports); len(ports) > 0 {
+			set = append(set, ports...)
+			and(by, a.name)
+		}
 	}
 	return merged(set)
 }
@@ -174,7 +195,7 @@ func (r *skipReader) permitted(name string, ports PortSet) PortSet {
 	})
 }
 
-func (r *skipReader) cidrs(names []skipAnnotation) []netip.Prefix {
+func (r *skipReader) cidrs(by *string, names []skipAnnotation) []netip.Prefix {
 	var out []netip.Prefix
 	for _, a := range r.find(names) {
 		cidrs, err := ParseCIDRs(a.value)
@@ -186,8 +207,9 @@ func (r *skipReader) cidrs(names []skipAnnotation) []netip.Prefix {
 			r.failf("%s: %w", a.name, err)
 		case len(cidrs) > 0 && r.mode != SkipsAny:
 			r.failf("%s: destinations may not be skipped here", a.name)
-		default:
+		case len(cidrs) > 0:
 			out = append(out, cidrs...)
+			and(by, a.name)
 		}
 	}
 	slices.SortFunc(out, netip.Prefix.Compare)

@@ -133,6 +133,25 @@ func TestReadSkips(t *testing.T) {
 	}
 }
 
+func TestExplainSkips(t *testing.T) {
+	pod := map[string]string{
+		"tacit.mesh/skip-inbound-ports": "5432", "config.linkerd.io/skip-inbound-ports": "6379", "linkerd.io/skip-inbound-ports": "none of these",
+		"tacit.mesh/skip-outbound-cidrs": "",
+	}
+	namespace := map[string]string{"tacit.mesh/skip-inbound-ports": "80", "config.linkerd.io/skip-outbound-ports": "25", "tacit.mesh/skip-outbound-cidrs": "10.0.0.0/8"}
+	_, by, _ := ExplainSkips(pod, namespace, SkipSettings{Mode: SkipsAny})
+	want := SkippedBy{
+		Inbound:  "pod annotation tacit.mesh/skip-inbound-ports and pod annotation config.linkerd.io/skip-inbound-ports",
+		Outbound: "namespace annotation config.linkerd.io/skip-outbound-ports",
+	}
+	if by != want {
+		t.Errorf("skipped by %+v, want %+v", by, want)
+	}
+	if _, by, errs := ExplainSkips(pod, namespace, SkipSettings{Mode: SkipsNone}); by != (SkippedBy{}) || len(errs) == 0 {
+		t.Errorf("what is refused skips by %+v", by)
+	}
+}
+
 func TestReadSkipsBoundsTheList(t *testing.T) {
 	var list []string
 	for p := range maxSkips + 1 {

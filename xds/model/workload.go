@@ -79,6 +79,8 @@ type Workload struct {
 	SkipInbound       PortSet
 	SkipOutbound      PortSet
 	SkipOutboundCIDRs []netip.Prefix
+	// SkippedBy says where these come from; nil: nowhere, or that is not known.
+	SkippedBy *SkippedBy
 
 	Paths PathNormalization // of requests to this workload
 

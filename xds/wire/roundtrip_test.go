@@ -127,9 +127,12 @@ func drawWorkload(t *rapid.T) *model.Workload {
 		SkipInbound:       list(t, portRange, "skip inbound"),
 		SkipOutbound:      list(t, portRange, "skip outbound"),
 		SkipOutboundCIDRs: list(t, prefix, "skip cidrs"),
-		Paths:             rapid.SampledFrom([]model.PathNormalization{model.NormalizeBase, model.NormalizeMergeSlashes, model.NormalizeDecodeAndMergeSlashes, model.NormalizeNone}).Draw(t, "paths"),
-		Waypoint:          rapid.Ptr(gateway, true).Draw(t, "waypoint"),
-		NetworkGateway:    rapid.Ptr(gateway, true).Draw(t, "network gateway"),
+		SkippedBy: rapid.Ptr(rapid.Map(text, func(by string) model.SkippedBy {
+			return model.SkippedBy{Inbound: by + "in", Outbound: by + "out", OutboundCIDRs: by}
+		}), true).Draw(t, "skipped by"),
+		Paths:          rapid.SampledFrom([]model.PathNormalization{model.NormalizeBase, model.NormalizeMergeSlashes, model.NormalizeDecodeAndMergeSlashes, model.NormalizeNone}).Draw(t, "paths"),
+		Waypoint:       rapid.Ptr(gateway, true).Draw(t, "waypoint"),
+		NetworkGateway: rapid.Ptr(gateway, true).Draw(t, "network gateway"),
 		Tunnel: rapid.Ptr(rapid.Map(rapid.Uint16(), func(port uint16) model.ApplicationTunnel {
 			return model.ApplicationTunnel{Port: port, PROXY: port%2 == 0}
 		}), true).Draw(t, "tunnel"),

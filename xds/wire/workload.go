@@ -228,6 +228,9 @@ func encodeWorkloadExtension(w *model.Workload) ([]*workload.Extension, error) {
 		TrustDomainAliases: w.TrustDomainAliases,
 		Bypass:             w.Bypass,
 	}
+	if by := w.SkippedBy; by != nil {
+		ext.SkippedBy = &tacit.SkippedBy{Inbound: by.Inbound, Outbound: by.Outbound, OutboundCidrs: by.OutboundCIDRs}
+	}
 	if proto.Size(ext) == 0 {
 		return nil, nil
 	}
@@ -256,6 +259,9 @@ func decodeWorkloadExtension(list []*workload.Extension, out *model.Workload) er
 	out.Paths = decodePaths(ext.GetPaths())
 	out.TrustDomainAliases = ext.GetTrustDomainAliases()
 	out.Bypass = ext.GetBypass()
+	if by := ext.GetSkippedBy(); by != nil {
+		out.SkippedBy = &model.SkippedBy{Inbound: by.GetInbound(), Outbound: by.GetOutbound(), OutboundCIDRs: by.GetOutboundCidrs()}
+	}
 	return nil
 }
 

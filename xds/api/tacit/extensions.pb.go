@@ -92,7 +92,9 @@ type WorkloadExtension struct {
 	TrustDomainAliases []string `protobuf:"bytes,8,rep,name=trust_domain_aliases,json=trustDomainAliases,proto3" json:"trust_domain_aliases,omitempty"`
 	// NAMESPACE/NAME of the Bypass that is in force for it: policies deny nothing
 	// there.
-	Bypass        string `protobuf:"bytes,9,opt,name=bypass,proto3" json:"bypass,omitempty"`
+	Bypass string `protobuf:"bytes,9,opt,name=bypass,proto3" json:"bypass,omitempty"`
+	// Absent: nothing is skipped, or the sender does not say why.
+	SkippedBy     *SkippedBy `protobuf:"bytes,10,opt,name=skipped_by,json=skippedBy,proto3" json:"skipped_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -190,6 +192,74 @@ func (x *WorkloadExtension) GetBypass() string {
 	return ""
 }
 
+func (x *WorkloadExtension) GetSkippedBy() *SkippedBy {
+	if x != nil {
+		return x.SkippedBy
+	}
+	return nil
+}
+
+// Which annotations lists of skips come from, in words for people.
+type SkippedBy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Inbound       string                 `protobuf:"bytes,1,opt,name=inbound,proto3" json:"inbound,omitempty"`
+	Outbound      string                 `protobuf:"bytes,2,opt,name=outbound,proto3" json:"outbound,omitempty"`
+	OutboundCidrs string                 `protobuf:"bytes,3,opt,name=outbound_cidrs,json=outboundCidrs,proto3" json:"outbound_cidrs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SkippedBy) Reset() {
+	*x = SkippedBy{}
+	mi := &file_xds_api_tacit_extensions_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SkippedBy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SkippedBy) ProtoMessage() {}
+
+func (x *SkippedBy) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_api_tacit_extensions_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SkippedBy.ProtoReflect.Descriptor instead.
+func (*SkippedBy) Descriptor() ([]byte, []int) {
+	return file_xds_api_tacit_extensions_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SkippedBy) GetInbound() string {
+	if x != nil {
+		return x.Inbound
+	}
+	return ""
+}
+
+func (x *SkippedBy) GetOutbound() string {
+	if x != nil {
+		return x.Outbound
+	}
+	return ""
+}
+
+func (x *SkippedBy) GetOutboundCidrs() string {
+	if x != nil {
+		return x.OutboundCidrs
+	}
+	return ""
+}
+
 // Of istio.workload.Service, under the name tacit.mesh/service.
 type ServiceExtension struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -201,7 +271,7 @@ type ServiceExtension struct {
 
 func (x *ServiceExtension) Reset() {
 	*x = ServiceExtension{}
-	mi := &file_xds_api_tacit_extensions_proto_msgTypes[1]
+	mi := &file_xds_api_tacit_extensions_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -213,7 +283,7 @@ func (x *ServiceExtension) String() string {
 func (*ServiceExtension) ProtoMessage() {}
 
 func (x *ServiceExtension) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_tacit_extensions_proto_msgTypes[1]
+	mi := &file_xds_api_tacit_extensions_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -226,7 +296,7 @@ func (x *ServiceExtension) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceExtension.ProtoReflect.Descriptor instead.
 func (*ServiceExtension) Descriptor() ([]byte, []int) {
-	return file_xds_api_tacit_extensions_proto_rawDescGZIP(), []int{1}
+	return file_xds_api_tacit_extensions_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ServiceExtension) GetClientIpAffinity() uint32 {
@@ -250,7 +320,7 @@ type PolicyExtension struct {
 
 func (x *PolicyExtension) Reset() {
 	*x = PolicyExtension{}
-	mi := &file_xds_api_tacit_extensions_proto_msgTypes[2]
+	mi := &file_xds_api_tacit_extensions_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -262,7 +332,7 @@ func (x *PolicyExtension) String() string {
 func (*PolicyExtension) ProtoMessage() {}
 
 func (x *PolicyExtension) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_tacit_extensions_proto_msgTypes[2]
+	mi := &file_xds_api_tacit_extensions_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -275,7 +345,7 @@ func (x *PolicyExtension) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyExtension.ProtoReflect.Descriptor instead.
 func (*PolicyExtension) Descriptor() ([]byte, []int) {
-	return file_xds_api_tacit_extensions_proto_rawDescGZIP(), []int{2}
+	return file_xds_api_tacit_extensions_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *PolicyExtension) GetUnknown() string {
@@ -308,7 +378,7 @@ type MatchExtension struct {
 
 func (x *MatchExtension) Reset() {
 	*x = MatchExtension{}
-	mi := &file_xds_api_tacit_extensions_proto_msgTypes[3]
+	mi := &file_xds_api_tacit_extensions_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -320,7 +390,7 @@ func (x *MatchExtension) String() string {
 func (*MatchExtension) ProtoMessage() {}
 
 func (x *MatchExtension) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_tacit_extensions_proto_msgTypes[3]
+	mi := &file_xds_api_tacit_extensions_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -333,7 +403,7 @@ func (x *MatchExtension) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchExtension.ProtoReflect.Descriptor instead.
 func (*MatchExtension) Descriptor() ([]byte, []int) {
-	return file_xds_api_tacit_extensions_proto_rawDescGZIP(), []int{3}
+	return file_xds_api_tacit_extensions_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *MatchExtension) GetSourceLabels() []*LabelMatch {
@@ -382,7 +452,7 @@ type PortRange struct {
 
 func (x *PortRange) Reset() {
 	*x = PortRange{}
-	mi := &file_xds_api_tacit_extensions_proto_msgTypes[4]
+	mi := &file_xds_api_tacit_extensions_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -394,7 +464,7 @@ func (x *PortRange) String() string {
 func (*PortRange) ProtoMessage() {}
 
 func (x *PortRange) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_tacit_extensions_proto_msgTypes[4]
+	mi := &file_xds_api_tacit_extensions_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -407,7 +477,7 @@ func (x *PortRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRange.ProtoReflect.Descriptor instead.
 func (*PortRange) Descriptor() ([]byte, []int) {
-	return file_xds_api_tacit_extensions_proto_rawDescGZIP(), []int{4}
+	return file_xds_api_tacit_extensions_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PortRange) GetFirst() uint32 {
@@ -434,7 +504,7 @@ type LabelMatch struct {
 
 func (x *LabelMatch) Reset() {
 	*x = LabelMatch{}
-	mi := &file_xds_api_tacit_extensions_proto_msgTypes[5]
+	mi := &file_xds_api_tacit_extensions_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +516,7 @@ func (x *LabelMatch) String() string {
 func (*LabelMatch) ProtoMessage() {}
 
 func (x *LabelMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_tacit_extensions_proto_msgTypes[5]
+	mi := &file_xds_api_tacit_extensions_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +529,7 @@ func (x *LabelMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelMatch.ProtoReflect.Descriptor instead.
 func (*LabelMatch) Descriptor() ([]byte, []int) {
-	return file_xds_api_tacit_extensions_proto_rawDescGZIP(), []int{5}
+	return file_xds_api_tacit_extensions_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *LabelMatch) GetKey() string {
@@ -487,7 +557,7 @@ type TimeWindow struct {
 
 func (x *TimeWindow) Reset() {
 	*x = TimeWindow{}
-	mi := &file_xds_api_tacit_extensions_proto_msgTypes[6]
+	mi := &file_xds_api_tacit_extensions_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -499,7 +569,7 @@ func (x *TimeWindow) String() string {
 func (*TimeWindow) ProtoMessage() {}
 
 func (x *TimeWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_api_tacit_extensions_proto_msgTypes[6]
+	mi := &file_xds_api_tacit_extensions_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -512,7 +582,7 @@ func (x *TimeWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimeWindow.ProtoReflect.Descriptor instead.
 func (*TimeWindow) Descriptor() ([]byte, []int) {
-	return file_xds_api_tacit_extensions_proto_rawDescGZIP(), []int{6}
+	return file_xds_api_tacit_extensions_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TimeWindow) GetFirst() uint32 {
@@ -533,7 +603,7 @@ var File_xds_api_tacit_extensions_proto protoreflect.FileDescriptor
 
 const file_xds_api_tacit_extensions_proto_rawDesc = "" +
 	"\n" +
-	"\x1exds/api/tacit/extensions.proto\x12\btacit.v1\x1a$xds/api/security/authorization.proto\"\x82\x04\n" +
+	"\x1exds/api/tacit/extensions.proto\x12\btacit.v1\x1a$xds/api/security/authorization.proto\"\xb6\x04\n" +
 	"\x11WorkloadExtension\x12\x17\n" +
 	"\apod_uid\x18\x01 \x01(\tR\x06podUid\x126\n" +
 	"\fskip_inbound\x18\x02 \x03(\v2\x13.tacit.v1.PortRangeR\vskipInbound\x128\n" +
@@ -543,10 +613,17 @@ const file_xds_api_tacit_extensions_proto_rawDesc = "" +
 	"\vterminating\x18\x06 \x01(\bR\vterminating\x121\n" +
 	"\x05paths\x18\a \x01(\x0e2\x1b.tacit.v1.PathNormalizationR\x05paths\x120\n" +
 	"\x14trust_domain_aliases\x18\b \x03(\tR\x12trustDomainAliases\x12\x16\n" +
-	"\x06bypass\x18\t \x01(\tR\x06bypass\x1a9\n" +
+	"\x06bypass\x18\t \x01(\tR\x06bypass\x122\n" +
+	"\n" +
+	"skipped_by\x18\n" +
+	" \x01(\v2\x13.tacit.v1.SkippedByR\tskippedBy\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"@\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"h\n" +
+	"\tSkippedBy\x12\x18\n" +
+	"\ainbound\x18\x01 \x01(\tR\ainbound\x12\x1a\n" +
+	"\boutbound\x18\x02 \x01(\tR\boutbound\x12%\n" +
+	"\x0eoutbound_cidrs\x18\x03 \x01(\tR\routboundCidrs\"@\n" +
 	"\x10ServiceExtension\x12,\n" +
 	"\x12client_ip_affinity\x18\x01 \x01(\rR\x10clientIpAffinity\"A\n" +
 	"\x0fPolicyExtension\x12\x18\n" +
@@ -588,36 +665,38 @@ func file_xds_api_tacit_extensions_proto_rawDescGZIP() []byte {
 }
 
 var file_xds_api_tacit_extensions_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_xds_api_tacit_extensions_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_xds_api_tacit_extensions_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_xds_api_tacit_extensions_proto_goTypes = []any{
 	(PathNormalization)(0),       // 0: tacit.v1.PathNormalization
 	(*WorkloadExtension)(nil),    // 1: tacit.v1.WorkloadExtension
-	(*ServiceExtension)(nil),     // 2: tacit.v1.ServiceExtension
-	(*PolicyExtension)(nil),      // 3: tacit.v1.PolicyExtension
-	(*MatchExtension)(nil),       // 4: tacit.v1.MatchExtension
-	(*PortRange)(nil),            // 5: tacit.v1.PortRange
-	(*LabelMatch)(nil),           // 6: tacit.v1.LabelMatch
-	(*TimeWindow)(nil),           // 7: tacit.v1.TimeWindow
-	nil,                          // 8: tacit.v1.WorkloadExtension.LabelsEntry
-	(*security.Address)(nil),     // 9: istio.security.Address
-	(*security.StringMatch)(nil), // 10: istio.security.StringMatch
+	(*SkippedBy)(nil),            // 2: tacit.v1.SkippedBy
+	(*ServiceExtension)(nil),     // 3: tacit.v1.ServiceExtension
+	(*PolicyExtension)(nil),      // 4: tacit.v1.PolicyExtension
+	(*MatchExtension)(nil),       // 5: tacit.v1.MatchExtension
+	(*PortRange)(nil),            // 6: tacit.v1.PortRange
+	(*LabelMatch)(nil),           // 7: tacit.v1.LabelMatch
+	(*TimeWindow)(nil),           // 8: tacit.v1.TimeWindow
+	nil,                          // 9: tacit.v1.WorkloadExtension.LabelsEntry
+	(*security.Address)(nil),     // 10: istio.security.Address
+	(*security.StringMatch)(nil), // 11: istio.security.StringMatch
 }
 var file_xds_api_tacit_extensions_proto_depIdxs = []int32{
-	5,  // 0: tacit.v1.WorkloadExtension.skip_inbound:type_name -> tacit.v1.PortRange
-	5,  // 1: tacit.v1.WorkloadExtension.skip_outbound:type_name -> tacit.v1.PortRange
-	9,  // 2: tacit.v1.WorkloadExtension.skip_outbound_cidrs:type_name -> istio.security.Address
-	8,  // 3: tacit.v1.WorkloadExtension.labels:type_name -> tacit.v1.WorkloadExtension.LabelsEntry
+	6,  // 0: tacit.v1.WorkloadExtension.skip_inbound:type_name -> tacit.v1.PortRange
+	6,  // 1: tacit.v1.WorkloadExtension.skip_outbound:type_name -> tacit.v1.PortRange
+	10, // 2: tacit.v1.WorkloadExtension.skip_outbound_cidrs:type_name -> istio.security.Address
+	9,  // 3: tacit.v1.WorkloadExtension.labels:type_name -> tacit.v1.WorkloadExtension.LabelsEntry
 	0,  // 4: tacit.v1.WorkloadExtension.paths:type_name -> tacit.v1.PathNormalization
-	6,  // 5: tacit.v1.MatchExtension.source_labels:type_name -> tacit.v1.LabelMatch
-	6,  // 6: tacit.v1.MatchExtension.not_source_labels:type_name -> tacit.v1.LabelMatch
-	7,  // 7: tacit.v1.MatchExtension.times:type_name -> tacit.v1.TimeWindow
-	7,  // 8: tacit.v1.MatchExtension.not_times:type_name -> tacit.v1.TimeWindow
-	10, // 9: tacit.v1.LabelMatch.values:type_name -> istio.security.StringMatch
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	2,  // 5: tacit.v1.WorkloadExtension.skipped_by:type_name -> tacit.v1.SkippedBy
+	7,  // 6: tacit.v1.MatchExtension.source_labels:type_name -> tacit.v1.LabelMatch
+	7,  // 7: tacit.v1.MatchExtension.not_source_labels:type_name -> tacit.v1.LabelMatch
+	8,  // 8: tacit.v1.MatchExtension.times:type_name -> tacit.v1.TimeWindow
+	8,  // 9: tacit.v1.MatchExtension.not_times:type_name -> tacit.v1.TimeWindow
+	11, // 10: tacit.v1.LabelMatch.values:type_name -> istio.security.StringMatch
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_xds_api_tacit_extensions_proto_init() }
@@ -631,7 +710,7 @@ func file_xds_api_tacit_extensions_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_api_tacit_extensions_proto_rawDesc), len(file_xds_api_tacit_extensions_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
