@@ -46,6 +46,11 @@ func (e *explainer) arrival(src client, to route.Candidate, captured bool) verdi
 	}
 	request := policy.Request{Source: src.address(to.Target.Addr()), SourceWorkload: src.workload, Destination: to.Target, Workload: w, Time: e.now}
 	if captured {
+		for _, end := range []*model.Workload{src.workload, w} {
+			if v, lacks := e.certificate(end); lacks {
+				return v
+			}
+		}
 		request.Identity = src.workload.Identity()
 		e.step("arrival", ok, "At pod %s it arrives by mutual TLS, proven to come from %s.", podName(w), request.Identity)
 	} else {
@@ -57,7 +62,8 @@ func (e *explainer) arrival(src client, to route.Candidate, captured bool) verdi
 // skipped names the policies that a skipped port leaves without effect.
 func (e *explainer) skipped(src client, to route.Candidate) verdict {
 	w, port := to.Workload, to.Target.Port()
-	e.step("arrival", note, "Pod %s skips inbound capture of ports %s, which covers %d: its proxy never sees the connection.", podName(w), w.SkipInbound, port)
+	skipped := skippedBy(w).Inbound
+	e.step("arrival", note, "Pod %s skips inbound capture of ports %s, which covers %d%s: its proxy never sees the connection.", podName(w), w.SkipInbound, port, by(skipped))
 	request := policy.Request{Source: src.address(to.Target.Addr()), Destination: to.Target, Workload: w, Time: e.now}
 	for _, s := range policy.Explain(e.snapshot, &request) {
 		if !s.Removed {
@@ -67,7 +73,7 @@ func (e *explainer) skipped(src client, to route.Candidate) verdict {
 	return verdict{
 		endpoint: podName(w), outcome: Unchecked,
 		summary: fmt.Sprintf("Pod %s skips port %d: nothing checks the connection.", podName(w), port),
-		change:  fmt.Sprintf("Take port %d out of the inbound skip list of pod %s, and its policies are enforced.", port, podName(w)),
+		change:  fmt.Sprintf("Take port %d out of the inbound skip list of pod %s%s, and its policies are enforced.", port, podName(w), in(skipped)),
 	}
 }
 
@@ -213,11 +219,16 @@ func (e *explainer) judgeRecorded(c Connection) verdict {
 			e.identify = remedy
 		}
 	}
+	if !id.IsZero() && r.Workload != nil {
+		if v, lacks := e.certificate(r.Workload); lacks {
+			return v
+		}
+	}
 	return e.judge(r)
 }
 
 func (c Connection) sentence() string {
-	text := fmt.Sprintf("%s: %s to %s, security %s, since %s", c.Direction, c.Source.describe(), c.Destination.describe(), c.Security, c.Since.UTC().Format("2006-01-02 15:04:05Z"))
+	text := fmt.Sprintf("%s: %s to %s, security %s, since %s", c.Direction, c.Source.describe(), c.Destination.describe(), c.Security, utc(c.Since))
 	switch {
 	case c.Denied && c.Reason != "":
 		return text + ": " + c.Reason + "." // says itself that it is a denial

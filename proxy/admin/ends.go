@@ -173,6 +173,7 @@ func (e *explainer) capture(src client, dst netip.AddrPort) (captured, inside bo
 // uncaptured says why a client's connection does not reach its proxy, and
 // what would change that; both are empty if it does.
 func uncaptured(w *model.Workload, dst netip.AddrPort) (why, remedy string) {
+	skipped := skippedBy(w)
 	switch {
 	case w == nil:
 		return "The client is outside the mesh", "the client must be a captured pod"
@@ -186,16 +187,38 @@ func uncaptured(w *model.Workload, dst netip.AddrPort) (why, remedy string) {
 		return fmt.Sprintf("Pod %s is not captured, for it is not enrolled, or its node's agent has not reported it", podName(w)),
 			fmt.Sprintf("enrol pod %s (label tacit.mesh/dataplane: enabled)", podName(w))
 	case w.SkipOutbound.Contains(dst.Port()):
-		return fmt.Sprintf("Pod %s skips outbound capture of ports %s, which covers %d", podName(w), w.SkipOutbound, dst.Port()),
-			fmt.Sprintf("take port %d out of the outbound skip list of pod %s", dst.Port(), podName(w))
+		return fmt.Sprintf("Pod %s skips outbound capture of ports %s, which covers %d%s", podName(w), w.SkipOutbound, dst.Port(), by(skipped.Outbound)),
+			fmt.Sprintf("take port %d out of the outbound skip list of pod %s%s", dst.Port(), podName(w), in(skipped.Outbound))
 	}
 	for _, p := range w.SkipOutboundCIDRs {
 		if p.Contains(dst.Addr()) {
-			return fmt.Sprintf("Pod %s skips outbound capture of %s, which covers %s", podName(w), p, dst.Addr()),
-				fmt.Sprintf("take %s out of the outbound skip list of pod %s", p, podName(w))
+			return fmt.Sprintf("Pod %s skips outbound capture of %s, which covers %s%s", podName(w), p, dst.Addr(), by(skipped.OutboundCIDRs)),
+				fmt.Sprintf("take %s out of the outbound skip list of pod %s%s", p, podName(w), in(skipped.OutboundCIDRs))
 		}
 	}
 	return "", ""
+}
+
+// skippedBy names what a pod's lists of skips come from, as far as is known.
+func skippedBy(w *model.Workload) (by model.SkippedBy) {
+	if w != nil && w.SkippedBy != nil {
+		by = *w.SkippedBy
+	}
+	return by
+}
+
+func by(annotation string) string {
+	if annotation == "" {
+		return ""
+	}
+	return ", by " + annotation
+}
+
+func in(annotation string) string {
+	if annotation == "" {
+		return ""
+	}
+	return ", in " + annotation
 }
 
 func list[T fmt.Stringer](items []T) string {

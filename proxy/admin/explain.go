@@ -38,7 +38,7 @@ const (
 // Step is one part of the way to the outcome.
 type Step struct {
 	// Stage is "recorded", "source", "destination", "capture", "route",
-	// "arrival", "policy" or "outcome".
+	// "certificate", "arrival", "policy" or "outcome".
 	Stage string `json:"stage"`
 	// Mark is "ok"; or "stop" where the connection is stopped, or would be by
 	// this alone; or "note" where the mesh has no say or something is missing.
@@ -76,7 +76,7 @@ func ExplainRecorded(s *model.Snapshot, sides []Connection) (Explanation, error)
 func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	id, from, to := query.Get("id"), query.Get("from"), query.Get("to")
-	e := &explainer{snapshot: s.Snapshot(), now: time.Now()}
+	e := &explainer{snapshot: s.Snapshot(), now: time.Now(), node: s.Node, certificates: s.Certificates}
 	if s.Network != nil {
 		e.network = s.Network()
 	}
@@ -106,7 +106,10 @@ type explainer struct {
 	Explanation
 	snapshot *model.Snapshot
 	network  string // of the node
-	now      time.Time
+	node     string
+	// certificates are those of the node; nil where none is known.
+	certificates func() []Certificate
+	now          time.Time
 	// identify is what would give the client an identity, while it has none.
 	identify string
 }

@@ -18,6 +18,7 @@ func shop() *model.Snapshot {
 		Workloads: []*model.Workload{
 			pod("shop", "frontend", "198.18.1.1", func(w *model.Workload) {
 				w.SkipOutbound, w.SkipOutboundCIDRs = model.PortSet{{First: 5432, Last: 5432}}, []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}
+				w.SkippedBy = &model.SkippedBy{Outbound: "namespace annotation config.linkerd.io/skip-outbound-ports", OutboundCIDRs: "pod annotation tacit.mesh/skip-outbound-cidrs"}
 			}),
 			pod("shop", "backend-1", "198.18.2.1", func(w *model.Workload) {
 				w.Services = map[string][]model.Port{web: nil}
@@ -29,6 +30,7 @@ func shop() *model.Snapshot {
 			}),
 			pod("shop", "db", "198.18.2.3", func(w *model.Workload) {
 				w.SkipInbound, w.Policies = model.PortSet{{First: 5432, Last: 5432}}, []string{"shop/strict"}
+				w.SkippedBy = &model.SkippedBy{Inbound: "pod annotation tacit.mesh/skip-inbound-ports"}
 			}),
 			pod("shop", "pending", "198.18.2.4", func(w *model.Workload) { w.Policies = []string{"shop/never-seen"} }),
 			pod("other", "client", "198.18.3.1"),
