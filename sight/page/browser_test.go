@@ -149,6 +149,9 @@ func TestBrowser(t *testing.T) {
 			t.Errorf("no edge is drawn as %s", state)
 		}
 	}
+	if got := value[string](ctx, t, `document.querySelector("#map path.denied").getAttribute("marker-end")`); got != "url(#to-denied)" || !value[bool](ctx, t, `document.querySelector("#to-denied polygon") !== null`) {
+		t.Errorf("an edge does not say which way it goes: %q", got)
+	}
 	screenshot(ctx, t, "namespace")
 	do(ctx, t, "the same as a table", chromedp.Evaluate(`document.querySelector("#list summary").focus()`, nil), chromedp.KeyEvent(kb.Enter),
 		until(`document.querySelectorAll("#rows tr").length > 50`))

@@ -102,8 +102,15 @@ function edgePath(e, cx, cy) {
   // Both directions bend to their own side.
   const mx = (a.x + b.x) / 2, my = (a.y + b.y) / 2;
   const qx = mx + (cx - mx) * 0.45 - (b.y - a.y) * 0.06, qy = my + (cy - my) * 0.45 + (b.x - a.x) * 0.06;
-  return `M${a.x},${a.y} Q${qx},${qy} ${b.x},${b.y}`;
+  // It ends where the circle begins, so that its arrow is seen.
+  const far = Math.hypot(b.x - qx, b.y - qy) || 1, short = Math.min((b.r + 2) / far, 1);
+  return `M${a.x},${a.y} Q${qx},${qy} ${b.x + (qx - b.x) * short},${b.y + (qy - b.y) * short}`;
 }
+
+// arrows are the heads of edges, one for each state.
+const arrows = () => svg("defs", {}, ...["mtls", "plain", "denied"].map((state) => svg("marker", {
+  id: "to-" + state, viewBox: "0 0 10 10", refX: 9, refY: 5, markerWidth: 9, markerHeight: 9, markerUnits: "userSpaceOnUse", orient: "auto",
+}, svg("polygon", {class: "arrow " + state, points: "0,1 10,5 0,9"}))));
 
 function labelOf(node, width, crowded) {
   const name = node.label.length > 28 ? node.label.slice(0, 27) + "…" : node.label;
@@ -132,7 +139,7 @@ function draw(picture, graph, chosen, choose) {
   const touches = (e) => chosen && (e.from.key === chosen || e.to.key === chosen);
   const edges = graph.edges.map((e) => svg("path", {
     class: `edge ${stateOf(e)}${touches(e) ? " chosen" : ""}`, d: edgePath(e, width / 2, height / 2),
-    "stroke-width": 1 + Math.min(6, Math.log10(1 + weightOf(e)) * 1.4),
+    "stroke-width": 1 + Math.min(6, Math.log10(1 + weightOf(e)) * 1.4), "marker-end": `url(#to-${stateOf(e)})`,
   }, svg("title", {}, `${e.from.label} → ${e.to.label}: ${edgeText(e)}`)));
   const nodes = graph.nodes.map((node) => {
     const classes = ["node"];
@@ -151,7 +158,7 @@ function draw(picture, graph, chosen, choose) {
     return g;
   });
   picture.classList.toggle("choosing", Boolean(chosen) && graph.edges.some(touches));
-  picture.replaceChildren(...edges, ...nodes);
+  picture.replaceChildren(arrows(), ...edges, ...nodes);
   if (focused !== undefined) {
     const again = nodes.find((g) => g.dataset.key === focused);
     if (again) again.focus();
