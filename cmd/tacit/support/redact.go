@@ -144,7 +144,7 @@ func values(expression *regexp.Regexp, line []byte) []byte {
 			out.Write(line[:at[6]])
 			out.WriteString(`"` + redacted + `"`)
 			if !bytes.ContainsAny(found[:1], `"'\\[{`) {
-				end = endOfWords(line, end)
+				end = endOfWords(line, end, bytes.ContainsRune(line[at[4]:at[5]], ':'))
 			}
 		}
 		line = line[end:]
@@ -154,11 +154,12 @@ func values(expression *regexp.Regexp, line []byte) []byte {
 }
 
 // endOfWords is where a value ends that is not in quotes and may have several
-// words: before what looks like the next name or flag, or at a separator.
-func endOfWords(line []byte, end int) int {
+// words: at a separator, or before what looks like the next name or flag, unless
+// it stands behind a colon, as in YAML, where its words may look like anything.
+func endOfWords(line []byte, end int, colon bool) int {
 	for {
 		next := word.Find(line[end:])
-		if next == nil || nextName.Match(next) {
+		if next == nil || !colon && nextName.Match(next) {
 			return end
 		}
 		end += len(next)

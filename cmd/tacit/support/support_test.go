@@ -112,6 +112,8 @@ func TestWordsEndWhereTheNextBegins(t *testing.T) {
 		"level=info password=correct horse user=b msg=\"well done\"\n": "level=info password=\"[redacted]\" user=b msg=\"well done\"\n",
 		"run --api-key correct horse --node a":                         "run --api-key \"[redacted]\" --node a",
 		"token: a b, next one":                                         "token: \"[redacted]\", next one",
+		"password: correct horse: battery a=b -c\n":                    "password: \"[redacted]\"\n",
+		"  - password: correct horse: battery # why\nuser: b\n":        "  - password: \"[redacted]\"\nuser: b\n",
 		"token=true and so on":                                         "token=true and so on",
 	} {
 		if got := string(Document([]byte(text))); got != want {
