@@ -75,7 +75,7 @@ func TestExplainOfflineSkips(t *testing.T) {
 		code          int
 		want, wantErr string
 	}{
-		{nil, 0, "UNCHECKED", "PeerAuthentication shop/default: not enforced on"},
+		{nil, 0, "covers 80, by pod annotation tacit.mesh/skip-inbound-ports: its proxy never sees", "PeerAuthentication shop/default: not enforced on"},
 		{[]string{"--skips", "listed", "--skip-ports", "80"}, 0, "UNCHECKED", "PeerAuthentication shop/default: not enforced on"},
 		{[]string{"--skips", "none"}, exitFound, "istio_converted_static_strict", "Pod shop/b: pod annotation tacit.mesh/skip-inbound-ports"},
 		{[]string{"--skips", "some"}, 1, "", "--skips=some: want any, listed or none"},
