@@ -278,14 +278,16 @@ func (w *worker) ensure(ctx context.Context, want wish, same bool) error {
 }
 
 // verify makes sure that this namespace is that pod's: who holds the pod's
-// addresses gets its identity.
+// addresses gets its identity. It stays the pod's whatever becomes of these;
+// others may come later, as with a plugin that attaches further interfaces
+// after the first.
 func (w *worker) verify(p Pod) error {
 	facts := fmt.Sprint(w.ns.ID(), p.Addresses)
-	if w.facts == facts {
-		return nil
-	}
 	gap, err := checkAddresses(w.ns, p.Addresses)
 	if err != nil {
+		if w.facts == facts {
+			return nil
+		}
 		return err
 	}
 	w.facts = facts

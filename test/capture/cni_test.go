@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -92,13 +93,16 @@ func newKubeNode(t *testing.T, objects ...runtime.Object) *kubeNode {
 	n.config = n.serveAPI(t)
 	n.install = install.New(install.Config{
 		Binary: built, BinDir: bin, ConfDir: n.conf, Log: n.log.Named("install"),
-		Entry:      cni.Config{Type: cni.Type, Socket: filepath.Join(dir, "cni/cni.sock"), SkipNamespaces: []string{"kube-system"}, TimeoutSeconds: 3},
+		Entry:      cni.Config{Type: cni.Type, Socket: n.socket(), SkipNamespaces: []string{"kube-system"}, TimeoutSeconds: 3},
 		Kubeconfig: func() ([]byte, error) { return cluster.Kubeconfig(n.config, apiToken) },
 	})
 	n.stopInstall = background(t, n.install.Run)
 	eventually(t, 10*time.Second, "the plugin installed", n.install.Installed)
 	return n
 }
+
+// socket is where the plugin finds the agent.
+func (n *kubeNode) socket() string { return filepath.Join(filepath.Dir(n.conf), "cni/cni.sock") }
 
 // apiToken is that of the plugin.
 const apiToken = "token-of-the-plugin"
@@ -154,7 +158,7 @@ func (n *kubeNode) startKube() (stop func()) {
 		Locate: locator.Locate, Announce: source.Announce, Report: source.Report,
 	})
 	enroller := &cluster.Enroller{Source: source, Set: n.set, Locator: locator, Log: n.log.Named("cni")}
-	server := &cni.Server{Socket: filepath.Join(filepath.Dir(n.conf), "cni/cni.sock"), Agent: enroller, Log: n.log.Named("cni")}
+	server := &cni.Server{Socket: n.socket(), Agent: enroller, Log: n.log.Named("cni")}
 	return background(n.t, n.server.Run, n.set.Run, server.Run, func(ctx context.Context) error { return source.Run(ctx, n.set.Update) })
 }
 
@@ -353,19 +357,27 @@ func TestCNICaptureFails(t *testing.T) {
 		list, err := n.client.CoreV1().Events("shop").List(t.Context(), metav1.ListOptions{})
 		return err == nil && len(list.Items) == 1 && list.Items[0].Reason == string(pods.ReasonFailed)
 	})
+	// So it is to a runtime that looks later.
+	out, err := n.plugin("CHECK", fmt.Sprintf(`{"cniVersion":"1.0.0","name":"n","type":"tacit-cni","socket":%q}`, n.socket()),
+		"CNI_NETNS="+call.pod.path, "CNI_ARGS=K8S_POD_NAMESPACE=shop;K8S_POD_NAME=00001;K8S_POD_UID="+string(kubePod("shop", "00001").UID))
+	if err == nil || !strings.Contains(out, "pod shop/00001 is enrolled in the mesh and not captured") || !strings.Contains(out, "the pod is pending") {
+		t.Errorf("CHECK says %s (%v)", out, err)
+	}
+}
+
+// plugin runs a command of the plugin that is installed.
+func (n *kubeNode) plugin(command, stdin string, env ...string) (string, error) {
+	cmd := exec.Command(filepath.Join(filepath.Dir(n.conf), "bin", cni.Type))
+	cmd.Env = append([]string{"CNI_COMMAND=" + command, "CNI_CONTAINERID=c", "CNI_IFNAME=eth0", "CNI_PATH=/"}, env...)
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.Output()
+	return string(out), err
 }
 
 // Configurations that the plugin cannot work with, and commands of CNI 1.1
 // that the other plugins here do not know yet.
 func TestCNICommands(t *testing.T) {
 	n := newKubeNode(t)
-	run := func(command, stdin string) (string, error) {
-		cmd := exec.Command(filepath.Join(filepath.Dir(n.conf), "bin", cni.Type))
-		cmd.Env = []string{"CNI_COMMAND=" + command, "CNI_CONTAINERID=c", "CNI_NETNS=" + n.ns.path, "CNI_IFNAME=eth0", "CNI_PATH=/"}
-		cmd.Stdin = strings.NewReader(stdin)
-		out, err := cmd.Output()
-		return string(out), err
-	}
 	for _, tt := range []struct {
 		command, stdin, want string
 		fails                bool
@@ -377,7 +389,7 @@ func TestCNICommands(t *testing.T) {
 		{"DEL", `{"cniVersion":"1.0.0","name":"n","type":"tacit-cni"}`, "", false},
 		{"ADD", `{"cniVersion":"1.0.0","name":"n","type":"tacit-cni","socket":"/nowhere","prevResult":{"cniVersion":"1.0.0","dns":{"search":["x"]}}}`, `"search"`, false},
 	} {
-		out, err := run(tt.command, tt.stdin)
+		out, err := n.plugin(tt.command, tt.stdin, "CNI_NETNS="+n.ns.path)
 		if (err != nil) != tt.fails || !strings.Contains(out, tt.want) {
 			t.Errorf("%s %s: %s (%v), want %q", tt.command, tt.stdin, out, err, tt.want)
 		}

@@ -58,6 +58,8 @@ func TestReports(t *testing.T) {
 	n.start(pods.BackendAuto)
 	problem(t, told, pods.ReasonIgnored, "annotation of no use")
 	problem(t, told, pods.ReasonGap, "further addresses: 198.18.99.1, 198.18.100.1")
+	pod.run(t, "ip", "address", "add", "198.18.101.1/24", "dev", "net1") // once it is captured
+	problem(t, told, pods.ReasonGap, "further addresses: 198.18.99.1, 198.18.100.1, 198.18.101.1")
 	n.update(func(p *pods.Pod) { p.Capture, p.Refused = false, "its runtime class" })
 	problem(t, told, pods.ReasonRefused, "its runtime class")
 	n.await(pods.StateLeft)
@@ -65,6 +67,33 @@ func TestReports(t *testing.T) {
 	case p := <-told:
 		t.Errorf("told again of %+v", p)
 	default:
+	}
+}
+
+// A pod whose network namespace is still being looked for holds up no other.
+func TestStuckPod(t *testing.T) {
+	pod, peer := newPair(t)
+	n := newNode(t, pod)
+	found := make(chan struct{})
+	n.locate = func(p pods.Pod) (string, error) {
+		if p.UID == n.pod.UID {
+			<-found
+		}
+		return p.NetNS, nil
+	}
+	n.startAgent(pods.BackendAuto)
+	t.Cleanup(func() { close(found) }) // before the agent is waited for
+	other := n.pod
+	other.UID, other.Name, other.NetNS, other.Addresses = "uid-2", "other", peer.path, []netip.Addr{peer4, peer6}
+	n.set.Update([]pods.Pod{n.pod, other})
+	eventually(t, 20*time.Second, "the other pod captured", func() bool {
+		all := n.set.Status()
+		return len(all) == 2 && all[0].Pod.UID == "uid-2" && all[0].Settled && all[1].State == pods.StatePending && all[1].Err == nil
+	})
+	n.set.Update([]pods.Pod{n.pod})
+	eventually(t, 20*time.Second, "the other pod let go", func() bool { return len(n.set.Status()) == 1 })
+	if rules := peer.run(t, "iptables-save"); strings.Contains(rules, "TACIT") {
+		t.Errorf("left of it:\n%s", rules)
 	}
 }
 

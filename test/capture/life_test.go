@@ -428,11 +428,13 @@ func (r *relay) wasRemoved(uid string) bool {
 }
 
 // A namespace that vanishes under live connections takes every descriptor
-// with it.
+// with it, and the pod's owner is told what cannot be found.
 func TestNamespaceVanishes(t *testing.T) {
 	pod, peer := newPair(t)
 	echo(t, peer.listen(t, ":80"))
 	n := newNode(t, pod)
+	told := make(chan pods.Problem, 10)
+	n.report = func(_ pods.Pod, p pods.Problem) { told <- p }
 	n.start(pods.BackendAuto)
 	c := pod.dial(t, netip.AddrPortFrom(peer4, 80))
 	if _, err := say(c, "hello"); err != nil {
@@ -447,6 +449,7 @@ func TestNamespaceVanishes(t *testing.T) {
 	os.Remove(pod.path)
 	eventually(t, 5*time.Second, "no descriptor is in the namespace", func() bool { return !inUse(t, id) })
 	eventually(t, 5*time.Second, "the proxy was told", func() bool { return n.relay.wasRemoved("uid-1") })
+	problem(t, told, pods.ReasonFailed, "open the pod's network namespace: network namespace: open "+pod.path+": no such file or directory")
 }
 
 // inUse reports whether a socket or a file of this process keeps the

@@ -261,8 +261,6 @@ func TestBinary(t *testing.T) {
 	}
 }
 
-// While there is no new token for the plugin, the old one stays; without any,
-// the plugin is not in place.
 // An attempt that fails halfway, as on a full disk, is not the reason for the
 // next one, which would fail as well.
 func TestFailureIsNotTriedWithoutEnd(t *testing.T) {
@@ -291,6 +289,8 @@ func TestFailureIsNotTriedWithoutEnd(t *testing.T) {
 	}
 }
 
+// While there is no new token for the plugin, the old one stays; without any,
+// the plugin is not in place.
 func TestKubeconfigStays(t *testing.T) {
 	p := newPlace(t)
 	p.configure("10-k8s.conflist", bridgeList)
