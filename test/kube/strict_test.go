@@ -24,10 +24,15 @@ const steady = 10 * time.Second
 func strict(e environment) {
 	e.newNamespace("strict", inMesh())
 	e.must(e.Apply(e.ctx, fmt.Sprintf(requireTLS, "strict")))
+	image, err := e.AppImage(e.ctx)
+	e.must(err)
 	e.workload("strict", "probed", []string{"serve"}, `
         startupProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1, failureThreshold: 60}
         livenessProbe: {grpc: {port: 9000}, periodSeconds: 1, failureThreshold: 3}
-        readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1, failureThreshold: 1}`)
+        readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1, failureThreshold: 1}
+      - name: inside
+        image: `+image+`
+        readinessProbe: {exec: {command: [/app, get, "http://127.0.0.1:8080/"]}, periodSeconds: 1, failureThreshold: 1}`)
 	e.must(e.AwaitDeployment(e.ctx, "strict", "probed"))
 	pods := e.podNames("strict", "app=probed")
 	for _, name := range pods {
