@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -21,6 +22,17 @@ type Sandbox struct {
 	Container       string // by which it knows the sandbox
 	NetNS           string // path of its network namespace
 	Addresses       []netip.Addr
+}
+
+// describe says of a pod where it is. What the kubelet says of its addresses comes
+// later, and stays that of a sandbox before until this one is ready, which waits
+// for the pod to be captured.
+func (s Sandbox) describe(pod *pods.Pod) {
+	pod.NetNS = s.NetNS
+	of := func(a netip.Addr) bool { return slices.Contains(s.Addresses, a) }
+	if len(pod.Addresses) == 0 || len(s.Addresses) > 0 && !slices.ContainsFunc(pod.Addresses, of) {
+		pod.Addresses = s.Addresses
+	}
 }
 
 // ErrNotReady says that the source does not know yet which pods there are.

@@ -221,10 +221,7 @@ func (s *Source) read() ([]pods.Pod, error) {
 		pod := s.describe(p)
 		there[pod.UID], there[pod.RuntimeUID] = true, true
 		if sandbox, ok := s.sandboxes[pod.RuntimeUID]; ok {
-			pod.NetNS = sandbox.NetNS
-			if len(pod.Addresses) == 0 { // the kubelet says later
-				pod.Addresses = sandbox.Addresses
-			}
+			sandbox.describe(&pod)
 		}
 		if s.cfg.Reader.Here(p) && len(pod.Addresses) > 0 {
 			list = append(list, pod)

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -287,6 +288,41 @@ func TestEnrol(t *testing.T) {
 	r.Leave("another container")
 	r.Leave("c1")
 	r.await(t, "without its sandbox", func(p map[string]pods.Pod) bool { return len(p) == 1 })
+}
+
+// A pod that gets another sandbox, as when its processes were killed, is where
+// that one is, though the API says until it is ready where the pod was before.
+func TestAnotherSandbox(t *testing.T) {
+	before, now := netip.MustParseAddr("198.18.0.1"), netip.MustParseAddr("198.18.0.9")
+	r := start(t, namespace("in", "enabled"), pod("in", "web"))
+	at := func(address netip.Addr, path string) func(map[string]pods.Pod) bool {
+		return func(p map[string]pods.Pod) bool {
+			return p["web"].NetNS == path && slices.Equal(p["web"].Addresses, []netip.Addr{address})
+		}
+	}
+	r.await(t, "where the API says", at(before, ""))
+	for _, box := range []Sandbox{
+		{Container: "c1", NetNS: "/run/netns/1", Addresses: []netip.Addr{before}},
+		{Container: "c2", NetNS: "/run/netns/2", Addresses: []netip.Addr{now}},
+	} {
+		box.Namespace, box.Name, box.UID = "in", "web", "uid-web"
+		done := make(chan error, 1)
+		go func() {
+			_, err := r.Enrol(context.Background(), box)
+			done <- err
+		}()
+		r.await(t, "where the plugin says", at(box.Addresses[0], box.NetNS))
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.Leave("c1") // which the runtime says late
+	later := pod("in", "web", func(p *corev1.Pod) { p.Status.PodIPs[0].IP = now.String() })
+	if _, err := r.client.CoreV1().Pods("in").Update(t.Context(), later, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	r.Leave("c2")
+	r.await(t, "where the API says now", at(now, ""))
 }
 
 // The proxy is known by its pod, whatever another process says of itself.
