@@ -2,6 +2,8 @@ package kube
 
 import (
 	"encoding/json"
+	"errors"
+	"os/exec"
 	"strings"
 
 	"github.com/tacit-mesh/tacit/deploy/check"
@@ -42,7 +44,7 @@ func find(findings []check.Finding, topic, subject string) check.Finding {
 	return check.Finding{}
 }
 
-// findings are all that tacit check says.
+// findings are all that tacit check says. Its exit code has to say the same.
 func (e environment) findings(flags ...string) []check.Finding {
 	e.t.Helper()
 	out, err := e.Tacit(e.ctx, append([]string{"check", "--output=json", "--all"}, flags...)...)
@@ -50,6 +52,13 @@ func (e environment) findings(flags ...string) []check.Finding {
 	_, text, _ := strings.Cut(out, "{") // what is before it is progress
 	if decoded := json.Unmarshal([]byte("{"+text), &report); decoded != nil {
 		e.t.Fatal("tacit check: ", err, decoded, out)
+	}
+	code := 0
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		code = exit.ExitCode()
+	}
+	if broken := report.Worst() == check.Broken; broken != (code == 3) || !broken && code != 0 {
+		e.t.Errorf("tacit check ends with exit code %d, and the worst that it finds is %s", code, report.Worst())
 	}
 	return report.Findings
 }

@@ -64,7 +64,8 @@ metadata: {name: early, namespace: services}
 spec: {publishNotReadyAddresses: true, selector: {app: unready}, ports: [{port: 80, targetPort: 8080}]}
 `
 
-// What Kubernetes promises of services holds for captured pods.
+// What Kubernetes promises of services holds for captured pods, and policies may
+// name them.
 func services(e environment) {
 	e.newNamespace("services", inMesh())
 	image, err := e.AppImage(e.ctx)
@@ -78,7 +79,8 @@ func services(e environment) {
 	before, err := e.encrypted("services")
 	e.must(err)
 	asked := 0
-	for _, client := range e.podNames("services", "app=client") {
+	from := e.podNames("services", "app=client")
+	for _, client := range from {
 		node := e.nodeOf("services", client)
 		ask := func(host string) string { // the pod that answers
 			var answer string
@@ -116,6 +118,7 @@ func services(e environment) {
 	if now, err := e.encrypted("services"); err != nil || now-before < float64(asked) {
 		e.t.Errorf("%d requests were made, %v of them over mutual TLS, error %v", asked, now-before, err)
 	}
+	e.targetedPolicies(from[0])
 }
 
 func (e environment) nodeOf(namespace, pod string) string {

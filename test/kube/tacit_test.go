@@ -34,6 +34,7 @@ func TestTacit(t *testing.T) {
 		{"NetworkPolicies", networkPolicies},
 		{"HostNetwork", hostNetwork},
 		{"Webhooks", webhooks},
+		{"Faults", faults},
 		{"AddressReused", addressReused},
 		{"FirstMoments", firstMoments},
 		{"Storm", storm},
@@ -47,10 +48,12 @@ func TestTacit(t *testing.T) {
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			e := use(t)
+			defer func() { // a part that fails for good ends there
+				if t.Failed() {
+					t.Log(e.TacitLogs(context.WithoutCancel(e.ctx)))
+				}
+			}()
 			part.run(e)
-			if t.Failed() {
-				t.Log(e.TacitLogs(context.WithoutCancel(e.ctx)))
-			}
 		})
 	}
 	e = use(t)

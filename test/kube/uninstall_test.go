@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -78,7 +79,8 @@ func (e environment) uninstall() {
 		failed := report.Streams.Failed + report.Requests.Failed
 		if count -= failed; report.Exchanges.Failed > 0 || report.Streams.Failed == 0 || count < 0 {
 			e.t.Errorf("%s connections were cut, it says; %s had %d exchanges, %d streams and %d requests fail: %q", cut, pod,
-				report.Exchanges.Failed, report.Streams.Failed, report.Requests.Failed, report.Exchanges.Errors)
+				report.Exchanges.Failed, report.Streams.Failed, report.Requests.Failed,
+				slices.Concat(report.Exchanges.Errors, report.Streams.Errors, report.Requests.Errors))
 		}
 	}
 	for _, node := range e.nodes {
