@@ -15,7 +15,11 @@ func none() []byte { return nil }
 // What one proxy hands over the next one reads, and nothing else.
 func TestSavedIsRead(t *testing.T) {
 	for _, s := range []saved{{}, {mesh: []byte("mesh")}, {[]byte("mesh"), []byte("certificates")}} {
-		content := bytes.Join(s.pieces(), nil)
+		pieces := s.pieces()
+		if len(s.mesh) > 0 && &pieces[3][0] != &s.mesh[0] {
+			t.Error("the mesh is copied")
+		}
+		content := bytes.Join(pieces, nil)
 		if got, ok := readSaved(content); !ok || !bytes.Equal(got.mesh, s.mesh) || !bytes.Equal(got.certificates, s.certificates) {
 			t.Errorf("of %q is read %q, %v", s, got, ok)
 		}

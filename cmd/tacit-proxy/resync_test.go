@@ -1,0 +1,352 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/metrics"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/tacit-mesh/tacit/identity"
+	"github.com/tacit-mesh/tacit/proxy/sockets"
+	"github.com/tacit-mesh/tacit/proxy/state"
+	"github.com/tacit-mesh/tacit/xds/client"
+	"github.com/tacit-mesh/tacit/xds/model"
+	"github.com/tacit-mesh/tacit/xds/model/modeltest"
+	"github.com/tacit-mesh/tacit/xds/wire"
+)
+
+const (
+	resyncWorkloads = 70_000
+	resyncName      = "control.test"
+)
+
+// BenchmarkResync says how late a connection's bytes get, that come by way of
+// this process, while a mesh of 70,000 workloads comes anew, is applied and is
+// handed over for the next process; the control plane and who waits for the
+// bytes are processes of their own. In quiet times, and directly, which is what
+// the machine adds by itself, the same is measured beside it.
+//
+//	go test -run '^$' -bench Resync -benchtime 5x ./cmd/tacit-proxy
+func BenchmarkResync(b *testing.B) {
+	echo := serveEcho(b)
+	control, probe := startRole(b, "control"), startRole(b, "probe", echo)
+	address, roots := control.say(""), filepath.Join(b.TempDir(), "roots")
+	text := ""
+	for line := control.say(""); line != ""; line = control.say("") {
+		text += line + "\n"
+	}
+	if err := os.WriteFile(roots, []byte(text), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	known := state.New()
+	p := &process{
+		log: zap.NewNop(), state: known, exports: make(chan []byte, 1), handedOver: make(chan struct{}),
+		store: identity.NewStore(nil), agent: sockets.NewAgent(sockets.AgentConfig{}),
+	}
+	var handed sync.WaitGroup
+	p.xds = client.New(client.Config{
+		Server: address, ServerName: resyncName, RootsFile: roots, Sink: known, Known: known.Snapshot, Node: client.Node{Name: "node-7"},
+		Saved: p.keepExport, Burst: newProcessors().burst,
+	})
+	ctx, cancel := context.WithCancel(b.Context())
+	handed.Go(func() { p.save(ctx, ctx) })
+	handed.Go(func() { _ = p.xds.Run(ctx) })
+	defer handed.Wait()
+	defer cancel()
+	settled := func(round int) {
+		want := fmt.Sprint("node-", round)
+		if _, err := known.Wait(ctx, func(s *model.Snapshot) bool {
+			w := s.Workload(modeltest.Workload(0).UID)
+			return w != nil && w.Node == want
+		}); err != nil {
+			b.Fatal(err)
+		}
+		<-time.After(2 * time.Second) // exports and collections end
+	}
+	settled(0)
+	probe.say("begin")
+	<-time.After(5 * time.Second)
+	for _, figure := range strings.Fields(probe.say("end")) {
+		note(b, "quiet-", figure)
+	}
+	before, round := pauses(), 0
+	probe.say("begin")
+	for b.Loop() {
+		round++
+		control.say("anew")
+		settled(round)
+	}
+	for _, figure := range strings.Fields(probe.say("end")) {
+		note(b, "resync-", figure)
+	}
+	b.ReportMetric(longestPauseSince(before), "stopped-ms")
+}
+
+func note(b *testing.B, what, figure string) {
+	name, text, _ := strings.Cut(figure, "=")
+	var value float64
+	if _, err := fmt.Sscan(text, &value); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(value, what+name+"-ms")
+}
+
+// pauses are those for which the runtime has stopped everything.
+func pauses() []metrics.Sample {
+	s := []metrics.Sample{{Name: "/sched/pauses/total/gc:seconds"}, {Name: "/sched/pauses/total/other:seconds"}}
+	metrics.Read(s)
+	return s
+}
+
+func longestPauseSince(before []metrics.Sample) (ms float64) {
+	for i, now := range pauses() {
+		h, old := now.Value.Float64Histogram(), before[i].Value.Float64Histogram()
+		for j, n := range h.Counts {
+			if n > old.Counts[j] {
+				ms = max(ms, 1000*h.Buckets[j])
+			}
+		}
+	}
+	return ms
+}
+
+// serveEcho relays as the proxy does: a goroutine waits for each side.
+func serveEcho(b *testing.B) string {
+	b.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _, _ = io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{c}, make([]byte, 1<<10)) }()
+		}
+	}()
+	return l.Addr().String()
+}
+
+// role is this program once more, as something else.
+type role struct {
+	b   *testing.B
+	in  io.Writer
+	out *bufio.Reader
+}
+
+func startRole(b *testing.B, name string, args ...string) *role {
+	b.Helper()
+	cmd := exec.CommandContext(b.Context(), os.Args[0], "-test.run=^TestResyncRole$")
+	cmd.Env = append(os.Environ(), "TACIT_RESYNC="+strings.Join(append([]string{name}, args...), " "))
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = in.Close(); _ = cmd.Wait() })
+	return &role{b, in, bufio.NewReader(out)}
+}
+
+// say sends a line, unless it is empty, and returns the next one from there.
+func (r *role) say(line string) string {
+	r.b.Helper()
+	if line != "" {
+		if _, err := fmt.Fprintln(r.in, line); err != nil {
+			r.b.Fatal(err)
+		}
+	}
+	said, err := r.out.ReadString('\n')
+	if err != nil {
+		r.b.Fatal(err)
+	}
+	return strings.TrimSuffix(said, "\n")
+}
+
+func TestResyncRole(t *testing.T) {
+	name, argument, _ := strings.Cut(os.Getenv("TACIT_RESYNC"), " ")
+	lines := bufio.NewScanner(os.Stdin)
+	switch name {
+	case "control":
+		playControl(t, lines)
+	case "probe":
+		playProbe(t, lines, argument)
+	default:
+		t.Skip("for BenchmarkResync")
+	}
+}
+
+// rounds is a control plane that has the whole mesh come anew when it is told to.
+type rounds struct {
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
+	next chan int
+}
+
+func playControl(t *testing.T, lines *bufio.Scanner) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{resyncName}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, cert, cert, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rounds{next: make(chan int)}
+	server := grpc.NewServer(grpc.Creds(credentials.NewServerTLSFromCert(&tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key})))
+	discovery.RegisterAggregatedDiscoveryServiceServer(server, r)
+	go func() { _ = server.Serve(l) }()
+	fmt.Println(l.Addr())
+	fmt.Println(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))) // and an empty line
+	for n := 1; lines.Scan(); n++ {
+		r.next <- n
+		fmt.Println("sent")
+	}
+	server.Stop()
+}
+
+// DeltaAggregatedResources has each response ready before it is wanted.
+func (r *rounds) DeltaAggregatedResources(s discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	go func() {
+		for { // answers
+			if _, err := s.Recv(); err != nil {
+				return
+			}
+		}
+	}()
+	if err := s.Send(&discovery.DeltaDiscoveryResponse{Nonce: "p", TypeUrl: wire.AuthorizationType}); err != nil {
+		return err
+	}
+	for round := 0; ; {
+		message := &grpc.PreparedMsg{}
+		if err := message.Encode(s, wholeMesh(round)); err != nil {
+			return err
+		}
+		if round > 0 {
+			select {
+			case round = <-r.next:
+			case <-s.Context().Done():
+				return nil
+			}
+		}
+		if err := s.SendMsg(message); err != nil {
+			return err
+		}
+		round++
+	}
+}
+
+func wholeMesh(round int) *discovery.DeltaDiscoveryResponse {
+	version := fmt.Sprint(round)
+	response := &discovery.DeltaDiscoveryResponse{Nonce: version, TypeUrl: wire.AddressType}
+	mesh := modeltest.Mesh(resyncWorkloads)
+	for _, w := range mesh.Workloads {
+		w.Node = "node-" + version
+		body, err := wire.EncodeWorkload(w)
+		if err != nil {
+			panic(err)
+		}
+		response.Resources = append(response.Resources, &discovery.Resource{Name: w.UID, Version: version, Resource: body})
+	}
+	for _, v := range mesh.Services {
+		body, err := wire.EncodeService(v)
+		if err != nil {
+			panic(err)
+		}
+		response.Resources = append(response.Resources, &discovery.Resource{Name: v.Key(), Version: version, Resource: body})
+	}
+	return response
+}
+
+// playProbe makes round trips, one after the other, by way of the process under
+// test and directly.
+func playProbe(t *testing.T, lines *bufio.Scanner, by string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			_, _ = io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{c}, make([]byte, 1<<10))
+		}
+	}()
+	var mu sync.Mutex
+	took := map[string][]time.Duration{}
+	for name, address := range map[string]string{"relayed": by, "direct": l.Addr().String()} {
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			text := make([]byte, 64)
+			for {
+				began := time.Now()
+				if _, err := c.Write(text); err != nil {
+					return
+				}
+				if _, err := io.ReadFull(c, text); err != nil {
+					return
+				}
+				mu.Lock()
+				took[name] = append(took[name], time.Since(began))
+				mu.Unlock()
+				<-time.After(200 * time.Microsecond)
+			}
+		}()
+	}
+	for lines.Scan() {
+		mu.Lock()
+		said := "begun"
+		if lines.Text() == "end" {
+			said = ""
+			for _, name := range []string{"direct", "relayed"} {
+				all := took[name]
+				slices.Sort(all)
+				ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
+				said += fmt.Sprintf("%s-p50=%v %s-p99.9=%v %s-p100=%v ", name, ms(all[len(all)/2]), name, ms(all[len(all)*999/1000]), name, ms(all[len(all)-1]))
+			}
+		}
+		clear(took)
+		mu.Unlock()
+		fmt.Println(said)
+	}
+}
