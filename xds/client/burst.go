@@ -4,6 +4,7 @@ import (
 	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/proto" // the codec that is wrapped
 	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
 )
 
 // largeMessage is from how many bytes on a message keeps a CPU busy for long: it
@@ -22,7 +23,10 @@ func (c *Client) burst(bytes int) {
 }
 
 // codec tells of large messages before they are decoded, which takes as long as
-// what is done with them.
+// what is done with them. It puts them together in memory of their own: gRPC clears
+// what it has kept of an earlier one at once, and while the runtime does so much in
+// one go it can stop no goroutine, so that all others wait for a collection that
+// wants to begin.
 type codec struct {
 	encoding.CodecV2
 	burst func(bytes int)
@@ -32,6 +36,10 @@ func (c *Client) codec() encoding.CodecV2 { return codec{encoding.GetCodecV2("pr
 
 // Unmarshal implements encoding.CodecV2.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	m, ok := v.(proto.Message)
+	if !ok || data.Len() < largeMessage {
+		return c.CodecV2.Unmarshal(data, v)
+	}
 	c.burst(data.Len())
-	return c.CodecV2.Unmarshal(data, v)
+	return proto.Unmarshal(data.Materialize(), m)
 }

@@ -6,6 +6,10 @@ import (
 	"sync/atomic"
 	"testing"
 
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/tacit-mesh/tacit/xds/model/modeltest"
 	"github.com/tacit-mesh/tacit/xds/wire"
 )
@@ -96,5 +100,16 @@ func TestTellsOfExportOfLargeMessage(t *testing.T) {
 		if step.do(); told != step.told {
 			t.Errorf("%s: told %d times, want %d", step.name, told, step.told)
 		}
+	}
+}
+
+// A large message is not decoded by way of memory that gRPC keeps.
+func TestLargeMessagesHaveMemoryOfTheirOwn(t *testing.T) {
+	name := strings.Repeat("a", largeMessage)
+	body := must(proto.Marshal(&discovery.DeltaDiscoveryResponse{Nonce: name}))
+	half := mem.BufferSlice{mem.SliceBuffer(body[:largeMessage/2]), mem.SliceBuffer(body[largeMessage/2:])}
+	var got discovery.DeltaDiscoveryResponse
+	if err := (codec{burst: func(int) {}}).Unmarshal(half, &got); err != nil || got.GetNonce() != name { // without gRPC's own
+		t.Errorf("decoded are %d bytes, %v", len(got.GetNonce()), err)
 	}
 }

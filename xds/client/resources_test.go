@@ -80,7 +80,7 @@ func bad(name, version string, of *discovery.Resource) *discovery.Resource {
 	return res(name, version, of.GetResource())
 }
 
-func must(a *anypb.Any, err error) *anypb.Any {
+func must[T any](a T, err error) T {
 	if err != nil {
 		panic(err)
 	}
