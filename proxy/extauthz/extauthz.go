@@ -41,8 +41,10 @@ const (
 	// for idleConn.
 	maxIdle  = 1024
 	idleConn = 30 * time.Second
-	// maxAnswer bounds the body of a denial.
+	// maxAnswer bounds the body of an answer, and maxDrain how long a decision is
+	// held up by one that is of no use to it.
 	maxAnswer = 64 << 10
+	maxDrain  = 20 * time.Millisecond
 )
 
 // Dialer connects to "HOST:PORT" as somebody; as is a Question's As.
