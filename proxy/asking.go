@@ -114,11 +114,7 @@ func (x *exchange) Wants() int {
 // Hold implements http.Exchange.
 func (x *exchange) Hold(n int) bool {
 	c := x.requests.conn
-	if !c.pod.share.bodies.Take(c.source.Addr(), n) {
-		x.refuse(503, "too_many_bodies", errBodies)
-		return false
-	}
-	return true
+	return c.pod.share.bodies.Take(c.source.Addr(), n)
 }
 
 // Free implements http.Exchange.
@@ -126,8 +122,6 @@ func (x *exchange) Free(n int) {
 	c := x.requests.conn
 	c.pod.share.bodies.Give(c.source.Addr(), n)
 }
-
-var errBodies = errors.New("too many bodies of requests from this address, or to this pod, wait for decisions")
 
 func (x *exchange) tooLarge(limit int) {
 	x.refuse(413, "body_too_large", fmt.Errorf("the body is longer than the %d bytes that provider %s decides on", limit, x.decision.Provider.Name))

@@ -178,6 +178,9 @@ func (x *exchange) Ready() bool {
 // Decision implements http.Exchange.
 func (x *exchange) Decision(early http.Content) http.Decision {
 	var out http.Decision
+	if early.NoRoom && x.refusal == nil {
+		x.refuse(503, "too_many_bodies", http.ErrNoRoom)
+	}
 	if x.refusal == nil && x.decision.Reason == policy.ReasonAsk {
 		x.ask(&out, early)
 	}

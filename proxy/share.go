@@ -16,8 +16,8 @@ type share struct {
 	// stream of mTLS, which has a connection to the application.
 	inbound    chan struct{}
 	handshakes *portions.Portions[netip.Addr]
-	// Bytes of bodies that have come and are held for decisions which look at
-	// them, until they have left.
+	// Bytes of bodies that have come in front of decisions and are held for
+	// these, until they have left.
 	bodies *portions.Portions[netip.Addr]
 	names  *heldNames
 	// One slot for each question about a request that a provider is asked.

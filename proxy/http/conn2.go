@@ -15,16 +15,14 @@ import (
 const (
 	// maxStreams is how many a client may have open at a time.
 	maxStreams = 1000
-	// maxWaiting is how many bytes of bodies may wait for decisions, besides
-	// what decisions want to see; the client's next bytes wait beyond that.
-	maxWaiting = 1 << 20
 	// maxLent is how many bytes of bodies a connection may leave with us, the
 	// ones included whose decisions want to see them. More is there only where
 	// the application does not read.
 	maxLent = 16 << 20
-	// startWindow is what a client may send of a body that is not decided
-	// on, and the default of the protocol.
+	// startWindow is the default of the protocol, and undecided what a client
+	// may send of a body that is not decided on, once it has heard that.
 	startWindow = 65535
+	undecided   = 16 << 10
 	// maxLastStream is the id with which a GOAWAY is announced.
 	maxLastStream = 1<<31 - 1
 )
@@ -36,6 +34,7 @@ const (
 type conn2 struct {
 	*conn
 	toClient, toApp sender2
+	opened          chan struct{} // closed when the client is told our own SETTINGS, which the application's follow
 	// Frames without content that each side may send for the other's DATA.
 	clientPaid, appPaid atomic.Int64
 
@@ -48,19 +47,16 @@ type conn2 struct {
 	credit   int64             // what the client may send
 	initial  int64             // the application's window of a new stream
 	holding  map[*stream2]bool // decided on, with bytes that the application has no window for
-	waiting  int               // bytes of bodies that wait for decisions
 	lent     int               // bytes of bodies that wait for decisions or, decided on, for the application
-	room     *sync.Cond        // that waiting is less
 	greeted  bool              // the client has acknowledged our own SETTINGS
 	cancels  h2.Allowance      // streams that the client resets unanswered
 }
 
 func newConn2(c *conn) *conn2 {
 	h := &conn2{
-		conn: c, nextApp: 1, byClient: map[uint32]*stream2{}, byApp: map[uint32]*stream2{},
+		conn: c, opened: make(chan struct{}), nextApp: 1, byClient: map[uint32]*stream2{}, byApp: map[uint32]*stream2{},
 		flow: account{window: startWindow}, credit: startWindow, initial: startWindow, holding: map[*stream2]bool{},
 	}
-	h.room = sync.NewCond(&h.mu)
 	h.toClient.init(c.client.side, c.app.side.Err)
 	h.toApp.init(c.app.side, c.client.side.Err)
 	h.cancels = h2.NewAllowance(1000, 200)
@@ -78,8 +74,10 @@ func (c *conn2) serveClient() error {
 	c.toClient.frame(func(w *http2.Framer) error {
 		return w.WriteSettings(
 			http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: maxStreams},
+			http2.Setting{ID: http2.SettingInitialWindowSize, Val: undecided},
 			http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: maxHeaderList})
 	})
+	close(c.opened)
 	var f frames2
 	f.init(&c.client, &c.clientPaid, &c.appPaid)
 	err := f.run(fromClient{c})
@@ -112,6 +110,7 @@ func (c *conn2) farewell(bad *h2Error) error {
 
 // serveApp passes on the application's frames until its end.
 func (c *conn2) serveApp() error {
+	<-c.opened
 	var f frames2
 	f.init(&c.app, &c.appPaid, &c.clientPaid)
 	err := f.run(fromApp{c})
@@ -217,6 +216,9 @@ var (
 	errSlowBody = errors.New("the body that a decision waits for did not come")
 )
 
+// ErrNoRoom is why a request whose body would have to be held is refused.
+var ErrNoRoom = errors.New("too many bodies of requests from this address, or to this pod, wait for decisions")
+
 // onData passes on a part of a request's body.
 func (c fromClient) onData(id uint32, b []byte, from int, end, padded bool) error {
 	c.mu.Lock()
@@ -237,13 +239,16 @@ func (c fromClient) onData(id uint32, b []byte, from int, end, padded bool) erro
 	case s.clientEnd:
 		return c.violate(s, http2.ErrCodeStreamClosed, size)
 	}
-	if s.credit -= int64(size); s.credit < 0 {
+	if s.credit -= int64(size); s.credit < 0 && size > 0 {
 		return c.violate(s, http2.ErrCodeFlowControl, size)
 	}
 	if !s.count(b, from, end, padded) {
 		return c.violate(s, http2.ErrCodeProtocol, size)
 	}
 	s.clientEnd = end
+	if s.app != 0 {
+		s.settle()
+	}
 	if s.app == 0 || len(s.held) > 0 || !s.fits(size) {
 		return c.hold(s, b[from:], padded)
 	}

@@ -66,6 +66,7 @@ func (c *conn1) collect(n int, gate Exchange) (e early1, err error) {
 			size += len(e.Bytes)
 		}
 		if !gate.Hold(size - e.room) {
+			e.Content = Content{NoRoom: true}
 			return e, nil
 		}
 		e.room = size

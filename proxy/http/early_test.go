@@ -6,15 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // sum tells what came of a request: how long its body is, its hash, and its
@@ -204,6 +207,81 @@ func TestOtherStreamsGoOn(t *testing.T) {
 			}
 		})
 	}
+}
+
+// However much of other bodies waits for decisions, the other streams of the
+// connection go on.
+func TestManyBodiesWait(t *testing.T) {
+	const waiting = 200 // Go's server takes 250 streams of a connection
+	gate := newGate(denyPaths)
+	gate.slow, gate.slowPath = make(chan struct{}), "/slow"
+	client := client2(t)
+	to := proxied(t, server(t, sum), Undeclared, gate)
+	body := make([]byte, 3*undecided)
+	post := func(path string) error {
+		answer, err := client.Post(fmt.Sprintf("http://%v%s", to, path), "text/plain", bytes.NewReader(body))
+		if err != nil {
+			return err
+		}
+		text, err := io.ReadAll(answer.Body)
+		_ = answer.Body.Close()
+		if want := sumOf(body, ""); err == nil && string(text) != want {
+			err = fmt.Errorf("%q, want %q", text, want)
+		}
+		return err
+	}
+	must(t, post("/quick"))
+	slow := make(chan error, waiting)
+	for range waiting {
+		go func() { slow <- post("/slow") }()
+	}
+	held(t, gate, waiting*undecided)
+	for range 20 {
+		must(t, post("/quick"))
+	}
+	close(gate.slow)
+	for range waiting {
+		if err := within(t, slow); err != nil {
+			t.Error(err)
+		}
+	}
+	freed(t, gate)
+}
+
+// Where there is no room for a body that comes while its request is decided on,
+// that request is refused, and no other.
+func TestNoRoomMeanwhile(t *testing.T) {
+	gate := newGate(allowAll)
+	gate.slow, gate.slowPath, gate.room = make(chan struct{}), "/slow", 50<<10
+	f := dialFrames(t, proxied(t, server(t, sum), Undeclared, gate))
+	open := func(id uint32, size int, more ...string) {
+		f.open(id, false, append([]string{":method", "POST", ":scheme", "http", ":path", "/slow", ":authority", "x"}, more...)...)
+		must(t, f.WriteData(id, true, make([]byte, size)))
+	}
+	open(1, 16<<10)
+	open(3, 16<<10)
+	open(5, 16<<10)
+	open(7, 16<<10)
+	if h, ok := f.next().(*http2.MetaHeadersFrame); !ok || h.StreamID != 7 || h.PseudoValue("status") != "503" {
+		t.Errorf("%v, want 503 of stream 7", h)
+	}
+	open(9, 16<<10, "content-type", "application/grpc")
+	if h, ok := f.next().(*http2.MetaHeadersFrame); !ok || h.StreamID != 9 || !slices.ContainsFunc(h.Fields, func(field hpack.HeaderField) bool {
+		return field.Name == "grpc-status" && field.Value == "14"
+	}) {
+		t.Errorf("%v, want UNAVAILABLE of stream 9", h)
+	}
+	close(gate.slow)
+	answers := map[uint32]string{}
+	for len(answers) < 3 {
+		if h, ok := f.next().(*http2.MetaHeadersFrame); ok {
+			answers[h.StreamID] = h.PseudoValue("status")
+		}
+	}
+	if want := map[uint32]string{1: "200", 3: "200", 5: "200"}; !maps.Equal(answers, want) {
+		t.Errorf("%v, want %v", answers, want)
+	}
+	freed(t, gate)
 }
 
 // Bodies arrive as they were sent whatever the order of decisions, resets,
@@ -420,11 +498,17 @@ func TestRoomOfResetRequests(t *testing.T) {
 // freed waits until nothing is held.
 func freed(t *testing.T, gate *testGate) {
 	t.Helper()
+	held(t, gate, 0)
+}
+
+// held waits until so many bytes are.
+func held(t *testing.T, gate *testGate, n int64) {
+	t.Helper()
 	retry := time.NewTicker(time.Millisecond)
 	defer retry.Stop()
-	for end := time.Now().Add(patience); gate.held.Load() != 0; <-retry.C {
+	for end := time.Now().Add(patience); gate.held.Load() != n; <-retry.C {
 		if time.Now().After(end) {
-			t.Fatalf("%d bytes are held for nobody", gate.held.Load())
+			t.Fatalf("%d bytes are held, not %d", gate.held.Load(), n)
 		}
 	}
 }

@@ -107,15 +107,14 @@ func (g *testGate) seen() []Request {
 type testExchange struct {
 	gate    *testGate
 	request Request
-	full    bool // there was no room for the body
 }
 
 func (x *testExchange) Hold(n int) bool {
 	if held := x.gate.held.Add(int64(n)); x.gate.room > 0 && held > x.gate.room {
 		x.gate.held.Add(-int64(n))
-		x.full = true
+		return false
 	}
-	return !x.full
+	return true
 }
 
 func (x *testExchange) Free(n int) { x.gate.held.Add(-int64(n)) }
@@ -134,7 +133,7 @@ func (x *testExchange) Decision(early Content) Decision {
 		<-x.gate.slow
 	}
 	decision := x.gate.decide(&x.request)
-	if x.full {
+	if early.NoRoom {
 		decision = Decision{Refusal: &Refusal{Status: 503}}
 	}
 	if decision.Refusal == nil {

@@ -9,15 +9,15 @@ import (
 )
 
 // This file is about bodies of HTTP/2 around decisions. What comes of one that
-// is not decided on is held. So that the other streams go on, it costs nothing
-// of the connection's window: the client is lent as much, and the application's
-// next grants go to paying that back. What the application has no window for
-// meanwhile is held, too.
+// is not decided on is held, where the gate has room for it. So that the other
+// streams go on, it costs nothing of the connection's window: the client is lent
+// as much, and the application's next grants go to paying that back. What the
+// application has no window for meanwhile is held, too.
 
 // account is what may be sent to the application, of one stream or of all.
 type account struct {
 	window int64 // what the application takes
-	ahead  int64 // what the client was granted beyond that
+	ahead  int64 // what the client was granted beyond that; below 0 it is owed something
 }
 
 // grow adds what the application grants, and returns what of it is the client's.
@@ -70,7 +70,7 @@ func (c *conn2) collect(s *stream2, wants int) {
 
 // invite lets the client send as much as the decision wants. Called with mu held.
 func (c *conn2) invite(s *stream2) {
-	if more := int64(s.wants) - min(c.initial, startWindow) - s.flow.ahead; more > 0 {
+	if more := int64(s.wants) - min(c.initial, undecided) - s.flow.ahead; more > 0 {
 		s.flow.ahead += more
 		s.grant(more)
 	}
@@ -83,13 +83,18 @@ func (c *conn2) expire(s *stream2) {
 		c.mu.Unlock()
 		return
 	}
-	refusal := &Refusal{Status: 408, Message: "the body did not come in time"}
+	c.giveUp(s, &Refusal{Status: 408, Message: "the body did not come in time"}, errSlowBody)
+	_ = c.toClient.wake()
+}
+
+// giveUp answers a request in front of its decision. Called with mu held, which
+// it gives up.
+func (c *conn2) giveUp(s *stream2, refusal *Refusal, why error) {
 	s.status = refusal.Status
 	c.forget(s)
 	c.answer(s, refusal)
 	c.mu.Unlock()
-	_ = c.toClient.wake()
-	s.over(errSlowBody)
+	s.over(why)
 }
 
 // hold keeps a part of a body until the application gets it. Called with mu
@@ -101,13 +106,14 @@ func (c *conn2) hold(s *stream2, data []byte, padded bool) error {
 		c.grant(padding)
 		s.grant(int64(padding))
 	}
-	if s.wants > 0 {
-		if !s.gate.Hold(len(data)) {
-			c.grant(len(data))
-			c.ready(s, Content{}) // gives up mu
-			return nil
+	if s.app == 0 && !s.gate.Hold(len(data)) {
+		c.grant(len(data))
+		if s.wants > 0 {
+			c.ready(s, Content{NoRoom: true}) // gives up mu
+		} else {
+			c.giveUp(s, &Refusal{Status: 503, Message: "too many bodies wait for decisions"}, ErrNoRoom) // gives up mu
 		}
-		s.room += len(data)
+		return nil
 	}
 	s.held = append(s.held, data...)
 	if s.app != 0 { // its window will come
@@ -118,34 +124,14 @@ func (c *conn2) hold(s *stream2, data []byte, padded bool) error {
 		}
 		return nil
 	}
+	s.room += len(data)
 	if c.lent += len(data); c.lent > maxLent {
 		c.mu.Unlock()
 		return errUnread
 	}
 	s.lent += len(data)
 	c.grant(len(data))
-	if s.wants > 0 {
-		c.collected(s)
-		return nil
-	}
-	s.waiting += len(data)
-	c.waiting += len(data)
-	full := c.waiting > maxWaiting
-	c.mu.Unlock()
-	if !full {
-		return nil
-	}
-	if err := c.toApp.flush(); err != nil {
-		return err
-	}
-	if err := c.toClient.wake(); err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for c.waiting > maxWaiting {
-		c.room.Wait()
-	}
+	c.collected(s) // gives up mu
 	return nil
 }
 
@@ -172,20 +158,20 @@ func (c *conn2) ready(s *stream2, early Content) {
 // start lets a stream that the application has got go on. Called with mu held.
 func (c *conn2) start(s *stream2) (over bool) {
 	s.flow.window = c.initial
-	ahead := min(c.initial, startWindow) + s.flow.ahead - c.initial
-	s.grant(-ahead)
-	s.flow.ahead = max(0, ahead)
-	c.unwait(s)
+	s.flow.ahead += min(c.initial, undecided) - c.initial
+	if len(s.held) > 0 {
+		s.settle()
+	}
 	return c.release(s)
 }
 
-// unwait takes a stream out of those whose decisions are waited for. Called
-// with mu held.
-func (c *conn2) unwait(s *stream2) {
-	if s.waiting > 0 {
-		c.waiting -= s.waiting
-		s.waiting = 0
-		c.room.Broadcast()
+// settle grants the client what it is owed of a stream that goes on. Most end with
+// the first DATA, for which it has window enough: a frame for each would be a
+// write for each. Called with the connection's mu held.
+func (s *stream2) settle() {
+	if s.flow.ahead < 0 && !s.clientEnd {
+		s.grant(-s.flow.ahead)
+		s.flow.ahead = 0
 	}
 }
 
@@ -209,7 +195,7 @@ func (c *conn2) release(s *stream2) (over bool) {
 		c.flow.window -= int64(n)
 		s.Sent.Add(int64(n))
 		s.sentEnd = s.clientEnd && len(s.held) == 0 && s.trailers == nil
-		c.toApp.frame(func(w *http2.Framer) error { return w.WriteData(s.app, s.sentEnd, part) })
+		c.toApp.held(s.app, s.sentEnd, part)
 	}
 	s.held = nil
 	delete(c.holding, s)
@@ -237,12 +223,11 @@ func (s *stream2) free(n int) {
 	}
 }
 
-// drop forgets what is held of a stream, and that it is waited for. What a
+// drop forgets what is held of a stream. What a
 // decision under way looks at keeps its room until that is made. Called with mu
 // held.
 func (c *conn2) drop(s *stream2) {
 	delete(c.holding, s)
-	c.unwait(s)
 	c.grant(len(s.held) - s.lent)
 	c.lent -= s.lent
 	s.held, s.lent = nil, 0

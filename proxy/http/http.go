@@ -90,9 +90,9 @@ type Exchange interface {
 	// so many are waited for, or the whole of a shorter one. It is called once,
 	// of a request that has a body.
 	Wants() int
-	// Hold finds room for n more bytes of the body, which have come and are
-	// held for the decision. If there is none it reports false, and the
-	// decision, which is asked for then without them, must be a refusal.
+	// Hold finds room for n more bytes of the body, which have come in front of
+	// the decision; it may be called while that is made. If it reports false
+	// they are not held.
 	Hold(n int) bool
 	// Free gives up room for n bytes: they have left, or are forgotten.
 	Free(n int)
@@ -108,6 +108,9 @@ type Exchange interface {
 type Content struct {
 	Bytes []byte // not to be changed
 	Whole bool   // there is no more
+	// NoRoom says that there is none for what the decision wants to see, which
+	// must be a refusal then.
+	NoRoom bool
 }
 
 // Decision is what becomes of a request.

@@ -40,6 +40,7 @@ type sender2 struct {
 
 	mu      sync.Mutex // guards what follows; nobody waits with it
 	out     []byte     // behind headRoom
+	bodies  int        // of these, bytes that were held and that the side has given window for
 	buf     *relay.Buffer
 	busy    bool // somebody is about to send
 	encoder *hpack.Encoder
@@ -74,6 +75,16 @@ func (s *sender2) frame(write func(*http2.Framer) error) {
 	}
 }
 
+// held collects a part of a body that was held.
+func (s *sender2) held(id uint32, end bool, p []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failed == nil {
+		_ = s.framer.WriteData(id, end, p) // into memory: no error
+		s.bodies += frameHeader + len(p)
+	}
+}
+
 // headers collects a header list.
 func (s *sender2) headers(id uint32, fields []hpack.HeaderField, end bool) {
 	s.mu.Lock()
@@ -100,7 +111,7 @@ func (s *sender2) take() ([]byte, *relay.Buffer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out, buf := s.out, s.buf
-	s.out, s.buf = nil, nil
+	s.out, s.buf, s.bodies = nil, nil, 0
 	return out, buf
 }
 
@@ -164,7 +175,7 @@ func (s *sender2) data(b []byte, from int, sealed *atomic.Bool) (sent bool, err 
 func (s *sender2) wake() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.out) > maxUnsent {
+	if len(s.out)-s.bodies > maxUnsent {
 		return errUnread
 	}
 	if s.busy || s.out == nil || s.failed != nil {

@@ -13,7 +13,12 @@ func (c *conn2) passSettings(f *http2.SettingsFrame, to, back *sender2, fromClie
 	if f.IsAck() {
 		c.mu.Lock()
 		ours := fromClient && !c.greeted
-		c.greeted = c.greeted || fromClient
+		if ours {
+			c.greeted = true
+			for _, s := range c.byClient {
+				s.credit -= startWindow - undecided
+			}
+		}
 		c.mu.Unlock()
 		if !ours {
 			to.frame((*http2.Framer).WriteSettingsAck)
@@ -44,7 +49,7 @@ func (c *conn2) passSettings(f *http2.SettingsFrame, to, back *sender2, fromClie
 		case http2.SettingInitialWindowSize:
 			if !fromClient {
 				initial = int64(s.Val)
-				s.Val = min(s.Val, startWindow)
+				s.Val = min(s.Val, undecided)
 			}
 		default:
 			return nil
@@ -70,7 +75,7 @@ func (c *conn2) passSettings(f *http2.SettingsFrame, to, back *sender2, fromClie
 func (c *conn2) restart(initial int64) {
 	c.mu.Lock()
 	ours := initial - c.initial
-	clients := min(initial, startWindow) - min(c.initial, startWindow)
+	clients := min(initial, undecided) - min(c.initial, undecided)
 	c.initial = initial
 	for _, s := range c.byApp {
 		s.flow.window += ours

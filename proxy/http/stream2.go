@@ -38,7 +38,6 @@ type stream2 struct {
 	held      []byte
 	lent      int         // of these, what the client may send again on other streams
 	room      int         // that the gate has found for these
-	waiting   int         // of these, what came while a decision was made
 	trailers  *h2.Message // behind them
 	own       []string    // names that trailers must not have
 	response  ResponseEdits
@@ -53,6 +52,7 @@ const (
 	grpcPermissionDenied = 7
 	grpcExhausted        = 8
 	grpcInternal         = 13
+	grpcUnavailable      = 14
 	grpcUnauthenticated  = 16
 )
 
@@ -65,6 +65,8 @@ func GRPCStatus(status int) int {
 		return grpcPermissionDenied
 	case 429:
 		return grpcExhausted
+	case 503:
+		return grpcUnavailable
 	}
 	return grpcInternal
 }
@@ -94,7 +96,7 @@ func (c fromClient) onHeaders(id uint32, m h2.Message) error {
 		c.toClient.frame(func(w *http2.Framer) error { return w.WriteRSTStream(id, http2.ErrCodeRefusedStream) })
 		return nil
 	}
-	s := &stream2{c: c.conn2, id: id, header: m, grpc: -1, clientEnd: m.End, asked: make(chan struct{}), credit: startWindow}
+	s := &stream2{c: c.conn2, id: id, header: m, grpc: -1, clientEnd: m.End, asked: make(chan struct{})}
 	length, err := parseRequest2(m, &s.request)
 	s.left = length
 	if err != nil || m.TooLarge {
@@ -103,6 +105,10 @@ func (c fromClient) onHeaders(id uint32, m h2.Message) error {
 	}
 	s.Abort = func() { c.abort(s) }
 	c.mu.Lock()
+	s.credit = startWindow
+	if c.greeted {
+		s.credit = undecided
+	}
 	c.byClient[id] = s
 	c.mu.Unlock()
 	s.gate = c.gate.Begin(&s.request, &s.Live)
