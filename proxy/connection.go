@@ -40,7 +40,7 @@ type Connection struct {
 	settled  bool       // whether requests are decided on
 	early    bool       // a review came before that
 	opened   bool
-	metered  bool      // its bytes are counted against limits
+	metered  *meter    // of its bytes, if limits hold for these
 	placed   bool      // it takes a place among those to the pod
 	requests *requests // those, if they are
 	record   telemetry.Record
@@ -103,7 +103,7 @@ func (p *Proxy) end(c *Connection) {
 	c.ended = time.Now()
 	if c.counts != nil {
 		c.record.Sent, c.record.Received = c.moved()
-		c.counts = nil // a part of the stream, which is not to be remembered
+		c.counts, c.metered = nil, nil // parts of the stream, which is not to be remembered
 	}
 	c.working = nil // nor is what knows it
 	p.Recorder.Closed(&c.record)

@@ -3,81 +3,110 @@ package proxy
 import (
 	"cmp"
 	"context"
+	"sync/atomic"
 	"time"
 
 	"github.com/tacit-mesh/tacit/proxy/policy"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-// meterEvery is how often the bytes of a connection are counted. What passes in
-// between may be more than a limit allows.
-const meterEvery = 100 * time.Millisecond
+// storesEvery is how often stores are asked to count the bytes of a connection:
+// what passes in between may be more than a limit allows, but waits for nobody.
+const storesEvery = 100 * time.Millisecond
 
-// meter has the bytes of a connection counted that carries no HTTP, if limits of
-// bytes hold for it, from now on. It may be called again.
-func (p *Proxy) meter(c *Connection) {
-	if !c.carries() || len(p.byteLimits(c)) == 0 {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.metered || c.counts == nil {
-		return
-	}
-	c.metered = true
-	sent, received := c.moved()
-	go p.count(c, sent+received)
-}
+// meter counts the bytes of a connection that carries no HTTP: buffer by buffer
+// against limits of this node, and from time to time against those in stores.
+type meter struct {
+	proxy  *Proxy
+	conn   *Connection
+	limits atomic.Pointer[byteLimits]
 
-// carries reports whether bytes of the connection pass that are not counted yet.
-func (c *Connection) carries() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.counts != nil && !c.metered
+	uncounted atomic.Int64 // in stores
+	counting  atomic.Bool  // by a goroutine that lives only as long as bytes pass
 }
 
 // byteLimits are those that hold for a connection as a whole.
-func (p *Proxy) byteLimits(c *Connection) []policy.AppliedLimit {
-	facts, inbound := c.whole(p.State.Snapshot())
-	if !inbound {
-		return nil
-	}
-	return policy.Limits(nil, p.State.Snapshot(), &facts, model.LimitBytes)
-}
+type byteLimits struct{ here, shared []policy.AppliedLimit }
 
-// count charges what passes until the connection ends or no limit holds for it,
-// and ends it when there was more than a limit allows.
-func (p *Proxy) count(c *Connection, counted int64) {
-	ticker := time.NewTicker(meterEvery)
-	defer ticker.Stop()
-	for ended := false; !ended; {
-		select {
-		case <-ticker.C:
-		case <-c.ctx.Done():
-			ended = true
-		}
-		limits := p.byteLimits(c)
-		c.mu.Lock()
-		total := c.record.Sent + c.record.Received
-		if c.counts != nil {
-			sent, received := c.moved()
-			total = sent + received
-		}
-		if len(limits) == 0 {
-			c.metered = false
-			c.mu.Unlock()
+func (l *byteLimits) none() bool { return len(l.here)+len(l.shared) == 0 }
+
+// meter has the bytes of a connection counted that carries no HTTP, if limits of
+// bytes hold for it, from now on; it is called again when policies change.
+func (p *Proxy) meter(c *Connection) {
+	for {
+		s := p.State.Snapshot()
+		facts, whole := c.whole(s)
+		if !whole {
 			return
 		}
-		c.mu.Unlock()
-		if total > counted {
-			p.charge(c, limits, uint64(total-counted))
-			counted = total
+		var limits byteLimits
+		for _, a := range policy.Limits(nil, s, &facts, model.LimitBytes) {
+			if a.Store == nil {
+				limits.here = append(limits.here, a)
+			} else {
+				limits.shared = append(limits.shared, a)
+			}
+		}
+		c.meterBy(&limits)
+		if p.State.Snapshot() == s {
+			return
 		}
 	}
 }
 
-// charge counts bytes that have passed against limits, all of them.
-func (p *Proxy) charge(c *Connection, limits []policy.AppliedLimit, n uint64) {
+func (c *Connection) meterBy(limits *byteLimits) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.counts == nil, c.metered == nil && limits.none():
+	case limits.none():
+		c.counts.Tell(nil)
+	default:
+		if c.metered == nil {
+			c.metered = &meter{proxy: c.proxy, conn: c}
+		}
+		c.metered.limits.Store(limits)
+		c.counts.Tell(c.metered.passed)
+	}
+}
+
+// passed is a relay.Meter.
+func (m *meter) passed(n int) error {
+	limits := m.limits.Load()
+	if len(limits.shared) > 0 {
+		m.uncounted.Add(int64(n))
+		if m.counting.CompareAndSwap(false, true) {
+			go m.countInStores()
+		}
+	}
+	return m.charge(limits.here, uint64(n))
+}
+
+// countInStores ends once nothing has passed for a while, or the connection has
+// ended and all is counted.
+func (m *meter) countInStores() {
+	ticker := time.NewTicker(storesEvery)
+	defer ticker.Stop()
+	for {
+		if n := m.uncounted.Swap(0); n > 0 {
+			_ = m.charge(m.limits.Load().shared, uint64(n))
+		} else {
+			m.counting.Store(false)
+			if m.uncounted.Load() == 0 || !m.counting.CompareAndSwap(false, true) {
+				return
+			}
+		}
+		select {
+		case <-ticker.C:
+		case <-m.conn.ctx.Done():
+		}
+	}
+}
+
+// charge counts bytes that have passed against limits, all of them. Beyond one
+// it ends the connection, and says why.
+func (m *meter) charge(limits []policy.AppliedLimit, n uint64) (err error) {
+	p, c := m.proxy, m.conn
 	for i := range limits {
 		a := &limits[i]
 		as := p.countsAs(c.pod, a)
@@ -96,7 +125,10 @@ func (p *Proxy) charge(c *Connection, limits []policy.AppliedLimit, n uint64) {
 			c.record.DryRun = cmp.Or(c.record.DryRun, a.Policy)
 			c.mu.Unlock()
 		default:
-			c.Deny(policy.Decision{Policy: a.Policy, Reason: policy.ReasonLimited})
+			d := policy.Decision{Policy: a.Policy, Reason: policy.ReasonLimited}
+			c.Deny(d)
+			err = denied{Decision: d}
 		}
 	}
+	return err
 }

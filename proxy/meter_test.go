@@ -30,13 +30,20 @@ func declaredTCP() model.Update {
 	return model.Update{Workloads: []*model.Workload{w}}
 }
 
-// What carries no HTTP is ended with RST once too many bytes have passed, and
-// so is what comes then, whether the port is declared or recognized.
+// What carries no HTTP is ended with RST once too many bytes have passed, to a
+// buffer where this node counts alone, and so is what comes then, whether the
+// port is declared or recognized.
 func TestLimitOfBytes(t *testing.T) {
-	for _, declared := range []bool{false, true} {
-		t.Run(fmt.Sprint("declared ", declared), func(t *testing.T) {
-			s := startOneServer(t, echoing(t), limitOfBytes(100_000, false))
-			if declared {
+	away := &model.LimitStore{Host: "127.0.0.1", Port: 1}
+	for _, test := range []struct {
+		declared bool
+		store    *model.LimitStore
+	}{{false, nil}, {true, nil}, {false, away}, {true, away}} {
+		t.Run(fmt.Sprintf("declared %v, in a store %v", test.declared, test.store != nil), func(t *testing.T) {
+			limit := limitOfBytes(100_000, false)
+			limit.RateLimit.Store = test.store
+			s := startOneServer(t, echoing(t), limit)
+			if test.declared {
 				s.State.Apply(declaredTCP())
 			}
 			c := s.dial(t)
@@ -46,7 +53,7 @@ func TestLimitOfBytes(t *testing.T) {
 			for ; err == nil && passed < 1<<30; passed += 2 * len(text) {
 				err = exchangeText(c, text)
 			}
-			if !wasReset(err) || passed < 80_000 {
+			if !wasReset(err) || passed < 80_000 || test.store == nil && passed > 100_000+4*len(text) {
 				t.Errorf("ended after %d bytes with %v", passed, err)
 			}
 			next, err := s.connect(t)

@@ -90,7 +90,11 @@ func (s *stream) deliver(p []byte) {
 			s.brokenApp(err)
 			return
 		}
-		s.delivered(n)
+		if err := s.delivered(n); err != nil {
+			s.mu.Unlock()
+			s.abort(err)
+			return
+		}
 		p = p[n:]
 	}
 	evicted := s.enqueue(p)
@@ -163,13 +167,14 @@ func (s *stream) flushInbox(app *relay.Socket) {
 				return true
 			}
 			k.r += n
-			if k.r < k.w {
-				s.delivered(n)
-				return false
+			whole := k.r == k.w
+			if whole {
+				s.free(k)
+				s.inbox.queue = append(s.inbox.queue[:0], s.inbox.queue[1:]...)
 			}
-			s.free(k)
-			s.inbox.queue = append(s.inbox.queue[:0], s.inbox.queue[1:]...)
-			s.delivered(n)
+			if failed = s.delivered(n); failed != nil || !whole {
+				return failed != nil
+			}
 		}
 		s.inbox.queue = nil
 		return true
@@ -193,12 +198,12 @@ func (s *stream) flushInbox(app *relay.Socket) {
 	}
 }
 
-// delivered counts n bytes that the application has and credits the peer.
-// Called with mu held.
-func (s *stream) delivered(n int) {
-	s.counts.Received.Add(int64(n))
+// delivered counts n bytes that the application has and credits the peer. Its
+// error is to end the stream. Called with mu held.
+func (s *stream) delivered(n int) error {
 	s.inbox.held -= int64(n)
 	s.credit()
+	return s.counts.MoreReceived(n)
 }
 
 // credit gives the peer window once half of it is used. A window that is used

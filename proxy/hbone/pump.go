@@ -209,7 +209,10 @@ func (p *pump) forward(buf *relay.Buffer, n int) error {
 		if err != nil {
 			return err
 		}
-		p.counts.Sent.Add(int64(took))
+		if err := p.counts.MoreSent(took); err != nil {
+			p.abort(err)
+			return err
+		}
 		from += took
 		n -= took
 		if n > 0 && took == 0 && p.room() == 0 && !p.await() {

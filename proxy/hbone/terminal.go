@@ -75,8 +75,12 @@ func (t *Terminal) take(class, head, limit int) (*relay.Buffer, int, error) {
 	if len(b.queue) == 0 {
 		b.queue = nil
 	}
-	s.delivered(n)
+	err := s.delivered(n)
 	s.finish()
+	if err != nil {
+		buf.Free()
+		return nil, 0, err
+	}
 	return buf, n, nil
 }
 
@@ -93,7 +97,9 @@ func (t *Terminal) Send(b []byte, from int, stalled func() error) error {
 			}
 			return err
 		}
-		s.counts.Sent.Add(int64(took))
+		if err := s.counts.MoreSent(took); err != nil {
+			return err
+		}
 		from += took
 		if took > 0 {
 			continue

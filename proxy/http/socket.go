@@ -27,7 +27,10 @@ func NewSocket(conn *net.TCPConn, counts *relay.Counts) (Side, error) {
 
 func (s socket) Read(class, head, limit int) (*relay.Buffer, int, error) {
 	buf, n, err := s.Socket.Read(class, head, limit, true)
-	s.counts.Sent.Add(int64(n))
+	if counted := s.counts.MoreSent(n); counted != nil && err == nil {
+		buf.Free()
+		return nil, 0, counted
+	}
 	return buf, n, err
 }
 
@@ -39,6 +42,8 @@ func (s socket) Send(b []byte, from int, stalled func() error) error {
 		err = s.WriteAll(b[from+n:], stalled)
 		n = len(b) - from
 	}
-	s.counts.Received.Add(int64(n))
+	if counted := s.counts.MoreReceived(n); err == nil {
+		err = counted
+	}
 	return err
 }

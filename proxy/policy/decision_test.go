@@ -210,6 +210,12 @@ func TestNextEdge(t *testing.T) {
 		{"strictly after", []*model.Policy{in(model.Match{Times: window(12, 18)})}, noon, noon.Add(6 * time.Hour)},
 		{"across midnight", []*model.Policy{in(model.Match{Times: window(22, 6)})}, noon.Add(11 * time.Hour), noon.Add(18 * time.Hour)},
 		{
+			"a limit's", []*model.Policy{{Name: "p", Namespace: "x", Action: model.ActionLimit, RateLimit: &model.RateLimit{
+				Limits: []model.Limit{{Unit: model.LimitBytes, Rules: []model.Rule{when(either(model.Match{Times: window(8, 18)}))}}},
+			}}},
+			noon, noon.Add(6 * time.Hour),
+		},
+		{
 			"the earliest", []*model.Policy{
 				in(model.Match{Times: window(8, 18)}),
 				{Name: "q", Namespace: "x", Rules: []model.Rule{when(either(model.Match{Times: window(3, 14)}))}},

@@ -12,12 +12,22 @@ import (
 func NextEdge(s *model.Snapshot, after time.Time) time.Time {
 	var next time.Time
 	for _, p := range s.Policies() {
-		for _, r := range p.Rules {
-			for _, c := range r.Clauses {
-				for _, m := range c.Matches {
-					next = earliest(next, m.Times, after)
-					next = earliest(next, m.NotTimes, after)
-				}
+		next = edgeOf(next, p.Rules, after)
+		if p.RateLimit != nil {
+			for i := range p.RateLimit.Limits {
+				next = edgeOf(next, p.RateLimit.Limits[i].Rules, after)
+			}
+		}
+	}
+	return next
+}
+
+func edgeOf(next time.Time, rules []model.Rule, after time.Time) time.Time {
+	for _, r := range rules {
+		for _, c := range r.Clauses {
+			for _, m := range c.Matches {
+				next = earliest(next, m.Times, after)
+				next = earliest(next, m.NotTimes, after)
 			}
 		}
 	}

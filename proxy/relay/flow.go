@@ -10,7 +10,8 @@ import (
 // the largest buffer, bytes move inside the kernel until the source is empty.
 type flow struct {
 	src, dst *Socket
-	count    *atomic.Int64
+	counts   *Counts
+	count    *atomic.Int64 // that of the direction
 	appetite Appetite
 }
 
@@ -32,7 +33,7 @@ func (f *flow) run() error {
 		if err != nil {
 			return err
 		}
-		if n == sizes[Large] {
+		if n == sizes[Large] && !f.counts.metered() { // through the kernel go more than a buffer at a time
 			if err := f.splice(); err != nil && !errors.Is(err, errNoPipe) {
 				return err
 			}
@@ -47,13 +48,11 @@ func (f *flow) forward(p []byte) error {
 	if err != nil {
 		return &writeError{socket: f.dst, err: err}
 	}
-	f.count.Add(int64(n))
-	if n == len(p) {
-		return nil
+	if err := f.counts.more(f.count, n); err != nil || n == len(p) {
+		return err
 	}
 	if err := f.dst.WriteAll(p[n:], f.src.Err); err != nil {
 		return err
 	}
-	f.count.Add(int64(len(p) - n))
-	return nil
+	return f.counts.more(f.count, len(p)-n)
 }

@@ -37,7 +37,40 @@ type Result struct {
 }
 
 // Counts are the bytes moved so far, readable while the relay runs.
-type Counts struct{ Sent, Received atomic.Int64 }
+type Counts struct {
+	Sent, Received atomic.Int64
+	meter          atomic.Pointer[Meter]
+}
+
+// Meter is told of bytes that have moved, of either direction, buffer by buffer.
+// Its error, if there is one, ends the relay: nothing follows them. It is called
+// by several goroutines, with locks held, and must not wait.
+type Meter func(n int) error
+
+// Tell has a meter told of all that moves from now on; nil is none.
+func (c *Counts) Tell(m Meter) {
+	if m == nil {
+		c.meter.Store(nil)
+		return
+	}
+	c.meter.Store(&m)
+}
+
+// MoreSent counts n bytes that have been sent.
+func (c *Counts) MoreSent(n int) error { return c.more(&c.Sent, n) }
+
+// MoreReceived counts n bytes that have been received.
+func (c *Counts) MoreReceived(n int) error { return c.more(&c.Received, n) }
+
+func (c *Counts) more(of *atomic.Int64, n int) error {
+	of.Add(int64(n))
+	if m := c.meter.Load(); m != nil {
+		return (*m)(n)
+	}
+	return nil
+}
+
+func (c *Counts) metered() bool { return c.meter.Load() != nil }
 
 // Copy relays between app and peer until both directions have ended, either
 // side resets the connection, or ctx ends (then both are reset). It owns and
@@ -59,8 +92,8 @@ func Copy(ctx context.Context, app, peer *net.TCPConn, counts *Counts) Result {
 	defer stop()
 
 	var other sync.WaitGroup
-	other.Go(func() { p.carry(p.peer, p.app, &counts.Received) })
-	p.carry(p.app, p.peer, &counts.Sent)
+	other.Go(func() { p.carry(p.peer, p.app, counts, &counts.Received) })
+	p.carry(p.app, p.peer, counts, &counts.Sent)
 	other.Wait()
 	p.app.Close()
 	p.peer.Close()
@@ -94,8 +127,8 @@ func newPair(app, peer *net.TCPConn) (*pair, error) {
 
 // carry moves one direction to its end, then watches src: a reset may follow
 // its FIN as long as the other direction lives.
-func (p *pair) carry(src, dst *Socket, count *atomic.Int64) {
-	f := flow{src: src, dst: dst, count: count}
+func (p *pair) carry(src, dst *Socket, counts *Counts, count *atomic.Int64) {
+	f := flow{src: src, dst: dst, counts: counts, count: count}
 	if err := f.run(); err != nil {
 		p.broken(src, err)
 		return

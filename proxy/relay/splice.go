@@ -69,7 +69,9 @@ func (f *flow) splice() error {
 		if err := f.dst.flush(drain, f.src.Err); err != nil {
 			return err
 		}
-		f.count.Add(int64(n))
+		if err := f.counts.more(f.count, n); err != nil || f.counts.metered() {
+			return err
+		}
 	}
 }
 
