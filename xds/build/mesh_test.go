@@ -145,7 +145,7 @@ func (d *draws) pod() metav1.Object {
 		p.Labels[dataplaneLabel] = d.one(enabled, disabled)
 	}
 	p.Spec = corev1.PodSpec{NodeName: d.one("", "n1", "n2"), ServiceAccountName: d.one("", "web"), HostNetwork: d.rarely()}
-	p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}}}
+	p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: int32(rapid.IntRange(8080, 8081).Draw(d.t, "number"))}}}}
 	if d.rarely() {
 		p.Status.Phase = corev1.PodSucceeded
 	}
@@ -261,6 +261,39 @@ func checkAttached(t *rapid.T, m *Mesh, there map[objectKey]metav1.Object, now t
 	for _, e := range m.pods {
 		if w := e.workload; w != nil && (!slices.Equal(w.Policies, want.Attached[w.UID]) || !maps.Equal(w.Labels, want.Labels(e.pod.Labels))) {
 			t.Fatalf("%s has policies %v and labels %v, want %v and %v", w.UID, w.Policies, w.Labels, want.Attached[w.UID], want.Labels(e.pod.Labels))
+		}
+	}
+}
+
+// The ports of a policy that targets a Service follow what pods call them.
+func TestPortsByName(t *testing.T) {
+	m := New(Settings{})
+	pod := func(name string, port int32) *corev1.Pod {
+		p := clusterPod("n0", 0, 0, netip.MustParseAddr("198.18.0.1"))
+		p.Name = name
+		p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: port}, {ContainerPort: 9}}}}
+		return p
+	}
+	svc := clusterService("n0", 0)
+	svc.Spec.Ports[0].TargetPort = intstr.FromString("web")
+	p := &securityv1.AuthorizationPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "n0", Name: "p"}}
+	p.Spec.TargetRefs = []*typev1beta1.PolicyTargetReference{{Kind: "Service", Name: "s0"}}
+	for _, step := range []struct {
+		what  string
+		apply Changes
+		want  string
+	}{
+		{"no pod", Changes{Set: []metav1.Object{svc, p}}, "[]"},
+		{"a pod comes", Changes{Set: []metav1.Object{pod("a", 8080)}}, "[8080]"},
+		{"another one of other numbers", Changes{Set: []metav1.Object{pod("b", 9090)}}, "[8080 9090]"},
+		{"a third", Changes{Set: []metav1.Object{pod("c", 9090)}}, "[8080 9090]"},
+		{"the first changes", Changes{Set: []metav1.Object{pod("a", 8081)}}, "[8081 9090]"},
+		{"the second goes", Changes{Gone: []metav1.Object{pod("b", 9090)}}, "[8081 9090]"},
+		{"the third goes, too", Changes{Gone: []metav1.Object{pod("c", 9090)}}, "[8081]"},
+	} {
+		m.Apply(step.apply)
+		if got := fmt.Sprint(m.Policies()[0].Ports); got != step.want {
+			t.Errorf("%s: ports %s, want %s", step.what, got, step.want)
 		}
 	}
 }

@@ -63,6 +63,9 @@ func (m *Mesh) setPod(name objectName, pod *corev1.Pod) {
 		m.pods[name] = e
 		m.podsIn.add(name.namespace, e)
 	}
+	if m.policies.setPortNames(name.namespace, e.pod, pod) {
+		m.stale.namespace[name.namespace] = true
+	}
 	e.pod = pod
 	m.stale.pods[e] = true
 }

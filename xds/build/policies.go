@@ -33,6 +33,8 @@ type PolicyInput struct {
 	Services               []*corev1.Service // that policies target
 	RevokedIdentities      []*kinds.RevokedIdentity
 	Now                    time.Time // decides which of them are over
+	// PortNumbers are those that pods of a namespace give the name of a port.
+	PortNumbers map[string]map[string][]uint16
 	// KeySets are those that were fetched, by [KeySource.Name].
 	KeySets   map[string]string
 	Providers map[string]*model.Provider
@@ -144,6 +146,8 @@ func Policies(in PolicyInput) PolicyResult {
 		forwarding: in.Forwarding,
 		domains:    in.TrustDomains,
 
+		portNumbers: in.PortNumbers,
+
 		services:  map[objectName]*corev1.Service{},
 		attached:  map[string]map[string]struct{}{},
 		labelKeys: map[string]struct{}{},
@@ -180,6 +184,8 @@ type policyBuilder struct {
 
 	forwarding model.Forwarding
 	domains    trustDomains
+
+	portNumbers map[string]map[string][]uint16
 
 	services map[objectName]*corev1.Service
 

@@ -98,11 +98,12 @@ func (b *policyBuilder) linkerdRateLimit(obj *kinds.HTTPLocalRateLimitPolicy, se
 	if t.scope == model.ScopeGlobal { // Linkerd knows no mesh-wide objects
 		t.scope, t.namespace = model.ScopeNamespace, obj.Namespace
 	}
-	switch port := server.Spec.Port; {
-	case port.Type == intstr.Int && port.IntVal > 0 && port.IntVal <= 65535:
+	port := server.Spec.Port
+	if t.ports = b.portNumbers[obj.Namespace][port.StrVal]; port.Type == intstr.Int && port.IntVal > 0 && port.IntVal <= 65535 {
 		t.ports = []uint16{uint16(port.IntVal)}
-	default:
-		st.say("spec.targetRef: Server %s names its port (%s), so all ports of its pods are covered", ref.Name, port.String())
+	}
+	if len(t.ports) == 0 {
+		st.say("spec.targetRef: no pod has the port %s of Server %s, so all ports of its pods are covered", port.String(), ref.Name)
 	}
 	p := limitPolicy(linkerdLimitPrefix, &obj.ObjectMeta, t)
 	if total := obj.Spec.Total; total != nil {

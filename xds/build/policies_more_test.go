@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/yaml"
 
 	"github.com/tacit-mesh/tacit/xds/kinds"
@@ -47,6 +48,7 @@ func TestTargets(t *testing.T) {
 	services := []*corev1.Service{
 		object[corev1.Service](t, `{metadata: {name: db, namespace: data}, spec: {selector: {app: db}, ports: [{port: 80, targetPort: 8080}, {port: 81}]}}`),
 		object[corev1.Service](t, `{metadata: {name: named, namespace: data}, spec: {selector: {app: cache}, ports: [{port: 80, targetPort: http}]}}`),
+		object[corev1.Service](t, `{metadata: {name: known, namespace: data}, spec: {selector: {app: cache}, ports: [{port: 80, targetPort: web}]}}`),
 		object[corev1.Service](t, `{metadata: {name: bare, namespace: data}}`),
 	}
 	workloads := []PolicyTarget{
@@ -62,12 +64,14 @@ func TestTargets(t *testing.T) {
 		none     bool
 	}{
 		{refs: "{kind: Service, name: db}", attached: "db", ports: "[81 8080]"},
-		{refs: "{kind: Service, group: core, name: named}", attached: "cache", ports: "[]", message: "named target port"},
+		{refs: "{kind: Service, group: core, name: named}", attached: "cache", ports: "[]", message: "no pod has the target port http"},
 		{refs: "{kind: Service, name: db}, {kind: Service, name: named}", attached: "cache db", ports: "[]"},
 		{refs: "{kind: Service, name: db}, {kind: Pod, name: cache}", attached: "cache db", ports: "[]"},
 		{refs: "{kind: StatefulSet, group: apps, name: db}", attached: "db", ports: "[]"},
 		{refs: "{kind: Deployment, group: apps, name: db}", attached: "cache", ports: "[]"},
 		{refs: "{kind: Pod, name: db-1}", attached: "db", ports: "[]"},
+		{refs: "{kind: Service, name: known}", attached: "cache", ports: "[8080 9090]"},
+		{refs: "{kind: Service, name: known}, {kind: Service, name: db}", attached: "cache db", ports: "[81 8080 9090]"},
 		{refs: "{kind: Service, name: bare}", ports: "[]", message: "no Service bare that selects pods"},
 		{refs: "{kind: Service, name: none}", ports: "[]", message: "no Service none"},
 		{refs: "{kind: Service, name: db, namespace: shop}", ports: "[]", message: "another namespace"},
@@ -76,6 +80,7 @@ func TestTargets(t *testing.T) {
 		r := Policies(PolicyInput{
 			AuthorizationPolicies: []*securityv1.AuthorizationPolicy{authorization(t, "targetRefs: ["+test.refs+"]\nrules: [{to: [{operation: {methods: [GET]}}]}]")},
 			Services:              services, Workloads: workloads,
+			PortNumbers: map[string]map[string][]uint16{"data": {"web": {8080, 9090}}, "shop": {"http": {80}}},
 		})
 		var attached []string
 		for _, w := range workloads {
@@ -228,6 +233,15 @@ spec:
 	p := r.Policies[0]
 	if diff := cmp.Diff(want, p.RateLimit.Limits); diff != "" || fmt.Sprint(p.Ports) != "[8080]" || len(r.Attached["web"]) != 1 || !r.Statuses[0].Enforced {
 		t.Errorf("ports %v, attached %v (-want +got):\n%s", p.Ports, r.Attached, diff)
+	}
+	server.Spec.Port = intstr.FromString("http")
+	r = Policies(PolicyInput{
+		LinkerdRateLimits: []*kinds.HTTPLocalRateLimitPolicy{policy}, Servers: []*kinds.Server{server},
+		PortNumbers: map[string]map[string][]uint16{"emojivoto": {"http": {8080}}},
+		Workloads:   []PolicyTarget{{UID: "web", Namespace: "emojivoto", Labels: map[string]string{"app": "web"}}},
+	})
+	if p := r.Policies[0]; fmt.Sprint(p.Ports) != "[8080]" || len(r.Statuses[0].Messages) > 0 {
+		t.Errorf("of a Server whose port has a name: ports %v, %v", p.Ports, r.Statuses)
 	}
 	r = Policies(PolicyInput{LinkerdRateLimits: []*kinds.HTTPLocalRateLimitPolicy{policy}})
 	if len(r.Policies) > 0 || !strings.Contains(r.Statuses[0].Messages[0], "no Server emojivoto/web-http") {

@@ -50,7 +50,7 @@ func (b *policyBuilder) scope(namespace string, selector labels.Selector, refs [
 		service, known := b.targetRef(&t, ref, st)
 		ours = ours || known
 		if narrow = narrow && service != nil; narrow {
-			narrow = t.addPorts(service, st)
+			narrow = b.addPorts(&t, service, st)
 		}
 	}
 	if !narrow {
@@ -98,22 +98,24 @@ func isController(group, kind string) bool {
 }
 
 // addPorts returns false if it is not known which ports of the pods are the
-// service's, because they are named.
-func (t *policyScope) addPorts(service *corev1.Service, st *PolicyStatus) bool {
+// service's, because no pod says which port has the name.
+func (b *policyBuilder) addPorts(t *policyScope, service *corev1.Service, st *PolicyStatus) bool {
 	for _, p := range service.Spec.Ports {
 		if !isTCP(p.Protocol) {
 			continue
 		}
-		port, err := targetPort(p)
-		if err != nil || port == 0 {
-			st.say("spec.targetRefs: Service %s has a named target port, so all ports of its pods are covered", service.Name)
+		ports := b.portNumbers[t.namespace][p.TargetPort.StrVal]
+		if port, err := targetPort(p); err == nil && port != 0 {
+			ports = []uint16{port}
+		}
+		if len(ports) == 0 {
+			st.say("spec.targetRefs: no pod has the target port %s of Service %s, so all ports of its pods are covered", p.TargetPort.String(), service.Name)
 			return false
 		}
-		if !slices.Contains(t.ports, port) {
-			t.ports = append(t.ports, port)
-		}
+		t.ports = append(t.ports, ports...)
 	}
 	slices.Sort(t.ports)
+	t.ports = slices.Compact(t.ports)
 	return true
 }
 

@@ -31,6 +31,10 @@ type policySet struct {
 	services map[objectName]*corev1.Service
 	targeted map[objectName]bool // Services that policies target
 	byObject bool                // some policy targets pods, or whose they are
+	// numbers are those of ports that pods call by a name, each with how many
+	// do; named are the names that policies use.
+	numbers map[objectName]map[uint16]int
+	named   map[objectName]bool
 
 	revoked map[objectKey]*kinds.RevokedIdentity
 	now     time.Time // of the last Advance
@@ -55,6 +59,7 @@ func newPolicySet(s Settings) policySet {
 	return policySet{
 		root: s.RootNamespace, keySets: s.KeySets, providers: s.Providers, store: s.LimitStore, forwarding: s.Forwarding, domains: domains,
 		objects: map[objectKey]metav1.Object{}, selected: map[selectedKey][]string{}, services: map[objectName]*corev1.Service{},
+		numbers: map[objectName]map[uint16]int{},
 	}
 }
 
@@ -167,7 +172,7 @@ func (m *Mesh) derivePolicies() {
 
 // index sorts the objects.
 func (p *policySet) index() {
-	p.byNamespace, p.targeted, p.byObject = map[string][]metav1.Object{}, map[objectName]bool{}, false
+	p.byNamespace, p.targeted, p.byObject, p.named = map[string][]metav1.Object{}, map[objectName]bool{}, false, map[objectName]bool{}
 	keys := map[string]bool{}
 	for _, o := range p.objects {
 		p.byNamespace[o.GetNamespace()] = append(p.byNamespace[o.GetNamespace()], o)
@@ -175,9 +180,13 @@ func (p *policySet) index() {
 		for _, key := range labels {
 			keys[key] = true
 		}
+		var names []objectName
 		for _, ref := range refs {
-			p.lookAtTarget(objectName{o.GetNamespace(), ref.GetName()}, ref, keys)
+			name := objectName{o.GetNamespace(), ref.GetName()}
+			p.lookAtTarget(name, ref, keys)
+			names = append(names, name)
 		}
+		p.nameTargets(o, names)
 	}
 	for _, list := range p.byNamespace {
 		slices.SortFunc(list, func(x, y metav1.Object) int {
@@ -205,7 +214,7 @@ func (p *policySet) lookAtTarget(name objectName, ref *typev1beta1.PolicyTargetR
 
 // input are the policies of some namespaces.
 func (p *policySet) input(namespaces ...string) PolicyInput {
-	in := PolicyInput{RootNamespace: p.root, Providers: p.providers, Store: p.store, KeySets: p.keySets, Forwarding: p.forwarding, TrustDomains: p.domains}
+	in := PolicyInput{RootNamespace: p.root, Providers: p.providers, Store: p.store, KeySets: p.keySets, Forwarding: p.forwarding, TrustDomains: p.domains, PortNumbers: p.portNumbers()}
 	for name := range p.targeted {
 		if svc := p.services[name]; svc != nil {
 			in.Services = append(in.Services, svc)
