@@ -231,13 +231,3 @@ func (p *Proxy) limited(ctx context.Context, pod *pod, d policy.Decision, r *pol
 	}
 	return d
 }
-
-// charge counts the bytes that have passed.
-func (x *exchange) charge(n uint64) {
-	for i := range x.limits {
-		if a := &x.limits[i]; a.Limit.Unit == model.LimitBytes && n > 0 {
-			p, c := x.requests.proxy, x.requests.conn
-			_ = p.limits.Charge(context.WithoutCancel(c.ctx), p.countsAs(c.pod, a), a, n)
-		}
-	}
-}

@@ -36,6 +36,8 @@ type exchange struct {
 	asked   string // policy whose provider has agreed
 	bypass  string // without which it would have been denied, and which lets it live to its end
 	revoked *policy.Decision
+
+	bytes exchangeBytes
 }
 
 // begin decides, and enters the exchange into the live ones unless it is refused:
@@ -191,6 +193,7 @@ func (x *exchange) Decision(early http.Content) http.Decision {
 		x.refused()
 		return out
 	}
+	x.countBytes()
 	x.edit(&out.Edits)
 	out.Own = append(out.Own, x.tokens.Own()...)
 	return out
@@ -254,7 +257,7 @@ func (x *exchange) End(result http.Result) {
 	delete(r.live, x)
 	revoked := x.revoked
 	r.mu.Unlock()
-	x.charge(uint64(result.Sent + result.Received))
+	x.countLast(result.Sent + result.Received)
 	q := x.record(result)
 	if revoked != nil {
 		q.Denied, q.Err = true, denied{Decision: *revoked}

@@ -3,6 +3,8 @@ package proxy
 import (
 	"cmp"
 	"context"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -10,9 +12,10 @@ import (
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-// storesEvery is how often stores are asked to count the bytes of a connection:
-// what passes in between may be more than a limit allows, but waits for nobody.
-const storesEvery = 100 * time.Millisecond
+// meterEvery is how often stores are asked to count the bytes of a connection,
+// and those of requests are counted: what passes in between may be more than a
+// limit allows, but waits for nobody.
+const meterEvery = 100 * time.Millisecond
 
 // meter counts the bytes of a connection that carries no HTTP: buffer by buffer
 // against limits of this node, and from time to time against those in stores.
@@ -85,7 +88,7 @@ func (m *meter) passed(n int) error {
 // countInStores ends once nothing has passed for a while, or the connection has
 // ended and all is counted.
 func (m *meter) countInStores() {
-	ticker := time.NewTicker(storesEvery)
+	ticker := time.NewTicker(meterEvery)
 	defer ticker.Stop()
 	for {
 		if n := m.uncounted.Swap(0); n > 0 {
@@ -131,4 +134,66 @@ func (m *meter) charge(limits []policy.AppliedLimit, n uint64) (err error) {
 		}
 	}
 	return err
+}
+
+// exchangeBytes counts the bytes of a request's body and its response's against
+// limits, while they pass. The request goes to its end: what comes then is
+// refused.
+type exchangeBytes struct {
+	mu      sync.Mutex // guards what follows
+	counted int64
+	again   *time.Timer // nil if there is no limit
+	over    bool
+}
+
+// countBytes counts from now on, if a limit of bytes holds.
+func (x *exchange) countBytes() {
+	b := &x.bytes
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	limited := slices.ContainsFunc(x.limits, func(a policy.AppliedLimit) bool { return a.Limit.Unit == model.LimitBytes })
+	if limited && !b.over {
+		b.again = time.AfterFunc(meterEvery, x.countMore)
+	}
+}
+
+func (x *exchange) countMore() {
+	x.chargeUpTo(x.live.Sent.Load() + x.live.Received.Load())
+	b := &x.bytes
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.over {
+		b.again.Reset(meterEvery)
+	}
+}
+
+// countLast is for the end.
+func (x *exchange) countLast(total int64) {
+	b := &x.bytes
+	b.mu.Lock()
+	again := b.again
+	b.over = true
+	b.mu.Unlock()
+	if again != nil {
+		again.Stop()
+		x.chargeUpTo(total)
+	}
+}
+
+// chargeUpTo counts what is not counted yet of so many bytes.
+func (x *exchange) chargeUpTo(total int64) {
+	b := &x.bytes
+	b.mu.Lock()
+	n := total - b.counted
+	b.counted = max(b.counted, total)
+	b.mu.Unlock()
+	if n <= 0 {
+		return
+	}
+	p, c := x.requests.proxy, x.requests.conn
+	for i := range x.limits {
+		if a := &x.limits[i]; a.Limit.Unit == model.LimitBytes {
+			_ = p.limits.Charge(context.WithoutCancel(c.ctx), p.countsAs(c.pod, a), a, uint64(n))
+		}
+	}
 }

@@ -188,3 +188,46 @@ func TestLimitOfBytesOfRequests(t *testing.T) {
 		t.Errorf("%d connections", dials)
 	}
 }
+
+// Bytes of a request count while it lives, which may be for ever: what comes then
+// is refused, and it goes on.
+func TestLimitOfBytesOfStreams(t *testing.T) {
+	more := make(chan struct{}, 1)
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/endless" {
+			return
+		}
+		for {
+			_, _ = w.Write(make([]byte, 1000))
+			_ = http.NewResponseController(w).Flush()
+			select {
+			case <-more:
+			case <-r.Context().Done():
+				return
+			}
+		}
+	}))
+	defer app.Close()
+	s := startOneServer(t, app.Listener.Addr(), limitOfBytes(500, false))
+	endless, err := s.client(t, 1).Get("http://server/endless")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = endless.Body.Close() }()
+	if _, err := io.ReadFull(endless.Body, make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	other := s.client(t, 1)
+	until(t, "a request beside it is refused", func() bool {
+		answer, err := other.Get("http://server/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = answer.Body.Close()
+		return answer.StatusCode == http.StatusTooManyRequests
+	})
+	more <- struct{}{}
+	if _, err := io.ReadFull(endless.Body, make([]byte, 1000)); err != nil {
+		t.Errorf("it does not go on: %v", err)
+	}
+}
