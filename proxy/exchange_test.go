@@ -52,3 +52,44 @@ func TestReviewsOfRequests(t *testing.T) {
 		x.End(http.Result{})
 	}
 }
+
+// CONNECT is let through where an ALLOW policy names the method, and nowhere
+// else: what goes through the tunnel nobody decides on.
+func TestConnectIsNamed(t *testing.T) {
+	methods := func(not bool, values ...string) *model.Policy {
+		var texts []model.StringMatch
+		for _, v := range values {
+			texts = append(texts, model.ParseStringMatch(v))
+		}
+		match := model.HTTPMatch{Methods: texts}
+		if not {
+			match = model.HTTPMatch{NotMethods: texts}
+		}
+		return &model.Policy{
+			Name: "allow", Namespace: "mesh", Scope: model.ScopeNamespace, Action: model.ActionAllow,
+			Rules: []model.Rule{{Clauses: []model.Clause{{Matches: []model.Match{{HTTP: &match}}}}}},
+		}
+	}
+	denying := methods(false, "TRACE")
+	denying.Name, denying.Action = "deny", model.ActionDeny
+	for _, test := range []struct {
+		name     string
+		policies []*model.Policy
+		allowed  bool
+	}{
+		{"named", []*model.Policy{methods(false, "GET", "CONNECT")}, true},
+		{"another", []*model.Policy{methods(false, "GET")}, false},
+		{"any method", []*model.Policy{methods(false, "*")}, false},
+		{"any but one", []*model.Policy{methods(true, "GET")}, false},
+		{"only some are denied", []*model.Policy{denying}, false},
+		{"named, and others are denied", []*model.Policy{methods(false, "CONNECT"), denying}, true},
+	} {
+		s := startOneServer(t, echoing(t), test.policies...)
+		r := &requests{proxy: s.Proxy, conn: s.arrived(t), live: map[*exchange]struct{}{}}
+		x := r.Begin(&http.Request{Protocol: http.HTTP1, Minor: 1, Method: "CONNECT", Target: "x:80", Host: "x:80"}, &http.Live{Abort: func() {}})
+		if d := x.Decision(http.Content{Whole: true}); (d.Refusal == nil) != test.allowed {
+			t.Errorf("%s: %+v", test.name, d.Refusal)
+		}
+		x.End(http.Result{})
+	}
+}

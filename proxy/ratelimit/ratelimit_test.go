@@ -3,12 +3,17 @@ package ratelimit
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"encoding/pem"
 	"fmt"
+	"io"
 	"net"
+	"net/http/httptest"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -159,6 +164,61 @@ func TestSharedByNodes(t *testing.T) {
 		t.Error("bytes that one node has counted are not the other's")
 	}
 	for _, n := range nodes {
+		n.Close()
+	}
+}
+
+// Over TLS a store counts that has a certificate of its roots for its name, and
+// no other.
+func TestStoreOverTLS(t *testing.T) {
+	behind := startRedis(t)
+	certified := httptest.NewTLSServer(nil)
+	defer certified.Close()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: certified.TLS.Certificates, MinVersion: tls.VersionTLS12})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var carrying sync.WaitGroup
+	carrying.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			redis, err := net.Dial("tcp", net.JoinHostPort(behind.Host, strconv.Itoa(int(behind.Port))))
+			if err != nil {
+				_ = c.Close()
+				continue
+			}
+			for _, way := range [][2]net.Conn{{c, redis}, {redis, c}} {
+				carrying.Go(func() {
+					_, _ = io.Copy(way[0], way[1])
+					_ = way[0].Close()
+				})
+			}
+		}
+	})
+	defer carrying.Wait()
+	defer l.Close()
+	own := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certified.Certificate().Raw}))
+	for _, test := range []struct {
+		name, serverName, roots string
+		counts                  bool
+	}{
+		{"by its address", "", own, true},
+		{"by its name", "example.com", own, true},
+		{"another name", "other.example", own, false},
+		{"roots of the machine", "", "", false},
+		{"roots that are none", "", "PEM", false},
+	} {
+		n := New(dial)
+		n.stores.timeout = time.Minute
+		a := applied(1, 1, test.name, &model.LimitStore{
+			Host: "127.0.0.1", Port: uint16(l.Addr().(*net.TCPAddr).Port), TLS: true, ServerName: test.serverName, Roots: test.roots,
+		})
+		if o := n.Take(t.Context(), "", a, 1); o.Alone == test.counts || !o.Allowed {
+			t.Errorf("%s: %+v", test.name, o)
+		}
 		n.Close()
 	}
 }
