@@ -23,6 +23,7 @@ const (
 	Down    = "down"    // bytes from the server
 	Both    = "both"    // both at once
 	Connect = "connect" // new connections with one small round trip each
+	Cold    = "cold"    // new connections one after the other, for each of which proxies have to make one of their own
 	HTTP    = "http"    // HTTP/1.1 GET of 1 KB with keep-alive
 	GRPC    = "grpc"    // unary calls of gRPC, one after the other on each connection
 	Frames  = "frames"  // exchanges of HTTP/2 like those calls, the frames of which each side sends with one write
@@ -63,7 +64,7 @@ type client struct {
 }
 
 var kinds = map[string]func(context.Context, *client) error{
-	Echo: roundTrips, Rate: onSchedule, Up: bulk, Down: bulk, Both: bulk, Connect: connect, HTTP: get, GRPC: call, Frames: exchanges,
+	Echo: roundTrips, Rate: onSchedule, Up: bulk, Down: bulk, Both: bulk, Connect: connect, Cold: cold, HTTP: get, GRPC: call, Frames: exchanges,
 }
 
 // Kinds are the names of all kinds.

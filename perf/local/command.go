@@ -31,6 +31,9 @@ func Command(use string, self ...string) (*cobra.Command, *suite.Flags) {
 			if err != nil {
 				return err
 			}
+			if o.Paths.MatchString(suite.Envoy) {
+				fetchEnvoy(cmd.Context(), cmd.ErrOrStderr())
+			}
 			world.Enter(func() int {
 				r, err := Measure(cmd.Context(), c, o)
 				if err == nil {

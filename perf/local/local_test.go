@@ -1,6 +1,7 @@
 package local
 
 import (
+	"context"
 	"math"
 	"os"
 	"regexp"
@@ -21,6 +22,7 @@ func TestMain(m *testing.M) {
 		cli.Main(cmd)
 		return
 	}
+	fetchEnvoy(context.Background(), os.Stderr)
 	world.Enter(m.Run, "./cmd/tacitd", "./cmd/tacit-agent", "./cmd/tacit-proxy")
 }
 

@@ -69,7 +69,7 @@ func (m *maker) make(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", peer.name, err)
 		}
 		r := route{Path: report.Path{Name: peer.name, Class: report.Peer}, client: "plain/" + peer.pods + "-client", server: "plain/" + peer.pods + "-server",
-			host: peer.host, proxies: pids, programs: !peer.http, own: !peer.http}
+			proxies: pids, programs: !peer.http, own: !peer.http}
 		if peer.http {
 			r.ports = httpOnly
 		}
@@ -114,7 +114,6 @@ func (m *maker) haveTacit() bool {
 type route struct {
 	report.Path
 	client, server string            // pods
-	host           string            // where the client connects to; "": to the server
 	ports          map[uint16]uint16 // and by which ports; nil: by their own
 	proxies        []int             // processes in between
 	own            bool              // they are nobody else's, and take connections of any kind
@@ -169,11 +168,7 @@ func (m *maker) address(r route, kind string) string {
 	if port == 0 {
 		return ""
 	}
-	host := m.world.Pod(r.server).Address()
-	if r.host != "" {
-		host = netip.MustParseAddr(r.host)
-	}
-	return netip.AddrPortFrom(host, port).String()
+	return netip.AddrPortFrom(m.world.Pod(r.server).Address(), port).String()
 }
 
 // isServer says whether a pod is to be one.

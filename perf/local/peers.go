@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -17,13 +18,12 @@ import (
 	"github.com/tacit-mesh/tacit/test/world"
 )
 
-// peer is a pair of proxies of others: one beside the client takes its
-// connections on loopback, and one beside the server gives them to it there.
-// Both ask for a certificate.
+// peer is a pair of proxies of others, as sidecars: each pod's connections are
+// redirected to the proxy in it, at the client those that it opens and at the
+// server those that come. Both ask for a certificate.
 type peer struct {
 	name    string // of the path
 	pods    string // theirs begin with it
-	host    string // where the client connects to
 	config  *template.Template
 	command func(file string) []string
 	http    bool // parse HTTP at the server and decide about each request
@@ -40,13 +40,13 @@ type side struct {
 // Between is a port between the two proxies.
 func (side) Between(port uint16) uint16 { return port + 1000 }
 
+// Inbound is where the server's proxy listens, and gets what comes to such a port.
+func (side) Inbound(port uint16) uint16 { return port + 2000 }
+
 // HTTP2 says whether a port's server is asked in HTTP/2.
 func (side) HTTP2(port uint16) bool { return port == load.GRPCPort || port == load.FramesPort }
 
 var peerPorts = []uint16{load.EchoPort, load.UpPort, load.DownPort, load.HTTPPort, load.GRPCPort, load.FramesPort, suite.RedisPort, suite.PostgresPort}
-
-// loopback is where peers take the connections of their pod.
-const loopback = "127.0.0.1"
 
 // With the cipher that Go chooses; OpenSSL's own choice is a slower one.
 var haproxyConfig = template.Must(template.New("haproxy").Parse(`
@@ -61,7 +61,7 @@ defaults
 {{range .Ports}}
 listen port{{.}}
 {{- if $.Server}}
-  bind {{$.Address}}:{{$.Between .}} ssl crt {{$.Dir}}/{{$.Name}}.pem ca-file {{$.Dir}}/ca.pem verify required ssl-min-ver TLSv1.3
+  bind {{$.Address}}:{{$.Inbound .}} ssl crt {{$.Dir}}/{{$.Name}}.pem ca-file {{$.Dir}}/ca.pem verify required ssl-min-ver TLSv1.3
   server app 127.0.0.1:{{.}}
 {{- else}}
   bind 127.0.0.1:{{.}}
@@ -88,7 +88,7 @@ var envoyConfig = template.Must(template.New("envoy").Parse(`
 {{- range $i, $port := .Ports}}{{if $i}},{{end}}
   {"name": "port{{$port}}",
 {{- if $.Server}}
-   "address": {"socket_address": {"address": "{{$.Address}}", "port_value": {{$.Between $port}}}},
+   "address": {"socket_address": {"address": "{{$.Address}}", "port_value": {{$.Inbound $port}}}},
    "filter_chains": [{"filters": [{{if $.HTTP}}{{template "http" $port}}{{else}}{{template "tcp" $port}}{{end}}],
     "transport_socket": {"name": "tls", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
      "require_client_certificate": true, {{template "tls" $}}}}}]}
@@ -117,10 +117,10 @@ func (m *maker) peers(ctx context.Context) []peer {
 	if _, err := exec.LookPath("haproxy"); err != nil {
 		m.absent = append(m.absent, "HAProxy: it is not in PATH")
 	} else {
-		found = append(found, peer{name: pathHAProxy, pods: "haproxy", host: loopback, config: haproxyConfig,
+		found = append(found, peer{name: pathHAProxy, pods: "haproxy", config: haproxyConfig,
 			command: func(file string) []string { return []string{"haproxy", "-q", "-db", "-f", file} }})
 	}
-	program, err := envoy.Program(ctx, os.Stderr)
+	program, err := envoy.Program(ctx, io.Discard)
 	if err != nil {
 		m.absent = append(m.absent, fmt.Sprintf("Envoy: %v", err))
 		return found
@@ -129,8 +129,16 @@ func (m *maker) peers(ctx context.Context) []peer {
 		return []string{program, "--disable-hot-restart", "--log-level", "error", "-c", file}
 	}
 	return append(found,
-		peer{name: suite.Envoy, pods: "envoy", host: loopback, config: envoyConfig, command: command},
-		peer{name: suite.EnvoyHTTP, pods: "envoy-http", host: loopback, config: envoyConfig, command: command, http: true})
+		peer{name: suite.Envoy, pods: "envoy", config: envoyConfig, command: command},
+		peer{name: suite.EnvoyHTTP, pods: "envoy-http", config: envoyConfig, command: command, http: true})
+}
+
+// fetchEnvoy is called outside of the world, from inside of which there is no way
+// to anywhere. Without Envoy it is a peer that is absent.
+func fetchEnvoy(ctx context.Context, progress io.Writer) {
+	if _, err := envoy.Program(ctx, progress); err != nil {
+		_, _ = fmt.Fprintln(progress, err)
+	}
 }
 
 // startPeer starts the pair and returns its processes.
@@ -156,6 +164,9 @@ func (m *maker) startPeer(ctx context.Context, p peer) (pids []int, err error) {
 		if err := os.WriteFile(file, []byte(text.String()), 0o644); err != nil {
 			return nil, err
 		}
+		if err := s.capture(ctx, pod); err != nil {
+			return nil, err
+		}
 		command := p.command(file)
 		cmd := pod.Command(ctx, command[0], command[1:]...)
 		if err := m.started.start(cmd); err != nil {
@@ -164,4 +175,27 @@ func (m *maker) startPeer(ctx context.Context, p peer) (pids []int, err error) {
 		pids = append(pids, cmd.Process.Pid)
 	}
 	return pids, nil
+}
+
+// capture redirects to the proxy of this side what it is to carry.
+func (s side) capture(ctx context.Context, pod *world.Pod) error {
+	for _, port := range s.Ports {
+		rule := []string{"OUTPUT", "--dst", s.Address.String(), "--dport", fmt.Sprint(port), "-j", "REDIRECT"}
+		if s.Server {
+			rule = []string{"PREROUTING", "--dport", fmt.Sprint(s.Between(port)), "-j", "REDIRECT", "--to-ports", fmt.Sprint(s.Inbound(port))}
+		}
+		if err := addRule(ctx, pod, rule...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addRule adds one about TCP to the pod's table nat.
+func addRule(ctx context.Context, pod *world.Pod, rule ...string) error {
+	args := append([]string{"-w", "-t", "nat", "-p", "tcp", "-A"}, rule...)
+	if out, err := pod.Command(ctx, "iptables", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("iptables %s in pod %s: %w: %s", strings.Join(args, " "), pod.Key, err, out)
+	}
+	return nil
 }

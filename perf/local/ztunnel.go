@@ -52,9 +52,8 @@ func (m *maker) addZtunnel(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rule := []string{"-w", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", server.Address().String(), "-m", "owner", "!", "--uid-owner", ztunnelUser, "-j", "REDIRECT", "--to-ports", "15001"}
-	if out, err := client.Command(ctx, "iptables", rule...).CombinedOutput(); err != nil {
-		return fmt.Errorf("redirect to ztunnel: %w: %s", err, out)
+	if err := addRule(ctx, client, "OUTPUT", "--dst", server.Address().String(), "-m", "owner", "!", "--uid-owner", ztunnelUser, "-j", "REDIRECT", "--to-ports", "15001"); err != nil {
+		return err
 	}
 	var pids []int
 	for _, pod := range []*world.Pod{client, server} {

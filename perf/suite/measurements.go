@@ -68,7 +68,7 @@ func All() []Measurement {
 		bulk(toServer, load.Up, 1), bulk(toServer, load.Up, 4), bulk(toServer, load.Up, 16),
 		bulk("bulk from the server", load.Down, 1), bulk("bulk from the server", load.Down, 4), bulk("bulk from the server", load.Down, 16),
 		bulk("bulk both ways", load.Both, 1), bulk("bulk both ways", load.Both, 4), bulk("bulk both ways", load.Both, 16),
-		newConnections(16),
+		newConnections(16), coldConnections(),
 		requests(1), requests(16), unary(1), unary(16), exchanges(1),
 	)
 	for _, program := range Programs {
@@ -131,6 +131,15 @@ func bulk(name, kind string, conns int) Measurement {
 
 func newConnections(conns int) Measurement {
 	m := Measurement{name: "new connections, " + strconv.Itoa(conns) + " at a time", Config: load.Config{Kind: load.Connect, Conns: conns}}
+	m.latencies()
+	m.rate()
+	m.processorTime()
+	return m
+}
+
+// coldConnections find no connection between the proxies that they could share.
+func coldConnections() Measurement {
+	m := Measurement{name: "cold connections, one after the other", Config: load.Config{Kind: load.Cold, Conns: 1}}
 	m.latencies()
 	m.rate()
 	m.processorTime()

@@ -18,6 +18,11 @@ func idleMemory(n int) report.Metric {
 	return report.Metric{Load: memory, Name: fmt.Sprintf("each of %d idle connections, in all proxies", n), Unit: "KB"}
 }
 
+// keptMemory is by how much a proxy has grown for good.
+func keptMemory(n int) report.Metric {
+	return report.Metric{Load: memory, Name: fmt.Sprintf("what a proxy keeps after %d idle connections", n), Unit: "MB"}
+}
+
 // calm is how long a proxy has to give memory back that it needs no more.
 const calm = 25 * time.Second
 
@@ -48,33 +53,53 @@ func measureMemory(ctx context.Context, o Options, paths []*Path, r *report.Repo
 	return nil
 }
 
-// measureIdle compares with what each path's proxies held before.
-func measureIdle(ctx context.Context, o Options, n int, paths []*Path, before map[*Path]int64, r *report.Report) (err error) {
-	var release []func() error
-	defer func() {
-		for _, end := range release {
+// measureIdle compares with what each path's proxies held before, while they
+// have idle connections and once these have ended.
+func measureIdle(ctx context.Context, o Options, n int, paths []*Path, before map[*Path]int64, r *report.Report) error {
+	grown := func(metric report.Metric, each func(*Path) float64) error {
+		for _, p := range paths {
+			u, err := p.Usage(ctx)
+			if err != nil {
+				return err
+			}
+			r.Note(metric, p.Name, float64(u.Memory-before[p])/each(p))
+		}
+		return nil
+	}
+	release, err := hold(ctx, o, n, paths)
+	if err == nil {
+		err = rest(ctx, o, fmt.Sprintf("memory of %d idle connections", n))
+	}
+	if err == nil {
+		err = grown(idleMemory(n), func(*Path) float64 { return float64(n) * 1e3 })
+	}
+	if err := errors.Join(err, release()); err != nil {
+		return err
+	}
+	if err := rest(ctx, o, fmt.Sprintf("memory after %d idle connections", n)); err != nil {
+		return err
+	}
+	return grown(keptMemory(n), func(p *Path) float64 { return float64(p.Proxies) * 1e6 })
+}
+
+// hold opens idle connections on each of the paths. Release is never nil.
+func hold(ctx context.Context, o Options, n int, paths []*Path) (release func() error, err error) {
+	var all []func() error
+	release = func() (err error) {
+		for _, end := range all {
 			err = errors.Join(err, end())
 		}
-	}()
+		return err
+	}
 	for _, p := range paths {
 		o.Progress("opening %d connections: %s", n, p.Name)
 		end, err := p.Hold(ctx, n)
 		if err != nil {
-			return fmt.Errorf("%s: %d idle connections: %w", p.Name, n, err)
+			return release, fmt.Errorf("%s: %d idle connections: %w", p.Name, n, err)
 		}
-		release = append(release, end)
+		all = append(all, end)
 	}
-	if err := rest(ctx, o, fmt.Sprintf("memory of %d idle connections", n)); err != nil {
-		return err
-	}
-	for _, p := range paths {
-		u, err := p.Usage(ctx)
-		if err != nil {
-			return err
-		}
-		r.Note(idleMemory(n), p.Name, float64(u.Memory-before[p])/float64(n)/1e3)
-	}
-	return nil
+	return release, nil
 }
 
 // rest lets the proxies have nothing to do.

@@ -217,8 +217,8 @@ func (b *bench) paths(proxies [2]core.Pod, o suite.Options) []*suite.Path {
 
 func (b *bench) path(name string, class report.Class, client, server string, ports map[uint16]uint16, through []core.Pod) *suite.Path {
 	port := func(kind string) uint16 {
-		if !load.Known(kind) {
-			return 0 // a program of others, which is in no image of ours
+		if !load.Known(kind) || kind == load.Cold {
+			return 0 // a program of others, which is in no image of ours; or what takes more rights than a pod of the bench has
 		}
 		if ports != nil {
 			return ports[load.Port(kind)]

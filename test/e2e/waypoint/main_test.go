@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -25,11 +26,19 @@ import (
 	"github.com/tacit-mesh/tacit/proxy/telemetry"
 	"github.com/tacit-mesh/tacit/redirect/zds/zdstest"
 	"github.com/tacit-mesh/tacit/test/e2e"
+	"github.com/tacit-mesh/tacit/test/servers/envoy"
 	"github.com/tacit-mesh/tacit/test/world"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
-func TestMain(m *testing.M) { world.Enter(m.Run) }
+func TestMain(m *testing.M) {
+	// Here, as there is no way to anywhere from inside.
+	if _, err := envoy.Program(context.Background(), os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	world.Enter(m.Run)
+}
 
 // network is the one of all pods here, as istiod names it where there are
 // several.
