@@ -51,6 +51,7 @@ func Command(use string, self ...string) (*cobra.Command, *suite.Flags) {
 	f.Add(cmd.Flags())
 	cmd.Flags().StringVar(&c.Programs, "programs", filepath.Dir(own), "`directory` of tacitd, tacit-agent and tacit-proxy")
 	cmd.Flags().BoolVar(&c.SplitCPUs, "split-cpus", false, "give each node CPUs of its own, as far as there are enough")
+	cmd.Flags().StringVar(&c.Congestion, "congestion", "", "congestion `control` of all TCP, such as reno, in the place of the machine's own")
 	cmd.Flags().BoolVar(&c.EncryptLocal, "encrypt-local", false, "let Tacit encrypt within a node as well")
 	cmd.Flags().StringVar(&c.Ztunnel, "ztunnel", os.Getenv("TACIT_BENCH_ZTUNNEL"), "`file` of ztunnel, built with --features testing, to measure a pair of it as well")
 	cmd.AddCommand(partCommands()...)

@@ -48,6 +48,9 @@ type Config struct {
 	SplitCPUs bool
 	// EncryptLocal has Tacit encrypt within a node as well.
 	EncryptLocal bool
+	// Congestion is the congestion control of all TCP, such as reno; empty for the
+	// machine's own.
+	Congestion string
 	// Ztunnel is the file of this program, empty if there is none to compare
 	// with.
 	Ztunnel string
@@ -98,8 +101,18 @@ func newWorld(ctx context.Context, c Config) (w *world.World, err error) {
 	if c.EncryptLocal {
 		wc.ProxyArgs = append(wc.ProxyArgs, "--direct-local=false")
 	}
-	return world.New(ctx, wc)
+	if w, err = world.New(ctx, wc); err != nil || c.Congestion == "" {
+		return w, err
+	}
+	for _, pod := range w.Pods() {
+		if err := pod.Do(func() error { return os.WriteFile(congestionFile, []byte(c.Congestion), 0) }); err != nil {
+			return nil, errors.Join(fmt.Errorf("congestion control %s, see sysctl net.ipv4.tcp_allowed_congestion_control: %w", c.Congestion, err), w.Close())
+		}
+	}
+	return w, nil
 }
+
+const congestionFile = "/proc/sys/net/ipv4/tcp_congestion_control"
 
 // newReport says of what machine and what programs the figures are.
 func newReport(c Config, o suite.Options, m *maker) *report.Report {
@@ -110,7 +123,12 @@ func newReport(c Config, o suite.Options, m *maker) *report.Report {
 	}
 	var name unix.Utsname
 	_ = unix.Uname(&name) // without it the release is empty
-	r.Notes = append(r.Notes, fmt.Sprintf("%d CPUs, %s, Linux %s, %v for each measurement.", runtime.NumCPU(), cpus, unix.ByteSliceToString(name.Release[:]), o.Time))
+	congestion := c.Congestion
+	if congestion == "" {
+		own, _ := os.ReadFile(congestionFile) // without it the name is empty
+		congestion = strings.TrimSpace(string(own))
+	}
+	r.Notes = append(r.Notes, fmt.Sprintf("%d CPUs, %s, Linux %s, TCP's congestion control %s, %v for each measurement.", runtime.NumCPU(), cpus, unix.ByteSliceToString(name.Release[:]), congestion, o.Time))
 	if out, err := exec.Command("haproxy", "-v").Output(); err == nil {
 		first, _, _ := strings.Cut(string(out), "\n")
 		r.Notes = append(r.Notes, first)
