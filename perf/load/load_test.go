@@ -67,7 +67,7 @@ func TestKinds(t *testing.T) {
 		{"nobody there", Echo, "127.0.0.1:1", "refused", false, 0},
 		{"exchanges with what answers otherwise", Frames, paging, "an answer of 1024 bytes, not 100", false, 0},
 		{"exchanges with what is no HTTP/2", Frames, echoing, "frame too large", false, 0},
-		{"no such kind", "ping", echoing, "it is one of [both connect down echo frames grpc http rate up]", false, 0},
+		{"no such kind", "ping", echoing, "it is one of [both cold connect down echo frames grpc http rate up]", false, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			const n, long = 3, 500 * time.Millisecond

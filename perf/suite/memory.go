@@ -66,7 +66,7 @@ func measureIdle(ctx context.Context, o Options, n int, paths []*Path, before ma
 		}
 		return nil
 	}
-	release, err := hold(ctx, o, n, paths)
+	paths, release, err := hold(ctx, o, n, paths, r)
 	if err == nil {
 		err = rest(ctx, o, fmt.Sprintf("memory of %d idle connections", n))
 	}
@@ -82,8 +82,10 @@ func measureIdle(ctx context.Context, o Options, n int, paths []*Path, before ma
 	return grown(keptMemory(n), func(p *Path) float64 { return float64(p.Proxies) * 1e6 })
 }
 
-// hold opens idle connections on each of the paths. Release is never nil.
-func hold(ctx context.Context, o Options, n int, paths []*Path) (release func() error, err error) {
+// hold opens idle connections on each of the paths and says which of these have
+// them: of a peer it is noted that it cannot, as one with two descriptors for
+// each connection. Release is never nil.
+func hold(ctx context.Context, o Options, n int, paths []*Path, r *report.Report) (held []*Path, release func() error, err error) {
 	var all []func() error
 	release = func() (err error) {
 		for _, end := range all {
@@ -94,12 +96,16 @@ func hold(ctx context.Context, o Options, n int, paths []*Path) (release func() 
 	for _, p := range paths {
 		o.Progress("opening %d connections: %s", n, p.Name)
 		end, err := p.Hold(ctx, n)
-		if err != nil {
-			return release, fmt.Errorf("%s: %d idle connections: %w", p.Name, n, err)
+		switch {
+		case err == nil:
+			held, all = append(held, p), append(all, end)
+		case p.Class == report.Peer && ctx.Err() == nil:
+			r.Notes = append(r.Notes, fmt.Sprintf("%s cannot hold %d idle connections here.", p.Name, n))
+		default:
+			return nil, release, fmt.Errorf("%s: %d idle connections: %w", p.Name, n, err)
 		}
-		all = append(all, end)
 	}
-	return release, nil
+	return held, release, nil
 }
 
 // rest lets the proxies have nothing to do.
