@@ -131,6 +131,8 @@ func TestSPIRE(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("the containers are known, and the connection that waited for that fails: %v", err)
 	}
+
+	t.Run("federation", func(t *testing.T) { federation(t, m, s) })
 }
 
 // endedSaying waits until a pod's connections have ended for a reason of these
