@@ -49,6 +49,7 @@ func (s *Source) Enrol(ctx context.Context, sandbox Sandbox) (pod pods.Pod, err 
 		return pods.Pod{}, err
 	}
 	if pod = s.describe(p); !pod.Capture || !s.cfg.Reader.Here(p) {
+		s.forget(pod.RuntimeUID)
 		return pods.Pod{}, nil
 	}
 	for {
@@ -69,6 +70,15 @@ func (s *Source) Enrol(ctx context.Context, sandbox Sandbox) (pod pods.Pod, err 
 			return pods.Pod{}, fmt.Errorf("%w before the API's watch told the agent of the pod", ctx.Err())
 		}
 	}
+}
+
+// forget is for a pod that has another sandbox and is not to be captured for now:
+// later it would be looked for in the one before.
+func (s *Source) forget(runtimeUID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.sandboxes, runtimeUID)
+	s.kick()
 }
 
 // Leave forgets a sandbox. Its pod may have another one by now.

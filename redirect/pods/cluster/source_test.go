@@ -325,6 +325,45 @@ func TestAnotherSandbox(t *testing.T) {
 	r.await(t, "where the API says now", at(now, ""))
 }
 
+// What is known of a sandbox ends with the next one of the pod, also of a pod
+// that is left alone by then, and if the runtime never said that it has gone.
+func TestAnotherSandboxLeftAlone(t *testing.T) {
+	now := netip.MustParseAddr("198.18.0.9")
+	r := start(t, namespace("in", "enabled"), pod("in", "web"))
+	captured := func(want bool, path string) func(map[string]pods.Pod) bool {
+		return func(p map[string]pods.Pod) bool { return p["web"].Capture == want && p["web"].NetNS == path }
+	}
+	box := func(container string) Sandbox {
+		return Sandbox{Namespace: "in", Name: "web", UID: "uid-web", Container: container, NetNS: "/run/netns/" + container, Addresses: []netip.Addr{netip.MustParseAddr("198.18.0.1")}}
+	}
+	update := func(label string) {
+		p := pod("in", "web", func(p *corev1.Pod) { p.Labels[enrol.Label], p.Status.PodIPs[0].IP = label, now.String() })
+		if _, err := r.client.CoreV1().Pods("in").Update(t.Context(), p, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.await(t, "before any sandbox", captured(true, ""))
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.Enrol(context.Background(), box("c1"))
+		done <- err
+	}()
+	r.await(t, "in the first", captured(true, "/run/netns/c1"))
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	update("disabled")
+	r.await(t, "left alone", captured(false, "/run/netns/c1"))
+	if p, err := r.Enrol(t.Context(), box("c2")); err != nil || p.Capture {
+		t.Fatalf("captured %v, %v", p.Capture, err)
+	}
+	update("enabled")
+	got := r.await(t, "captured again", func(p map[string]pods.Pod) bool { return p["web"].Capture })
+	if p := got["web"]; p.NetNS != "" || !slices.Equal(p.Addresses, []netip.Addr{now}) {
+		t.Errorf("it is in %q, at %v, as if it were in its first sandbox", p.NetNS, p.Addresses)
+	}
+}
+
 // The proxy is known by its pod, whatever another process says of itself.
 func TestCheckProxy(t *testing.T) {
 	const uid, other = "3f1d7c9a-0b1e-4c55-9d64-0a3f5f0e8b11", "8a6d2c1b-1111-4222-8333-444455556666"
