@@ -126,18 +126,30 @@ func checkBag(t *rapid.T, s *model.Snapshot, last string) {
 // A policy that is taken although something in it is unknown is told of.
 func TestUnknownPartsOfPoliciesAreLogged(t *testing.T) {
 	core, logged := observer.New(zap.WarnLevel)
-	c := New(Config{Sink: newRecorder(), Log: zap.New(core)})
+	config := Config{Sink: newRecorder(), Log: zap.New(core)}
+	c := New(config)
 	match := &security.Match{DestinationPorts: []uint32{1 << 16}}
 	a := &security.Authorization{Namespace: "ns", Name: "ports", Rules: []*security.Rule{{Clauses: []*security.Clause{{Matches: []*security.Match{match}}}}}}
 	answers := c.handle(policies("1", aPolicy("good", "1", 80), res("ns/ports", "1", must(anypb.New(a)))))
 	if answers[0].GetErrorDetail() != nil {
 		t.Error("rejected, so that it would not stand")
 	}
-	lines := logged.All()
-	if len(lines) != 1 {
-		t.Fatalf("logged %v", lines)
+	check := func(from string) {
+		lines := logged.TakeAll()
+		if len(lines) != 1 {
+			t.Fatalf("from %s: logged %v", from, lines)
+		}
+		if said := fmt.Sprint(lines[0].ContextMap()["reason"]); !strings.Contains(said, `policy "ns/ports": rules[0].clauses[0].matches[0].destination_ports[0]: 65536`) || strings.Contains(said, "good") {
+			t.Errorf("from %s: logged %q", from, said)
+		}
 	}
-	if said := fmt.Sprint(lines[0].ContextMap()["reason"]); !strings.Contains(said, `policy "ns/ports": rules[0].clauses[0].matches[0].destination_ports[0]: 65536`) || strings.Contains(said, "good") {
-		t.Errorf("logged %q", said)
+	check("the control plane")
+	export, err := c.Export()
+	if err != nil {
+		t.Fatal(err)
 	}
+	if err := New(config).Restore(export); err != nil {
+		t.Fatal(err)
+	}
+	check("an earlier process")
 }

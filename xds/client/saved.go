@@ -54,7 +54,9 @@ func (c *Client) Restore(data []byte) error {
 	if err := proto.Unmarshal(data, state); err != nil {
 		return fmt.Errorf("restore xDS state: %w", err)
 	}
-	c.config.Sink.Apply(c.restore(state))
+	u := c.restore(state)
+	c.config.Sink.Apply(u)
+	c.warn(u.Policies)
 	return nil
 }
 
