@@ -27,7 +27,8 @@ type Flows struct {
 type TapLine struct {
 	Node string      `json:"node,omitempty"`
 	Flow *flows.Flow `json:"flow,omitempty"`
-	// Lost is how many flows there were that the reader was too slow for.
+	// Lost is how many flows there were that the reader was too slow for, or that
+	// ended a burst of which only a sample is shown.
 	Lost int `json:"lost,omitempty"`
 }
 

@@ -82,8 +82,8 @@ type Log struct {
 	started time.Time
 	tapping atomic.Int32 // how many taps there are
 
-	mu      sync.Mutex    // guards what follows
-	rings   [opening]ring // none is kept of what opens
+	mu      sync.Mutex // guards what follows
+	rings   [classes]ring
 	kept    [classes]sampler
 	taps    map[*Tap]struct{}
 	pairs   pairTable
@@ -99,6 +99,7 @@ func New(size int, started time.Time) *Log {
 	l := &Log{started: started, taps: map[*Tap]struct{}{}, pairs: newPairTable(maxPairs), matched: map[string]time.Time{}}
 	l.rings[trouble].size = max(size/4, 1)
 	l.rings[ordinary].size = max(size-l.rings[trouble].size, 1)
+	l.rings[opening].size = 1 // the last one that taps got
 	return l
 }
 
@@ -117,20 +118,27 @@ func (l *Log) Add(e *Event) {
 	}
 	class := classOf(e)
 	weight, before := l.kept[class].admit(e.Time)
-	if class != opening {
-		l.rings[class].addToLast(before)
-	}
+	l.leaveToLast(class, before)
 	if weight == 0 {
 		return
 	}
-	var forTaps record
-	r := &forTaps
-	if class != opening {
-		r = l.rings[class].next()
-	}
+	r := l.rings[class].next()
 	r.fill(e, weight)
 	for t := range l.taps {
 		t.offer(r)
+	}
+}
+
+// leaveToLast has the newest record of a class stand for more. Taps had it
+// already, and do not get these.
+func (l *Log) leaveToLast(class, skipped int) {
+	last := l.rings[class].last()
+	if skipped == 0 || last == nil {
+		return
+	}
+	last.weight += skipped
+	for t := range l.taps {
+		t.lose(last, skipped)
 	}
 }
 
@@ -153,7 +161,7 @@ func (l *Log) Flows(f *Filter, since time.Time, limit int) []Flow {
 		return nil
 	}
 	var all []Flow
-	for class := range l.rings {
+	for class := range opening {
 		all = append(all, l.newest(class, f, since, limit)...)
 	}
 	slices.SortStableFunc(all, func(a, b Flow) int { return a.Time.Compare(b.Time) })

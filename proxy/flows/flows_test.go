@@ -161,15 +161,19 @@ func TestSampling(t *testing.T) {
 	}
 }
 
-// From its second second on, a sample is spread over the whole of it.
 // What came later does not stand for a burst that it has nothing to do with.
 func TestWeightsOfABurst(t *testing.T) {
 	const burst = 3 * perSecond
 	l := New(1<<16, noon)
+	early := tapOf(t, l)
+	open := func(e *Event) { e.Kind = Opened }
 	for range burst {
 		l.Add(event(noon))
+		l.Add(event(noon, open))
 	}
+	late := tapOf(t, l)
 	l.Add(event(noon.Add(time.Minute)))
+	l.Add(event(noon.Add(time.Minute), open))
 	all := l.Flows(nil, time.Time{}, 1<<20)
 	total := 0
 	for _, f := range all {
@@ -178,8 +182,30 @@ func TestWeightsOfABurst(t *testing.T) {
 	if last := all[len(all)-1]; last.Weight != 1 || total != burst+1 {
 		t.Errorf("what came a minute later stands for %d, all for %d, want 1 and %d", last.Weight, total, burst+1)
 	}
+	for name, test := range map[string]struct {
+		tap  *Tap
+		want int
+	}{"before it": {early, 2 * (burst + 1)}, "after it": {late, 2}} {
+		got := test.tap.Lost()
+		for range len(test.tap.Flows()) {
+			got += (<-test.tap.Flows()).Weight
+		}
+		if got != test.want {
+			t.Errorf("a tap from %s knows of %d, want %d", name, got, test.want)
+		}
+	}
 }
 
+func tapOf(t *testing.T, l *Log) *Tap {
+	t.Helper()
+	tap, err := l.Tap(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tap
+}
+
+// From its second second on, a sample is spread over the whole of it.
 func TestSampleIsSpread(t *testing.T) {
 	var s sampler
 	var lastKept int
@@ -315,10 +341,7 @@ func TestTap(t *testing.T) {
 // Nothing waits for a tap that is not read, which is told what it lost.
 func TestSlowTap(t *testing.T) {
 	l := New(16, noon)
-	tap, err := l.Tap(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	tap := tapOf(t, l)
 	const n = tapBuffer + 1000
 	for i := range n {
 		l.Add(event(noon.Add(time.Duration(i) * time.Second)))

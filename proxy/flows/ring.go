@@ -24,12 +24,13 @@ func (r *ring) next() *record {
 	return &r.chunks[i/chunk][i%chunk]
 }
 
-// addToLast has the newest record stand for more; there may be none.
-func (r *ring) addToLast(weight int) {
-	if weight > 0 && r.written > 0 {
-		i := int((r.written - 1) % uint64(r.size))
-		r.chunks[i/chunk][i%chunk].weight += weight
+// last is the newest record, nil if there is none.
+func (r *ring) last() *record {
+	if r.written == 0 {
+		return nil
 	}
+	i := int((r.written - 1) % uint64(r.size))
+	return &r.chunks[i/chunk][i%chunk]
 }
 
 // late is by how much a connection may be told of after others that ended

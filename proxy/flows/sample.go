@@ -32,9 +32,9 @@ type sampler struct {
 
 // admit returns how many events this one stands for, itself included; 0 if it
 // is not kept. Those before it that nothing stands for yet are left to the last
-// that was kept, if this one comes much later and has nothing to do with them.
-// The sum of all weights is that of all events, but for the last few that were
-// not kept yet.
+// that was kept, if this one comes much later and has nothing to do with them;
+// taps had that already, and have lost them. The sum of all weights, and of what a
+// tap has lost, is that of all events, but for the last few that were not kept yet.
 func (s *sampler) admit(now time.Time) (weight, before int) {
 	if second := now.Unix(); second != s.second && second != s.second-1 { // events may come a little out of order
 		s.stride = 1
@@ -53,4 +53,11 @@ func (s *sampler) admit(now time.Time) (weight, before int) {
 	s.kept++
 	weight, s.skipped = s.skipped+1, 0
 	return weight, before
+}
+
+// rest is how many nothing stands for yet; from now on they are left to the last
+// that was kept.
+func (s *sampler) rest() (skipped int) {
+	skipped, s.skipped = s.skipped, 0
+	return skipped
 }

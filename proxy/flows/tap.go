@@ -14,8 +14,8 @@ var ErrTaps = errors.New("as many taps of this proxy are open as there may be: c
 // ErrOff is that there is no log.
 var ErrOff = errors.New("this proxy keeps no flows: it runs with --flows 0")
 
-// Tap gets flows as they happen. Whoever reads too slowly loses some and is
-// told how many.
+// Tap gets flows as they happen. Whoever reads too slowly loses some, as does
+// everybody where a burst ends that only a sample was kept of, and is told how many.
 type Tap struct {
 	log    *Log
 	filter *Filter
@@ -32,6 +32,9 @@ func (l *Log) Tap(f *Filter) (*Tap, error) {
 	defer l.mu.Unlock()
 	if len(l.taps) >= maxTaps {
 		return nil, ErrTaps
+	}
+	for class := range l.kept { // what was not kept before a tap it has not lost
+		l.leaveToLast(class, l.kept[class].rest())
 	}
 	t := &Tap{log: l, filter: f, flows: make(chan Flow, tapBuffer)}
 	l.taps[t] = struct{}{}
@@ -70,12 +73,19 @@ func (t *Tap) Close() {
 
 // offer is called with the log's mu held.
 func (t *Tap) offer(r *record) {
-	if !t.filter.takes(r) {
-		return
-	}
 	if len(t.flows) == cap(t.flows) { // nobody else sends
-		t.lost += r.weight
+		t.lose(r, r.weight)
 		return
 	}
-	t.flows <- r.flow()
+	if t.filter.takes(r) {
+		t.flows <- r.flow()
+	}
+}
+
+// lose is that the tap does not get so many that a record stands for. It is called
+// with the log's mu held.
+func (t *Tap) lose(r *record, weight int) {
+	if t.filter.takes(r) {
+		t.lost += weight
+	}
 }
