@@ -50,29 +50,54 @@ func (e *explainer) certificate(w *model.Workload) (v verdict, lacks bool) {
 	if e.certificates == nil {
 		return verdict{}, false
 	}
-	if w.Node != e.node {
+	switch w.Node {
+	case e.node:
+	case "":
+		e.step("certificate", note, "Pod %s is on no node of this mesh: its certificate is not to be seen from here.", podName(w))
+		return verdict{}, false
+	default:
 		e.step("certificate", note, "That of pod %s is node %s's to show: tacit certs there.", podName(w), w.Node)
 		return verdict{}, false
 	}
-	found := Certificate{Error: "the proxy has not asked for one"}
-	for _, c := range e.certificates() {
-		if c.Identity == w.Identity().String() && (found.NotAfter.IsZero() || found.invalid(e.now) != "") { // pods may have their own
-			found = c
+	valid, invalid := e.certificatesOf(w.Identity())
+	why := ""
+	if len(invalid) > 0 {
+		why = invalid[0].invalid(e.now)
+		if invalid[0].Error != "" {
+			why += ": " + invalid[0].Error
 		}
 	}
-	why := found.invalid(e.now)
-	if why == "" {
-		e.step("certificate", ok, "Pod %s proves its identity by certificate %s of %s, valid until %s.", podName(w), found.Serial, found.Issuer, utc(found.NotAfter))
+	switch {
+	case len(invalid) == 0:
+		e.step("certificate", ok, "Pod %s proves its identity by certificate %s of %s, valid until %s.", podName(w), valid[0].Serial, valid[0].Issuer, utc(valid[0].NotAfter))
 		return verdict{}, false
-	}
-	if found.Error != "" {
-		why += ": " + found.Error
+	case len(valid) > 0:
+		e.step("certificate", note, "Not all %d certificates of %s are valid; tacit certs shows which is that of pod %s. One pod: %s.", len(valid)+len(invalid), w.Identity(), podName(w), why)
+		return verdict{}, false
 	}
 	e.step("certificate", stop, "Pod %s cannot prove its identity: %s.", podName(w), why)
 	return verdict{
 		endpoint: podName(w), outcome: Denied, summary: fmt.Sprintf("No mutual TLS: pod %s has no valid certificate.", podName(w)),
 		change: fmt.Sprintf("Node %s needs a valid certificate for pod %s: tacit certs says what keeps it from getting one.", w.Node, podName(w)),
 	}, true
+}
+
+// certificatesOf are those of the node's pods that have an identity: each may have
+// its own. There is at least one, if only the lack of it.
+func (e *explainer) certificatesOf(id model.Identity) (valid, invalid []Certificate) {
+	for _, c := range e.certificates() {
+		switch {
+		case c.Identity != id.String():
+		case c.invalid(e.now) == "":
+			valid = append(valid, c)
+		default:
+			invalid = append(invalid, c)
+		}
+	}
+	if len(valid)+len(invalid) == 0 {
+		invalid = []Certificate{{Error: "the proxy has not asked for one"}}
+	}
+	return valid, invalid
 }
 
 // invalid is why a certificate cannot be used; empty if it can.

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 // Where mutual TLS is to be, both ends' certificates are steps on the way, as far
@@ -27,8 +29,13 @@ func TestExplainCertificates(t *testing.T) {
 		"both are elsewhere": {"node-b", nil, "shop/frontend", Allowed, []string{
 			"That of pod shop/frontend is node node-a's to show: tacit certs there.", "That of pod shop/backend-1 is node node-a's to show: tacit certs there.",
 		}},
-		"one of several is valid": {"node-a", []Certificate{certificate("frontend", -2*time.Hour, -time.Hour, ""), frontend, {Identity: frontend.Identity}, backend}, "shop/frontend", Allowed, []string{
-			"certificate frontend of CN=root, valid until 2026-05-01 13:00:00Z.", "certificate backend of",
+		"one of several is valid": {"node-a", []Certificate{frontend, certificate("frontend", -2*time.Hour, -time.Hour, "CA away"), {Identity: frontend.Identity}, backend}, "shop/frontend", Allowed, []string{
+			"Not all 3 certificates of spiffe://cluster.local/ns/shop/sa/frontend are valid; tacit certs shows which is that of pod shop/frontend. " +
+				"One pod: its certificate has ended, at 2026-05-01 11:00:00Z: CA away.", "certificate backend of",
+		}},
+		"all of several are valid": {"node-a", []Certificate{frontend, frontend, backend}, "shop/frontend", Allowed, []string{"certificate frontend of", "certificate backend of"}},
+		"none of several is valid": {"node-a", []Certificate{certificate("frontend", -2*time.Hour, -time.Hour, "CA away"), {Identity: frontend.Identity}, backend}, "shop/frontend", Denied, []string{
+			"Pod shop/frontend cannot prove its identity: its certificate has ended, at 2026-05-01 11:00:00Z: CA away.",
 		}},
 		"the client's has ended": {"node-a", []Certificate{certificate("frontend", -2*time.Hour, -time.Hour, "CA away"), backend}, "shop/frontend", Denied, []string{
 			"Pod shop/frontend cannot prove its identity: its certificate has ended, at 2026-05-01 11:00:00Z: CA away.",
@@ -39,10 +46,14 @@ func TestExplainCertificates(t *testing.T) {
 		"there is none": {"node-a", []Certificate{backend}, "shop/frontend", Denied, []string{
 			"Pod shop/frontend cannot prove its identity: there is no certificate yet: the proxy has not asked for one.",
 		}},
+		"one is on no node": {"node-a", []Certificate{backend}, "shop/outside", Allowed, []string{
+			"Pod shop/outside is on no node of this mesh: its certificate is not to be seen from here.", "certificate backend of",
+		}},
 		"plain TCP needs none": {"node-a", nil, "plain/legacy", Denied, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := &explainer{snapshot: shop(), now: noon, node: test.node, certificates: func() []Certificate { return test.all }}
+			outside := pod("shop", "outside", "198.18.9.9", func(w *model.Workload) { w.ServiceAccount, w.Node = "frontend", "" })
+			e := &explainer{snapshot: shop().Apply(model.Update{Workloads: []*model.Workload{outside}}), now: noon, node: test.node, certificates: func() []Certificate { return test.all }}
 			if err := e.pair(test.from, "shop/backend-1:8080"); err != nil {
 				t.Fatal(err)
 			}
