@@ -158,9 +158,10 @@ func TestRenewalAtHalfLife(t *testing.T) {
 }
 
 // What is issued together, as a node starts or an outage ends, is renewed at
-// very different times: of a hundred once in a million times not so.
+// very different times: of so many about once in a million times not so, if the
+// life is 19 s, as in TestRenewalAtHalfLife.
 func TestRenewalsAreSpread(t *testing.T) {
-	const n = 100
+	const n = 150
 	start := func(waited []time.Duration) []time.Duration {
 		a := newAuthority(t)
 		s := subscribe(t, a.config)
