@@ -76,7 +76,7 @@ func BenchmarkResync(b *testing.B) {
 	defer handed.Wait()
 	defer cancel()
 	settled := func(round int) {
-		want := fmt.Sprint("node-", round)
+		want := fmt.Sprint("node-", round%2)
 		if _, err := known.Wait(ctx, func(s *model.Snapshot) bool {
 			w := s.Workload(modeltest.Workload(0).UID)
 			return w != nil && w.Node == want
@@ -243,7 +243,8 @@ func playControl(t *testing.T, lines *bufio.Scanner) {
 	server.Stop()
 }
 
-// DeltaAggregatedResources has each response ready before it is wanted.
+// DeltaAggregatedResources has two responses ready before the first round, which
+// it sends in turn: while the other side applies one, it does nothing.
 func (r *rounds) DeltaAggregatedResources(s discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	go func() {
 		for { // answers
@@ -255,22 +256,21 @@ func (r *rounds) DeltaAggregatedResources(s discovery.AggregatedDiscoveryService
 	if err := s.Send(&discovery.DeltaDiscoveryResponse{Nonce: "p", TypeUrl: wire.AuthorizationType}); err != nil {
 		return err
 	}
+	var messages [2]grpc.PreparedMsg
+	for i := range messages {
+		if err := messages[i].Encode(s, wholeMesh(i)); err != nil {
+			return err
+		}
+	}
 	for round := 0; ; {
-		message := &grpc.PreparedMsg{}
-		if err := message.Encode(s, wholeMesh(round)); err != nil {
+		if err := s.SendMsg(&messages[round%2]); err != nil {
 			return err
 		}
-		if round > 0 {
-			select {
-			case round = <-r.next:
-			case <-s.Context().Done():
-				return nil
-			}
+		select {
+		case round = <-r.next:
+		case <-s.Context().Done():
+			return nil
 		}
-		if err := s.SendMsg(message); err != nil {
-			return err
-		}
-		round++
 	}
 }
 
