@@ -26,6 +26,9 @@ func New[K comparable](most, mostOfTaker int, halve bool) *Portions[K] {
 
 // Take takes n if there are that many for the taker; then Give must follow.
 func (p *Portions[K]) Take(taker K, n int) bool {
+	if n == 0 {
+		return true // and nobody to remember
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	own := p.of[taker]

@@ -38,3 +38,11 @@ func TestTakersLeaveSomething(t *testing.T) {
 		})
 	}
 }
+
+// Nothing is there for everybody, and leaves nothing behind.
+func TestTakeNothing(t *testing.T) {
+	p := New[int](1, 1, true)
+	if !p.Take(1, 0) || !p.Take(2, 0) || len(p.of) != 0 {
+		t.Errorf("remembered: %v", p.of)
+	}
+}
