@@ -73,6 +73,22 @@ func (c *Connection) meterBy(limits *byteLimits) {
 	}
 }
 
+// meterFirst counts what had to be read to know that it is no HTTP.
+func (c *Connection) meterFirst() error {
+	c.mu.Lock()
+	m := c.metered
+	n := int64(0)
+	if c.counts != nil {
+		sent, received := c.moved()
+		n = sent + received
+	}
+	c.mu.Unlock()
+	if m == nil || n == 0 {
+		return nil
+	}
+	return m.passed(int(n))
+}
+
 // passed is a relay.Meter.
 func (m *meter) passed(n int) error {
 	limits := m.limits.Load()

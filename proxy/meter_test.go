@@ -53,7 +53,7 @@ func TestLimitOfBytes(t *testing.T) {
 			for ; err == nil && passed < 1<<30; passed += 2 * len(text) {
 				err = exchangeText(c, text)
 			}
-			if !wasReset(err) || passed < 80_000 || test.store == nil && passed > 100_000+4*len(text) {
+			if !wasReset(err) || passed < 80_000 || test.store == nil && passed > 100_000+2*len(text) {
 				t.Errorf("ended after %d bytes with %v", passed, err)
 			}
 			next, err := s.connect(t)
@@ -64,6 +64,53 @@ func TestLimitOfBytes(t *testing.T) {
 				t.Errorf("the next connection: %v", err)
 			}
 		})
+	}
+}
+
+// What is read to know that it is no HTTP counts, too: where it is too much,
+// none of it gets to the application.
+func TestLimitOfFirstBytes(t *testing.T) {
+	app := listening(t)
+	defer func() { _ = app.Close() }()
+	got := make(chan int, 1)
+	go func() {
+		c, err := app.Accept()
+		if err != nil {
+			return
+		}
+		n, _ := c.Read(make([]byte, 1))
+		_ = c.Close()
+		got <- n
+	}()
+	s := startOneServer(t, app.Addr(), limitOfBytes(1000, false))
+	if err := exchangeText(s.dial(t), append(make([]byte, 1500), "\x00 no HTTP"...)); !wasReset(err) {
+		t.Errorf("ended with %v", err)
+	}
+	if n := <-got; n != 0 {
+		t.Error("the application has got some")
+	}
+}
+
+// A connection on which nothing has passed since others have used a limit up is
+// not ended by it, and ends in order.
+func TestLimitOfBytesLeavesTheSilentAlone(t *testing.T) {
+	s := startOneServer(t, echoing(t), limitOfBytes(100_000, false))
+	silent, other := s.dial(t), s.dial(t)
+	if err := exchangeText(silent, []byte("\x00 no HTTP")); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	for err == nil {
+		err = exchangeText(other, make([]byte, 20_000))
+	}
+	if !wasReset(err) {
+		t.Fatal(err)
+	}
+	if err := silent.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := silent.Read(make([]byte, 1)); n != 0 || err != io.EOF { //nolint:errorlint // returned as it is
+		t.Errorf("ended with %v", err)
 	}
 }
 

@@ -125,7 +125,7 @@ func (r *requests) Opaque(serverName string) error {
 		return denied{Decision: d}
 	}
 	r.proxy.meter(r.conn)
-	return nil
+	return r.conn.meterFirst()
 }
 
 // Malformed implements http.Gate.

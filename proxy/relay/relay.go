@@ -63,6 +63,9 @@ func (c *Counts) MoreSent(n int) error { return c.more(&c.Sent, n) }
 func (c *Counts) MoreReceived(n int) error { return c.more(&c.Received, n) }
 
 func (c *Counts) more(of *atomic.Int64, n int) error {
+	if n == 0 { // such as at the end, which is nobody's to hold against it
+		return nil
+	}
 	of.Add(int64(n))
 	if m := c.meter.Load(); m != nil {
 		return (*m)(n)
