@@ -155,7 +155,7 @@ func (s *stream) startFlush() {
 }
 
 func (s *stream) flushInbox(app *relay.Socket) {
-	var failed error
+	var failed, enough error
 	err := app.WaitWrite(func(uintptr) bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -172,18 +172,20 @@ func (s *stream) flushInbox(app *relay.Socket) {
 				s.free(k)
 				s.inbox.queue = append(s.inbox.queue[:0], s.inbox.queue[1:]...)
 			}
-			if failed = s.delivered(n); failed != nil || !whole {
-				return failed != nil
+			if enough = s.delivered(n); enough != nil || !whole {
+				return enough != nil
 			}
 		}
 		s.inbox.queue = nil
 		return true
 	})
-	if failed != nil || err != nil {
-		if failed == nil {
-			failed = err
-		}
+	switch {
+	case enough != nil:
+		s.abort(enough)
+	case failed != nil:
 		s.brokenApp(failed)
+	case err != nil:
+		s.brokenApp(err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -48,7 +48,7 @@ func TestMeter(t *testing.T) {
 				target = application(t, test.app)
 			}
 			var passed atomic.Int64
-			failed := make(chan error, 1)
+			failed := make(chan relay.Result, 1)
 			w := newWorld(t, func(ctx context.Context, s *ServerStream) {
 				s.Counts().Tell(func(n int) error {
 					if passed.Add(int64(n)) >= enough {
@@ -57,7 +57,7 @@ func TestMeter(t *testing.T) {
 					return nil
 				})
 				if test.app == nil {
-					failed <- terminate(s, test.outgoing)
+					failed <- relay.Result{End: relay.Aborted, Err: terminate(s, test.outgoing)}
 					return
 				}
 				far, err := net.Dial("tcp", target.String())
@@ -67,7 +67,7 @@ func TestMeter(t *testing.T) {
 				}
 				_ = far.(*net.TCPConn).SetWriteBuffer(8 << 10)
 				s.Accept()
-				s.Relay(context.WithoutCancel(ctx), far.(*net.TCPConn), func(r relay.Result) { failed <- r.Err })
+				s.Relay(context.WithoutCancel(ctx), far.(*net.TCPConn), func(r relay.Result) { failed <- r })
 			})
 			app, done := w.connect("198.18.2.10:80")
 			if test.outgoing {
@@ -77,8 +77,8 @@ func TestMeter(t *testing.T) {
 			} else {
 				go pour(app)
 			}
-			if err := within(t, failed); !errors.Is(err, errEnough) {
-				t.Errorf("ended with %v", err)
+			if r := within(t, failed); r.End != relay.Aborted || !errors.Is(r.Err, errEnough) {
+				t.Errorf("ended with %+v", r)
 			}
 			if r := within(t, done); r.End != relay.ResetByPeer {
 				t.Errorf("at the client's side: %+v", r)
