@@ -15,12 +15,15 @@ import (
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
 	"github.com/tacit-mesh/tacit/proxy/extauthz"
 	tacithttp "github.com/tacit-mesh/tacit/proxy/http"
+	"github.com/tacit-mesh/tacit/proxy/telemetry"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -272,6 +275,57 @@ func TestAnnouncedBodies(t *testing.T) {
 		t.Errorf("beside them: %s", answer.Status)
 	}
 	until(t, "what has left is held no longer", func() bool { return bodies.Taken() == sent })
+}
+
+// Bodies that no decision looks at find room beside those that providers see,
+// however much these take. Where there is none, that is told as what has happened.
+func TestBodiesThatNobodySees(t *testing.T) {
+	answer := make(chan struct{})
+	provider := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-answer }))
+	defer provider.Close()
+	release := sync.OnceFunc(func() { close(answer) })
+	defer release()
+	at := netip.MustParseAddrPort(provider.Listener.Addr().String())
+	app := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	app.Config.Protocols = new(http.Protocols)
+	app.Config.Protocols.SetUnencryptedHTTP2(true)
+	app.Start()
+	defer app.Close()
+	core, logs := observer.New(zap.WarnLevel)
+	s := startOneServerWith(t, app.Listener.Addr(), Config{Recorder: telemetry.New(telemetry.Options{Log: zap.New(core)})},
+		asking(&model.Provider{Name: "slow", Protocol: model.ProviderHTTP, Host: at.Addr().String(), Port: at.Port(), Timeout: patience}))
+	client := s.client(t, 2)
+	post := func() string {
+		answer, err := client.Post("http://server/", "text/plain", strings.NewReader("body"))
+		if err != nil {
+			return err.Error()
+		}
+		_ = answer.Body.Close()
+		return answer.Status
+	}
+	caller, share := netip.MustParseAddr("127.0.0.1"), s.localPod("uid").share
+	if !share.bodies.Take(caller, maxBodiesFromSource) {
+		t.Fatal("no room for what providers see")
+	}
+	first := make(chan string, 1)
+	go func() { first <- post() }()
+	until(t, "a body is held", func() bool { return share.unseen.Taken() > 0 || len(first) > 0 })
+	const rest = maxUnseenFromSource - len("body")
+	if !share.unseen.Take(caller, rest) {
+		t.Fatal("no room but for one body")
+	}
+	if status := post(); status != "503 Service Unavailable" {
+		t.Errorf("without room: %s", status)
+	}
+	release()
+	if status := <-first; status != "200 OK" {
+		t.Errorf("beside bodies that providers see: %s", status)
+	}
+	until(t, "the room is given back", func() bool { return share.unseen.Taken() == rest })
+	until(t, "the refusal is told", func() bool { return logs.Len() > 0 })
+	if told := logs.All()[0].ContextMap(); told["reason"] != "too_many_bodies" || told["outcome"] != "denied" {
+		t.Errorf("told: %v", told)
+	}
 }
 
 // until waits for something that others bring about.

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/tacit-mesh/tacit/internal/portions"
 	"github.com/tacit-mesh/tacit/proxy/extauthz"
 	"github.com/tacit-mesh/tacit/proxy/http"
 	"github.com/tacit-mesh/tacit/proxy/policy"
@@ -87,6 +89,12 @@ func visible(to *model.Provider) int { return int(min(to.IncludeBody, maxBody)) 
 // Wants implements http.Exchange. A provider that is to see whole bodies alone
 // is not asked about longer ones, even if what it cannot be asked about passes.
 func (x *exchange) Wants() int {
+	wants := x.wants()
+	x.seen = wants > 0
+	return wants
+}
+
+func (x *exchange) wants() int {
 	if x.refusal != nil || x.decision.Reason != policy.ReasonAsk || x.request.Method == "CONNECT" {
 		return 0
 	}
@@ -113,14 +121,17 @@ func (x *exchange) Wants() int {
 
 // Hold implements http.Exchange.
 func (x *exchange) Hold(n int) bool {
-	c := x.requests.conn
-	return c.pod.share.bodies.Take(c.source.Addr(), n)
+	return x.room().Take(x.requests.conn.source.Addr(), n)
 }
 
 // Free implements http.Exchange.
-func (x *exchange) Free(n int) {
-	c := x.requests.conn
-	c.pod.share.bodies.Give(c.source.Addr(), n)
+func (x *exchange) Free(n int) { x.room().Give(x.requests.conn.source.Addr(), n) }
+
+func (x *exchange) room() *portions.Portions[netip.Addr] {
+	if x.seen {
+		return x.requests.conn.pod.share.bodies
+	}
+	return x.requests.conn.pod.share.unseen
 }
 
 func (x *exchange) tooLarge(limit int) {

@@ -31,6 +31,7 @@ type exchange struct {
 	refusal  *http.Refusal // what is settled already
 	reason   string        // of a refusal that no policy decided
 	err      error
+	seen     bool // the decision looks at the body
 
 	// Guarded by the requests' mu.
 	asked   string // policy whose provider has agreed
@@ -113,6 +114,16 @@ func (x *exchange) refuse(status int, reason string, err error) {
 	x.reason, x.err = reason, errRefused(status, err)
 }
 
+// noRoom refuses for want of room. It is nothing that a policy which allows the
+// request has done.
+func (x *exchange) noRoom() {
+	if x.decision.Allowed {
+		x.decision.Policy, x.decision.Attribute = "", ""
+	}
+	x.refusal = http.NoRoom()
+	x.reason, x.err = "too_many_bodies", errRefused(x.refusal.Status, http.ErrNoRoom)
+}
+
 // decide settles what it can without asking anybody. Called with the requests'
 // mu held.
 func (x *exchange) decide() {
@@ -181,7 +192,7 @@ func (x *exchange) Ready() bool {
 func (x *exchange) Decision(early http.Content) http.Decision {
 	var out http.Decision
 	if early.NoRoom && x.refusal == nil {
-		x.refuse(503, "too_many_bodies", http.ErrNoRoom)
+		x.noRoom()
 	}
 	if x.refusal == nil && x.decision.Reason == policy.ReasonAsk {
 		x.ask(&out, early)
@@ -258,6 +269,9 @@ func (x *exchange) End(result http.Result) {
 	revoked := x.revoked
 	r.mu.Unlock()
 	x.countLast(result.Sent + result.Received)
+	if errors.Is(result.Err, http.ErrNoRoom) { // answered beside the decision, whatever that was
+		x.noRoom()
+	}
 	q := x.record(result)
 	if revoked != nil {
 		q.Denied, q.Err = true, denied{Decision: *revoked}

@@ -16,10 +16,12 @@ type share struct {
 	// stream of mTLS, which has a connection to the application.
 	inbound    chan struct{}
 	handshakes *portions.Portions[netip.Addr]
-	// Bytes of bodies that have come in front of decisions and are held for
-	// these, until they have left.
-	bodies *portions.Portions[netip.Addr]
-	names  *heldNames
+	// Bytes of bodies that have come in front of decisions: those that a provider
+	// is to see, and those that came meanwhile, of requests that are decided on
+	// without. They are held until they are on their way, which is as far as the
+	// application has given window for them.
+	bodies, unseen *portions.Portions[netip.Addr]
+	names          *heldNames
 	// One slot for each question about a request that a provider is asked.
 	asking *turns[netip.Addr]
 }
@@ -37,11 +39,21 @@ const (
 	maxBody             = 1 << 20
 )
 
+// maxUnseen and maxUnseenFromSource are the same for those that no decision looks
+// at, of which a request has 16 KiB at most: enough for all the streams of one
+// connection. They have a share of their own, so that nothing large keeps the
+// many small ones out that only wait for their turn.
+const (
+	maxUnseen           = 32 << 20
+	maxUnseenFromSource = 16 << 20
+)
+
 func newShare(conns int) *share {
 	return &share{
 		outbound: make(chan struct{}, conns), inbound: make(chan struct{}, conns),
 		handshakes: portions.New[netip.Addr](maxHandshakes, maxHandshakesFromSource, false),
 		bodies:     portions.New[netip.Addr](maxBodies, maxBodiesFromSource, true),
+		unseen:     portions.New[netip.Addr](maxUnseen, maxUnseenFromSource, true),
 		asking:     newTurns[netip.Addr](maxAsking),
 		names:      &heldNames{holders: map[string]int{}},
 	}

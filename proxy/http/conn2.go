@@ -219,6 +219,12 @@ var (
 // ErrNoRoom is why a request whose body would have to be held is refused.
 var ErrNoRoom = errors.New("too many bodies of requests from this address, or to this pod, wait for decisions")
 
+// NoRoom is what it is answered with. In gRPC that is not UNAVAILABLE, which
+// clients repeat at once.
+func NoRoom() *Refusal {
+	return &Refusal{Status: 503, GRPC: grpcExhausted, Message: ErrNoRoom.Error()}
+}
+
 // onData passes on a part of a request's body.
 func (c fromClient) onData(id uint32, b []byte, from int, end, padded bool) error {
 	c.mu.Lock()

@@ -267,9 +267,9 @@ func TestNoRoomMeanwhile(t *testing.T) {
 	}
 	open(9, 16<<10, "content-type", "application/grpc")
 	if h, ok := f.next().(*http2.MetaHeadersFrame); !ok || h.StreamID != 9 || !slices.ContainsFunc(h.Fields, func(field hpack.HeaderField) bool {
-		return field.Name == "grpc-status" && field.Value == "14"
+		return field.Name == "grpc-status" && field.Value == "8"
 	}) {
-		t.Errorf("%v, want UNAVAILABLE of stream 9", h)
+		t.Errorf("%v, want RESOURCE_EXHAUSTED of stream 9", h)
 	}
 	close(gate.slow)
 	answers := map[uint32]string{}

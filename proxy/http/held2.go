@@ -111,7 +111,7 @@ func (c *conn2) hold(s *stream2, data []byte, padded bool) error {
 		if s.wants > 0 {
 			c.ready(s, Content{NoRoom: true}) // gives up mu
 		} else {
-			c.giveUp(s, &Refusal{Status: 503, Message: "too many bodies wait for decisions"}, ErrNoRoom) // gives up mu
+			c.giveUp(s, NoRoom(), ErrNoRoom) // gives up mu
 		}
 		return nil
 	}

@@ -94,7 +94,8 @@ type Exchange interface {
 	// the decision; it may be called while that is made. If it reports false
 	// they are not held.
 	Hold(n int) bool
-	// Free gives up room for n bytes: they have left, or are forgotten.
+	// Free gives up room for n bytes: they are on their way to the application,
+	// as far as that has given window for them, or are forgotten.
 	Free(n int)
 	// Decision is what becomes of the request. It is called at most once, not
 	// for a request that ends before, and may wait for others if ready is false.
