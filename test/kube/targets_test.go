@@ -35,7 +35,7 @@ func targets() []target {
 		{"by-service", "{group: '', kind: Service, name: local}", []string{"local", "named"}, "True", "enforced at L7"},
 		{"by-workload", "{group: apps, kind: StatefulSet, name: db}", []string{"local", "named"}, "True", "enforced at L7"},
 		{"by-pod", "{group: '', kind: Pod, name: unready}", []string{"early"}, "True", "enforced at L7"},
-		{"by-named-port", "{group: '', kind: Service, name: named}", []string{"local", "named"}, "False", "but not everywhere as written: spec.targetRefs: Service named has a named target port, so all ports of its pods are covered"},
+		{"by-named-port", "{group: '', kind: Service, name: named}", []string{"local", "named"}, "True", "enforced at L7"},
 		{"by-gateway", "{group: gateway.networking.k8s.io, kind: Gateway, name: none}", nil, "False", "not enforced: spec.targetRefs: not enforced on Gateway none: such a policy is for a proxy of its own"},
 	}
 }
