@@ -17,6 +17,9 @@ import (
 // limit allows, but waits for nobody.
 const meterEvery = 100 * time.Millisecond
 
+// meterIdle is how seldom it becomes of a request while nothing of it passes.
+const meterIdle = 3 * time.Second
+
 // meter counts the bytes of a connection that carries no HTTP: buffer by buffer
 // against limits of this node, and from time to time against those in stores.
 type meter struct {
@@ -159,6 +162,7 @@ type exchangeBytes struct {
 	mu      sync.Mutex // guards what follows
 	counted int64
 	again   *time.Timer // nil if there is no limit
+	pause   time.Duration
 	over    bool
 }
 
@@ -169,17 +173,21 @@ func (x *exchange) countBytes() {
 	defer b.mu.Unlock()
 	limited := slices.ContainsFunc(x.limits, func(a policy.AppliedLimit) bool { return a.Limit.Unit == model.LimitBytes })
 	if limited && !b.over {
-		b.again = time.AfterFunc(meterEvery, x.countMore)
+		b.pause = meterEvery
+		b.again = time.AfterFunc(b.pause, x.countMore)
 	}
 }
 
 func (x *exchange) countMore() {
-	x.chargeUpTo(x.live.Sent.Load() + x.live.Received.Load())
+	passed := x.chargeUpTo(x.live.Sent.Load() + x.live.Received.Load())
 	b := &x.bytes
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.pause = min(2*b.pause, meterIdle); passed {
+		b.pause = meterEvery
+	}
 	if !b.over {
-		b.again.Reset(meterEvery)
+		b.again.Reset(b.pause)
 	}
 }
 
@@ -196,15 +204,15 @@ func (x *exchange) countLast(total int64) {
 	}
 }
 
-// chargeUpTo counts what is not counted yet of so many bytes.
-func (x *exchange) chargeUpTo(total int64) {
+// chargeUpTo counts what is not counted yet of so many bytes, if there are any.
+func (x *exchange) chargeUpTo(total int64) (some bool) {
 	b := &x.bytes
 	b.mu.Lock()
 	n := total - b.counted
 	b.counted = max(b.counted, total)
 	b.mu.Unlock()
 	if n <= 0 {
-		return
+		return false
 	}
 	p, c := x.requests.proxy, x.requests.conn
 	for i := range x.limits {
@@ -212,4 +220,5 @@ func (x *exchange) chargeUpTo(total int64) {
 			_ = p.limits.Charge(context.WithoutCancel(c.ctx), p.countsAs(c.pod, a), a, uint64(n))
 		}
 	}
+	return true
 }

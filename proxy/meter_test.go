@@ -7,8 +7,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	tacithttp "github.com/tacit-mesh/tacit/proxy/http"
+	"github.com/tacit-mesh/tacit/proxy/policy"
+	"github.com/tacit-mesh/tacit/proxy/ratelimit"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -277,4 +281,35 @@ func TestLimitOfBytesOfStreams(t *testing.T) {
 	if _, err := io.ReadFull(endless.Body, make([]byte, 1000)); err != nil {
 		t.Errorf("it does not go on: %v", err)
 	}
+}
+
+// A request of which nothing passes costs less and less, and is counted as often
+// as ever once something does.
+func TestIdleRequestsAreCountedSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := &exchange{
+			requests: &requests{proxy: &Proxy{limits: ratelimit.New(nil)}, conn: &Connection{ctx: t.Context()}},
+			live:     new(tacithttp.Live),
+			limits:   []policy.AppliedLimit{{Policy: "bytes", Limit: &limitOfBytes(100, false).RateLimit.Limits[0]}},
+		}
+		x.countBytes()
+		after := func(wait, want time.Duration) {
+			t.Helper()
+			<-time.After(wait)
+			synctest.Wait()
+			x.bytes.mu.Lock()
+			defer x.bytes.mu.Unlock()
+			if x.bytes.pause != want {
+				t.Errorf("counted every %v, want %v", x.bytes.pause, want)
+			}
+		}
+		after(meterEvery, 2*meterEvery)
+		after(time.Minute, meterIdle)
+		x.live.Sent.Add(1000)
+		after(meterIdle, meterEvery)
+		if o := x.requests.proxy.limits.Charge(t.Context(), "", &x.limits[0], 0); o.Allowed {
+			t.Error("what has passed is not counted")
+		}
+		x.countLast(1000)
+	})
 }
