@@ -57,7 +57,7 @@ func TestLimitOfBytes(t *testing.T) {
 			for ; err == nil && passed < 1<<30; passed += 2 * len(text) {
 				err = exchangeText(c, text)
 			}
-			if !wasReset(err) || passed < 80_000 || test.store == nil && passed > 100_000+2*len(text) {
+			if !wasReset(err) || passed < 80_000 || test.store == nil && passed > 100_000+4*len(text) {
 				t.Errorf("ended after %d bytes with %v", passed, err)
 			}
 			next, err := s.connect(t)
