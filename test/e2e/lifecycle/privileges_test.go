@@ -5,7 +5,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/gob"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -20,6 +19,7 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/tacit-mesh/tacit/test/e2e"
 	"github.com/tacit-mesh/tacit/test/world"
@@ -109,13 +109,23 @@ func kept(agent int) (content []byte, seals int, err error) {
 
 // privateKeys are those in what a proxy has saved.
 func privateKeys(content []byte) (keys []*ecdsa.PrivateKey, err error) {
-	var saved struct{ Certificates []byte }
-	if err := gob.NewDecoder(bytes.NewReader(content)).Decode(&saved); err != nil {
-		return nil, err
-	}
+	const certificates = 3 // the field of these
 	var all struct{ Materials []struct{ Key []byte } }
-	if err := json.Unmarshal(saved.Certificates, &all); err != nil {
-		return nil, err
+	for len(content) > 0 {
+		field, _, head := protowire.ConsumeTag(content)
+		if head < 0 {
+			return nil, protowire.ParseError(head)
+		}
+		value, n := protowire.ConsumeBytes(content[head:])
+		if n < 0 {
+			return nil, protowire.ParseError(n)
+		}
+		content = content[head+n:]
+		if field == certificates {
+			if err := json.Unmarshal(value, &all); err != nil {
+				return nil, err
+			}
+		}
 	}
 	for _, m := range all.Materials {
 		key, err := x509.ParsePKCS8PrivateKey(m.Key)
