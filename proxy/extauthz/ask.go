@@ -151,17 +151,17 @@ func (p *provider) askHTTP(ctx context.Context, to *model.Provider, q *Question)
 	if err != nil {
 		return nil, withoutURL(err)
 	}
+	defer func() { _ = response.Body.Close() }()
 	defer drain(response.Body)
 	return answerOf(to, response)
 }
 
-// drain reads what is left of an answer, within bounds, and closes it: a
-// connection that has something unread is of no use for the next question.
+// drain reads what is left of an answer, within bounds: a connection that has
+// something unread is of no use for the next question.
 func drain(body io.ReadCloser) {
 	slow := time.AfterFunc(maxDrain, func() { _ = body.Close() })
 	_, _ = io.CopyN(io.Discard, body, maxAnswer)
 	slow.Stop()
-	_ = body.Close()
 }
 
 // withoutURL leaves out the target: its query may hold secrets, and errors are
