@@ -18,7 +18,7 @@ func idleMemory(n int) report.Metric {
 	return report.Metric{Load: memory, Name: fmt.Sprintf("each of %d idle connections, in all proxies", n), Unit: "KB"}
 }
 
-// keptMemory is by how much a proxy has grown for good.
+// keptMemory is by how much a proxy has grown once idle connections have ended.
 func keptMemory(n int) report.Metric {
 	return report.Metric{Load: memory, Name: fmt.Sprintf("what a proxy keeps after %d idle connections", n), Unit: "MB"}
 }
