@@ -24,8 +24,9 @@ type Budget struct {
 // holding is a stream's part of what its Budget keeps. Guarded by the budget's
 // mu.
 type holding struct {
-	bytes int64
-	turn  *list.Element // in holders; nil without bytes, and once evicted
+	bytes   int64
+	turn    *list.Element // in holders; nil without bytes
+	evicted bool          // is about to be failed, and no part of kept any more
 }
 
 // NewBudget allows bytes in all.
@@ -45,22 +46,29 @@ func (b *Budget) take(n int64) bool {
 func (b *Budget) give(n int64) { b.used.Add(-n) }
 
 // keep notes a buffer of n bytes that s keeps, until drop. Where that is too
-// much, it names a stream that the caller must fail, which may be s.
-func (b *Budget) keep(s *stream, n int) (evict *stream) {
+// much, it names the streams that the caller must fail, of which s may be one.
+// What those keep counts no more, though it is there until they are failed:
+// nobody else is to be evicted for the same room meanwhile.
+func (b *Budget) keep(s *stream, n int) (evicted []*stream) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.kept += int64(n)
 	h := &s.inbox.holding
+	if h.evicted {
+		return nil
+	}
+	b.kept += int64(n)
 	h.bytes += int64(n)
 	if h.turn == nil {
 		h.turn = b.holders.PushBack(s)
 	}
-	if b.kept <= 2*b.limit {
-		return nil
+	for b.kept > 2*b.limit {
+		longest := b.holders.Remove(b.holders.Front()).(*stream)
+		h := &longest.inbox.holding
+		h.turn, h.evicted = nil, true
+		b.kept -= h.bytes
+		evicted = append(evicted, longest)
 	}
-	evict = b.holders.Remove(b.holders.Front()).(*stream)
-	evict.inbox.holding.turn = nil
-	return evict
+	return evicted
 }
 
 // drop notes that n bytes of s are no longer kept: its application reads, or
@@ -68,15 +76,16 @@ func (b *Budget) keep(s *stream, n int) (evict *stream) {
 func (b *Budget) drop(s *stream, n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.kept -= int64(n)
 	h := &s.inbox.holding
-	h.bytes -= int64(n)
-	switch {
-	case h.turn == nil:
-	case h.bytes > 0:
-		b.holders.MoveToBack(h.turn)
-	default:
-		b.holders.Remove(h.turn)
-		h.turn = nil
+	if h.evicted {
+		return
 	}
+	b.kept -= int64(n)
+	h.bytes -= int64(n)
+	if h.bytes > 0 {
+		b.holders.MoveToBack(h.turn)
+		return
+	}
+	b.holders.Remove(h.turn)
+	h.turn = nil
 }

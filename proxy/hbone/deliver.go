@@ -129,9 +129,7 @@ func (s *stream) enqueue(p []byte) (evicted []*stream) {
 				class = relay.Medium
 			}
 			k := chunk{buf: relay.Get(class)}
-			if other := s.c.budget.keep(s, len(k.buf.B)); other != nil {
-				evicted = append(evicted, other)
-			}
+			evicted = append(evicted, s.c.budget.keep(s, len(k.buf.B))...)
 			b.queue = append(b.queue, k)
 		}
 		last := &b.queue[len(b.queue)-1]

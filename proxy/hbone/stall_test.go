@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -123,22 +124,43 @@ func TestBudget(t *testing.T) {
 func TestBudgetEvictsTheLongestUnread(t *testing.T) {
 	b := NewBudget(50)
 	var reads, stalled, comes stream
-	keep := func(s *stream, want *stream) {
-		t.Helper()
-		if got := b.keep(s, 40); got != want {
-			t.Errorf("evicts %p, want %p", got, want)
-		}
-	}
-	keep(&reads, nil)
-	keep(&stalled, nil)
+	keeps(t, b, &reads, 40)
+	keeps(t, b, &stalled, 40)
 	b.drop(&reads, 10)
-	keep(&comes, &stalled)
+	keeps(t, b, &comes, 40, &stalled)
 	b.drop(&stalled, 40)
-	keep(&comes, &reads)
+	keeps(t, b, &comes, 40, &reads)
 	b.drop(&reads, 30)
 	b.drop(&comes, 80)
 	if b.kept != 0 || b.holders.Len() != 0 {
 		t.Errorf("%d bytes of %d streams are left", b.kept, b.holders.Len())
+	}
+}
+
+// One that is evicted makes room from then on, however late it is failed, and
+// whatever it keeps until then: nobody else is evicted for the same room. As
+// many are as it takes.
+func TestBudgetEvictsNoMoreThanNeeded(t *testing.T) {
+	b := NewBudget(50)
+	var first, second, third, fourth, comes stream
+	for _, s := range []*stream{&first, &second, &third, &fourth} {
+		keeps(t, b, s, 25)
+	}
+	keeps(t, b, &comes, 10, &first)
+	keeps(t, b, &comes, 10)
+	keeps(t, b, &first, 5)
+	b.drop(&first, 30)
+	keeps(t, b, &comes, 40, &second, &third)
+	if b.kept != 85 || b.holders.Len() != 2 {
+		t.Errorf("%d bytes of %d streams are kept, want 85 of 2", b.kept, b.holders.Len())
+	}
+}
+
+// keeps has a stream keep n bytes, and wants those evicted for it.
+func keeps(t *testing.T, b *Budget, s *stream, n int, want ...*stream) {
+	t.Helper()
+	if got := b.keep(s, n); !slices.Equal(got, want) {
+		t.Errorf("evicts %p, want %p", got, want)
 	}
 }
 
