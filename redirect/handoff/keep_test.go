@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"errors"
 	"os"
 	"runtime"
 	"testing"
@@ -131,6 +132,49 @@ func TestOfferedPods(t *testing.T) {
 		t.Errorf("an offer of a pod that nobody has named: %v", err)
 	}
 	s.closeAll()
+}
+
+// A pod that cannot get listeners yet, as the proxy that has them has not come
+// back, is still there for another proxy: one that drains keeps its connections.
+func TestWhatCannotBeAddedIsKept(t *testing.T) {
+	s, ns := start(t, Config{ProxyUID: os.Geteuid()}), freshNamespace(t)
+	fds, err := listenAll(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer protocol.CloseAll(fds)
+	c := dial(t, s)
+	for _, m := range []*protocol.FromProxy{
+		{Message: &protocol.FromProxy_Hello{Hello: &protocol.Hello{Version: protocol.Version, Draining: true}}},
+		{Message: &protocol.FromProxy_Offered{Offered: &protocol.Offered{}}},
+		{Message: &protocol.FromProxy_Want{Want: &protocol.Want{Uid: "none", Family: protocol.Family_FAMILY_IPV4, Count: 1}}},
+	} {
+		if err := c.Send(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept := false
+	for synced := false; !synced; {
+		m, fds, err := c.ReceiveFromAgent()
+		if err != nil {
+			t.Fatal(err)
+		}
+		protocol.CloseAll(fds)
+		switch x := m.Message.(type) {
+		case *protocol.FromAgent_Sockets: // its offer has been read by now
+			if err := s.Add(Pod{UID: "u1", Name: "p1"}, ns); !errors.Is(err, unix.EADDRINUSE) {
+				t.Fatalf("added beside the proxy's listeners: %v", err)
+			}
+			s.Synced()
+		case *protocol.FromAgent_Keep:
+			kept = kept || x.Keep.GetUid() == "u1"
+		case *protocol.FromAgent_Synced:
+			synced = true
+		}
+	}
+	if !kept {
+		t.Error("the proxy has been told of all pods but this one, and ends its connections")
+	}
 }
 
 // Another namespace under the UID of a kept pod is another pod: what the proxy

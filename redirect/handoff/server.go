@@ -227,14 +227,12 @@ func (s *Server) Add(p Pod, ns *netns.NS) error {
 		delete(s.offers, p.UID)
 		s.adopt(e, fds)
 	}
-	if err := e.listen(); err != nil {
-		if errors.Is(err, unix.EADDRINUSE) {
-			err = fmt.Errorf("%w: by a process in the pod, or by a proxy that has not connected yet", err)
-		}
-		return err
+	s.changed(p.UID, false) // also without listeners: proxies keep what they have of it
+	err := e.listen()
+	if errors.Is(err, unix.EADDRINUSE) {
+		err = fmt.Errorf("%w: by a process in the pod, or by a proxy that has not connected yet", err)
 	}
-	s.changed(p.UID, false)
-	return nil
+	return err
 }
 
 // Remove closes the pod's listeners, here and in proxies. Gone says that the

@@ -55,9 +55,12 @@ type Source interface {
 type Sockets interface {
 	// Add gives the pod listeners, unless it has them, and tells the proxy.
 	Add(handoff.Pod, *netns.NS) error
+	// Keep says that the pod is there, before it is known what becomes of it:
+	// the proxy keeps what it has of it until Remove.
+	Keep(uid string)
 	// Remove takes them away; gone says that the pod itself has ended.
 	Remove(uid string, gone bool)
-	// Synced says that every pod there is has been added or has failed to.
+	// Synced says that every pod there is has been added, kept or removed.
 	Synced()
 }
 
@@ -163,41 +166,64 @@ func (s *Set) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		started := s.apply(ctx, &wg)
+		started := s.apply(ctx, &wg, first)
 		if first {
 			first = false
-			wg.Go(func() { s.sync(ctx, started) })
+			tried := make(chan struct{})
+			wg.Go(func() { awaitTried(ctx, started); close(tried) })
+			wg.Go(func() { s.sync(ctx, tried) })
 		}
 	}
 }
 
-// sync waits until each of the first pods has been tried once.
-func (s *Set) sync(ctx context.Context, started []*worker) {
-	for _, w := range started {
+// awaitTried waits until each worker has tried once.
+func awaitTried(ctx context.Context, workers []*worker) {
+	for _, w := range workers {
 		select {
 		case <-w.tried:
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// sync says that all pods are known, once the first have been tried. One that is
+// stuck keeps the others' new proxy waiting no longer than firstTries; the probes of
+// the node, which it may still need, stay until it has been tried.
+func (s *Set) sync(ctx context.Context, tried <-chan struct{}) {
+	timer := time.NewTimer(firstTries)
+	defer timer.Stop()
+	select {
+	case <-tried:
+	case <-timer.C:
+		s.cfg.Log.Warn("some pods take long to capture; going on without them")
+	}
+	if ctx.Err() != nil {
+		return
+	}
 	s.cfg.Sockets.Synced()
+	s.mu.Lock()
+	s.synced = true
+	s.mu.Unlock()
+	<-tried
 	if s.node != nil {
 		if err := s.node.synced(ctx); err != nil && ctx.Err() == nil {
 			s.cfg.Log.Error("probes of the node", zap.Error(err))
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.synced = true
 }
 
 // Synced reports whether every pod that there was at the start has been
-// captured or left alone, or has failed to be once.
+// captured or left alone, has failed to be once, or has taken too long.
 func (s *Set) Synced() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.synced
 }
+
+// firstTries is how long the first pods may take together before those that have
+// been tried count as all.
+const firstTries = 5 * time.Second
 
 // nodeChecks is how many checks of a pod go by for one of the node, whose
 // tables are long.
@@ -220,8 +246,9 @@ func (s *Set) watchNode(ctx context.Context) {
 	}
 }
 
-// apply tells every worker what is wanted, and starts those that lack.
-func (s *Set) apply(ctx context.Context, wg *sync.WaitGroup) (started []*worker) {
+// apply tells every worker what is wanted, and starts those that lack. What
+// proxies have of the first pods, from an agent before this one, is kept.
+func (s *Set) apply(ctx context.Context, wg *sync.WaitGroup, first bool) (started []*worker) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	wanted := map[string]Pod{}
@@ -250,6 +277,9 @@ func (s *Set) apply(ctx context.Context, wg *sync.WaitGroup) (started []*worker)
 		}
 		s.workers[uid] = w
 		started = append(started, w)
+		if first {
+			s.cfg.Sockets.Keep(uid)
+		}
 		wg.Go(func() {
 			w.run(ctx)
 			s.forget(uid, w)
