@@ -57,7 +57,11 @@ func Uninstall(ctx context.Context, c *cluster.Cluster, r Removal) error {
 	}
 	var problems []error
 	if agent != nil {
-		problems = append(problems, r.letGo(ctx, c, agent), r.cleanNodes(ctx, c, agent))
+		problems = append(problems, r.letGo(ctx, c, agent))
+	}
+	problems = append(problems, r.endProxies(ctx, c))
+	if agent != nil {
+		problems = append(problems, r.cleanNodes(ctx, c, agent))
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -138,8 +142,25 @@ func liveConnections(ctx context.Context, c *cluster.Cluster) (map[string]bool, 
 	return live, nil
 }
 
-// removeRelease takes away what the chart made, and then does not wait for the
-// drain of proxies that have nothing to drain.
+// endProxies cuts what is still open: while the rules are there, so that
+// applications see the end, and do not wait for answers to what no rule brings
+// anywhere. There is nothing left to drain for.
+func (r Removal) endProxies(ctx context.Context, c *cluster.Cluster) error {
+	alone := meta.DeletePropagationOrphan // its pods go by what is said below
+	err := c.Client.AppsV1().DaemonSets(c.Namespace).Delete(ctx, cluster.Proxy, meta.DeleteOptions{PropagationPolicy: &alone})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("end the proxies: %w", err)
+	}
+	grace := int64(1)
+	err = c.Client.CoreV1().Pods(c.Namespace).DeleteCollection(ctx, meta.DeleteOptions{GracePeriodSeconds: &grace},
+		meta.ListOptions{LabelSelector: cluster.Selector(cluster.Proxy)})
+	if err != nil {
+		return fmt.Errorf("end the proxies: %w", err)
+	}
+	return r.waitGone(ctx, c, cluster.Proxy)
+}
+
+// removeRelease takes away what the chart made.
 func (r Removal) removeRelease(ctx context.Context, c *cluster.Cluster, config *action.Configuration) error {
 	uninstall := action.NewUninstall(config)
 	uninstall.WaitStrategy = kube.HookOnlyStrategy
@@ -149,16 +170,7 @@ func (r Removal) removeRelease(ctx context.Context, c *cluster.Cluster, config *
 	if _, err := uninstall.Run(deploy.Release); err != nil {
 		problems = append(problems, fmt.Errorf("remove the objects of the chart: %w", err))
 	}
-	grace := int64(1)
-	err := c.Client.CoreV1().Pods(c.Namespace).DeleteCollection(ctx, meta.DeleteOptions{GracePeriodSeconds: &grace},
-		meta.ListOptions{LabelSelector: cluster.Selector(cluster.Proxy)})
-	if err != nil {
-		problems = append(problems, fmt.Errorf("end the proxies: %w", err))
-	}
-	for _, workload := range []string{cluster.Proxy, cluster.Control} {
-		problems = append(problems, r.waitGone(ctx, c, workload))
-	}
-	return errors.Join(problems...)
+	return errors.Join(append(problems, r.waitGone(ctx, c, cluster.Control))...)
 }
 
 // waitGone waits until a workload has no pods any more; those of nodes that

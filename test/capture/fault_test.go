@@ -70,7 +70,8 @@ func TestReports(t *testing.T) {
 	}
 }
 
-// A pod whose network namespace is still being looked for holds up no other.
+// A pod whose network namespace is still being looked for holds up no other, nor
+// a proxy that waits for all pods before it takes over.
 func TestStuckPod(t *testing.T) {
 	pod, peer := newPair(t)
 	n := newNode(t, pod)
@@ -90,6 +91,12 @@ func TestStuckPod(t *testing.T) {
 		all := n.set.Status()
 		return len(all) == 2 && all[0].Pod.UID == "uid-2" && all[0].Settled && all[1].State == pods.StatePending && all[1].Err == nil
 	})
+	n.startProxy()
+	select {
+	case <-n.relay.synced:
+	case <-time.After(20 * time.Second):
+		t.Error("a new proxy is not told that it has all pods")
+	}
 	n.set.Update([]pods.Pod{n.pod})
 	eventually(t, 20*time.Second, "the other pod let go", func() bool { return len(n.set.Status()) == 1 })
 	if rules := peer.run(t, "iptables-save"); strings.Contains(rules, "TACIT") {

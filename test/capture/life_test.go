@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -352,6 +353,13 @@ func TestReplacement(t *testing.T) {
 			if _, err := say(d.from.dial(t, netip.AddrPortFrom(d.to, 80)), "hello"); err != nil {
 				t.Errorf("without an agent, to %v: %v", d.to, err)
 			}
+		}
+		var tried atomic.Bool
+		n.locate = func(p pods.Pod) (string, error) {
+			if !tried.Swap(true) {
+				return "", errors.New("the first attempt of a new agent fails")
+			}
+			return p.NetNS, nil
 		}
 		n.startAgent(pods.BackendAuto)
 		n.await(pods.StateCaptured)

@@ -1,7 +1,7 @@
 package kube
 
 import (
-	"slices"
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -75,12 +75,15 @@ func (e environment) uninstall() {
 		e.t.Errorf("uninstall does not say how many connections it cut: %v in\n%s", err, out)
 	}
 	web.progress()
-	for pod, report := range web.reports() {
+	reports := web.reports()
+	for pod, report := range reports {
+		if errs := fmt.Sprint(report.Streams.Errors, report.Requests.Errors); strings.Contains(errs, "timeout") || strings.Contains(errs, "deadline") {
+			e.t.Errorf("%s waits on connections that were cut: %s", pod, errs)
+		}
 		failed := report.Streams.Failed + report.Requests.Failed
 		if count -= failed; report.Exchanges.Failed > 0 || report.Streams.Failed == 0 || count < 0 {
-			e.t.Errorf("%s connections were cut, it says; %s had %d exchanges, %d streams and %d requests fail: %q", cut, pod,
-				report.Exchanges.Failed, report.Streams.Failed, report.Requests.Failed,
-				slices.Concat(report.Exchanges.Errors, report.Streams.Errors, report.Requests.Errors))
+			e.t.Errorf("%s connections were cut, it says; %s had %d exchanges, %d streams and %d requests fail; of all: %+v", cut, pod,
+				report.Exchanges.Failed, report.Streams.Failed, report.Requests.Failed, reports)
 		}
 	}
 	for _, node := range e.nodes {
