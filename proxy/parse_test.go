@@ -7,6 +7,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/tacit-mesh/tacit/proxy/route"
 	"github.com/tacit-mesh/tacit/proxy/tracing"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -69,7 +70,7 @@ func FuzzTarget(f *testing.F) {
 		for _, arrived := range []netip.Addr{arrived4, arrived6} {
 			to, err := aimAt(model.NewSnapshot(), nil, authority, arrived)
 			got := to.dst
-			if err == nil && (got.Addr() != arrived || got.Port() == 0 || ownPort(got.Port())) {
+			if err == nil && (got.Addr() != arrived || got.Port() == 0 || route.OwnPort(got.Port())) {
 				t.Errorf("%q leads to %v", authority, got)
 			}
 			if err != nil && len(err.Error()) > 400 {

@@ -5,6 +5,7 @@ import (
 	"net"
 
 	"github.com/tacit-mesh/tacit/proxy/relay"
+	"github.com/tacit-mesh/tacit/proxy/route"
 	"github.com/tacit-mesh/tacit/proxy/sockets"
 	"github.com/tacit-mesh/tacit/proxy/telemetry"
 )
@@ -19,7 +20,7 @@ func (p *Proxy) plaintext(pod *pod, client *net.TCPConn) {
 	dst, err := sockets.OriginalDst(client)
 	switch {
 	case err != nil:
-	case ownPort(dst.Port()):
+	case route.OwnPort(dst.Port()):
 		err = fmt.Errorf("connection to %v, a port of the proxy itself", dst)
 	case !pod.has(dst.Addr()):
 		// A neighbor on the pod's link can send it packets for any address,

@@ -31,13 +31,6 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// The ports on which pods are captured.
-const (
-	outboundPort  = 15001
-	plaintextPort = 15006
-	hbonePort     = 15008
-)
-
 // Bounds of the waits in a connection's life. Where a wait is for a socket, the
 // time without an agent, which may be on its way to the node as an image, is
 // not counted up to agentTimeout. Who waits is among MaxConnsPerPod.

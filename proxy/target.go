@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/tacit-mesh/tacit/proxy/route"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -72,14 +73,10 @@ func aimAt(s *model.Snapshot, w *model.Workload, authority string, arrived netip
 			to.dst, to.tunnel = netip.AddrPortFrom(arrived, w.Tunnel.Port), true
 		}
 	}
-	if ownPort(port) || ownPort(to.dst.Port()) {
+	if route.OwnPort(port) || route.OwnPort(to.dst.Port()) {
 		return target{}, fmt.Errorf("CONNECT to %.64q, a port of the proxy itself", authority)
 	}
 	return to, nil
-}
-
-func ownPort(port uint16) bool {
-	return port == outboundPort || port == plaintextPort || port == hbonePort
 }
 
 // takes reports whether a pod is given what is meant for another address.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -30,7 +31,7 @@ func sandwich(edits ...func(*model.Workload)) (*model.Snapshot, *model.Workload)
 	}
 	gate := &model.Service{
 		Name: "gate", Namespace: "infra", Hostname: "gate.infra.svc.cluster.local", Addresses: at("198.19.0.9"),
-		Ports: []model.Port{{Service: 80}, {Service: 81}, {Service: 82, Target: 8282}, {Service: 83, Target: hbonePort}},
+		Ports: []model.Port{{Service: 80}, {Service: 81}, {Service: 82, Target: 8282}, {Service: 83, Target: protocol.HBONEPort}},
 	}
 	shop := &model.Service{
 		Name: "shop", Namespace: "shop", Hostname: "shop.shop.svc.cluster.local", Addresses: append(at("fd00:7ac1:9::1"), at("198.19.0.1")...),
@@ -104,7 +105,7 @@ func TestWhatAPodIsGiven(t *testing.T) {
 		"tunnel, a zone":                       {edits: []func(*model.Workload){proxied}, authority: "[fd00::1%lo]:80"},
 		"tunnel, port 0":                       {edits: []func(*model.Workload){proxied}, authority: "203.0.113.1:0"},
 		"tunnel, a port of the proxy":          {edits: []func(*model.Workload){proxied}, authority: "203.0.113.1:15001"},
-		"tunnel at a port of the proxy":        {edits: []func(*model.Workload){tunnel(model.ApplicationTunnel{Port: hbonePort, PROXY: true})}, authority: "198.18.1.1:80"},
+		"tunnel at a port of the proxy":        {edits: []func(*model.Workload){tunnel(model.ApplicationTunnel{Port: protocol.HBONEPort, PROXY: true})}, authority: "198.18.1.1:80"},
 		"tunnel without a port":                {edits: []func(*model.Workload){tunnel(model.ApplicationTunnel{PROXY: true})}, authority: "198.19.0.1:80", dst: "198.18.1.1:80", named: "198.19.0.1:80", service: "shop.shop.svc.cluster.local"},
 		"another port alone":                   {edits: []func(*model.Workload){tunnel(model.ApplicationTunnel{Port: 9999})}, authority: "198.18.1.1:80", dst: "198.18.1.1:9999"},
 		"another port alone, for a stranger's": {edits: []func(*model.Workload){tunnel(model.ApplicationTunnel{Port: 9999})}, authority: "203.0.113.1:80"},

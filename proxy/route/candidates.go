@@ -8,6 +8,7 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 
+	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -62,7 +63,7 @@ func (c Candidate) Dial() netip.AddrPort {
 	if c.Means != HBONE {
 		return c.Target
 	}
-	return netip.AddrPortFrom(c.Target.Addr(), hbonePort)
+	return netip.AddrPortFrom(c.Target.Addr(), protocol.HBONEPort)
 }
 
 // Identities are those of which the peer must prove one: the workload's own,

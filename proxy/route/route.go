@@ -10,14 +10,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
 	"github.com/tacit-mesh/tacit/xds/model"
-)
-
-// The ports that the proxy itself listens on inside every captured pod.
-const (
-	outboundPort  = 15001
-	plaintextPort = 15006
-	hbonePort     = 15008
 )
 
 // Source is the pod that opened the connection.
@@ -117,7 +111,7 @@ func Resolve(s *model.Snapshot, src Source, dst netip.AddrPort) Route {
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	r := Route{Destination: dst, snapshot: s, source: src}
 	switch {
-	case ownPort(dst.Port()) && (dst.Addr().IsLoopback() || dst.Addr() == src.Address.Unmap()):
+	case OwnPort(dst.Port()) && (dst.Addr().IsLoopback() || dst.Addr() == src.Address.Unmap()):
 		r.Refusal = Loop
 		return r
 	case !s.AddressesReady():
@@ -173,7 +167,11 @@ func visible(services []*model.Service, namespace string) *model.Service {
 	return best
 }
 
-func ownPort(p uint16) bool { return p == outboundPort || p == plaintextPort || p == hbonePort }
+// OwnPort reports whether the proxy itself listens on the port, inside every
+// captured pod.
+func OwnPort(p uint16) bool {
+	return p == protocol.OutboundPort || p == protocol.PlaintextPort || p == protocol.HBONEPort
+}
 
 func portOf(ports []model.Port, service uint16) (model.Port, bool) {
 	for _, p := range ports {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/tacit-mesh/tacit/proxy/admin"
+	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
 )
 
 const page = "Hello from the web pod"
@@ -58,7 +59,7 @@ func (d *Demo) onlyTLS(seen *traffic) error {
 		return err
 	}
 	d.out.proven("on the wire: %d packets, all on port %d; %d bytes, every one in a TLS record (%d of handshake, %d encrypted)",
-		seen.packets, hbonePort, summary.bytes, summary.handshake, summary.encrypted)
+		seen.packets, protocol.HBONEPort, summary.bytes, summary.handshake, summary.encrypted)
 	d.out.proven("the server chose TLS 1.3 with %s; neither the request nor the page can be found in the bytes", summary.group)
 	d.out.say("the page travelled in a record such as %s", summary.sample)
 	return nil

@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-)
 
-const hbonePort = 15008
+	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
+)
 
 // The parts of TLS that are in clear, RFC 8446.
 const (
@@ -36,8 +36,8 @@ func (t *traffic) checkTLS() (summary, error) {
 	var sum summary
 	servers := 0
 	for key, s := range t.flows {
-		if key.from.Port() != hbonePort && key.to.Port() != hbonePort {
-			return sum, fmt.Errorf("a connection from %s to %s is none of port %d", key.from, key.to, hbonePort)
+		if key.from.Port() != protocol.HBONEPort && key.to.Port() != protocol.HBONEPort {
+			return sum, fmt.Errorf("a connection from %s to %s is none of port %d", key.from, key.to, protocol.HBONEPort)
 		}
 		if len(s.data) == 0 {
 			continue
@@ -46,7 +46,7 @@ func (t *traffic) checkTLS() (summary, error) {
 		if err != nil {
 			return sum, fmt.Errorf("from %s to %s: %w", key.from, key.to, err)
 		}
-		if key.from.Port() != hbonePort {
+		if key.from.Port() != protocol.HBONEPort {
 			continue
 		}
 		servers++

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
 	"github.com/tacit-mesh/tacit/test/world"
 )
 
@@ -56,11 +57,11 @@ func TestCaptureTellsTLS(t *testing.T) {
 		then   string      // written in clear after all
 		want   string
 	}{
-		{name: "TLS 1.3", port: hbonePort, config: config(tls.VersionTLS13)},
-		{name: "TLS 1.2", port: hbonePort, config: config(tls.VersionTLS12), want: "where only encrypted ones may be"},
-		{name: "in clear", port: hbonePort, want: "no TLS record"},
+		{name: "TLS 1.3", port: protocol.HBONEPort, config: config(tls.VersionTLS13)},
+		{name: "TLS 1.2", port: protocol.HBONEPort, config: config(tls.VersionTLS12), want: "where only encrypted ones may be"},
+		{name: "in clear", port: protocol.HBONEPort, want: "no TLS record"},
 		{name: "another port", port: 8080, config: config(tls.VersionTLS13), want: "is none of port 15008"},
-		{name: "clear behind TLS", port: hbonePort, config: config(tls.VersionTLS13), then: "GET / HTTP/1.1\r\n", want: "no TLS record"},
+		{name: "clear behind TLS", port: protocol.HBONEPort, config: config(tls.VersionTLS13), then: "GET / HTTP/1.1\r\n", want: "no TLS record"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			capture, err := startCapture(server.Node, append(client.Addresses, server.Addresses...))

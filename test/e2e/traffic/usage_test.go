@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
 	"github.com/tacit-mesh/tacit/test/e2e"
 	"github.com/tacit-mesh/tacit/test/world"
 )
@@ -30,7 +31,7 @@ func usage(t *testing.T, m *e2e.Mesh) held {
 		eachSocket(t, n.Proxy(), func(fd int) {
 			local, _ := unix.Getsockname(fd)
 			remote, _ := unix.Getpeername(fd)
-			if p := portOf(local); p > 0 && p != hbonePort && portOf(remote) != hbonePort {
+			if p := portOf(local); p > 0 && p != protocol.HBONEPort && portOf(remote) != protocol.HBONEPort {
 				h.sockets++
 			}
 		})
@@ -43,8 +44,6 @@ func usage(t *testing.T, m *e2e.Mesh) held {
 	}
 	return all
 }
-
-const hbonePort = 15008
 
 // portOf is 0 for what is neither IPv4 nor IPv6, and without a port.
 func portOf(a unix.Sockaddr) int {
