@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,11 +35,20 @@ func browser(t *testing.T) (ctx context.Context, complaints func() []string) {
 	if program == "" {
 		t.Skip("no Chromium: on Debian, scripts/with-tools.sh test installs it")
 	}
-	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(program), chromedp.NoSandbox, chromedp.WSURLReadTimeout(patience))
-	ctx, end := chromedp.NewExecAllocator(t.Context(), options...)
+	files := t.TempDir()
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(program), chromedp.NoSandbox, chromedp.WSURLReadTimeout(patience),
+		chromedp.UserDataDir(files), chromedp.Env("TMPDIR="+files), chromedp.ModifyCmdFunc(together))
+	// The test's own context ends before what is told here, and would only kill.
+	ctx, end := chromedp.NewExecAllocator(context.WithoutCancel(t.Context()), options...)
 	t.Cleanup(end)
 	ctx, endTab := chromedp.NewContext(ctx)
-	t.Cleanup(func() { _ = chromedp.Cancel(ctx); endTab() })
+	t.Cleanup(func() {
+		defer endTab()
+		defer time.AfterFunc(patience, end).Stop()
+		if err := chromedp.Cancel(ctx); err != nil {
+			t.Errorf("end of the browser: %v", err)
+		}
+	})
 	if err := chromedp.Run(ctx); err != nil { // the browser lives as long as this context
 		t.Fatal(err)
 	}
@@ -58,6 +68,16 @@ func browser(t *testing.T) (ctx context.Context, complaints func() []string) {
 		mu.Lock()
 		defer mu.Unlock()
 		return said
+	}
+}
+
+// together has all processes of a browser end with the first one, in whatever
+// way that ends, and before it counts as ended. Debian's program is a script
+// that starts another, which starts more: killing one leaves the rest.
+func together(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Cloneflags: syscall.CLONE_NEWPID}
+	if os.Getuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
 	}
 }
 
