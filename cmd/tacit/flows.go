@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"net/url"
 	"slices"
 	"strconv"
@@ -163,12 +162,4 @@ func (c *client) listFlows(cmd *cobra.Command, all []answerer, query url.Values)
 		err = errors.Join(p.Flows(merged, len(all) > 1), partial(p, without, len(all)))
 	}
 	return errors.Join(err, failures(answers))
-}
-
-// errLost is for whoever reads too slowly.
-func errLost(node string, n int) error {
-	if node != "" {
-		node = " of node " + node
-	}
-	return fmt.Errorf("%d flows%s are not shown: there were more than could be read here. Narrow the tap with --from, --to or --outcome", n, node)
 }

@@ -160,3 +160,23 @@ func TestTapOfNodes(t *testing.T) {
 		t.Errorf("said: %q", errOut.String())
 	}
 }
+
+// A tap that lacks flows says which remedy there is: none for those that a sample
+// leaves out.
+func TestTapThatLacksFlows(t *testing.T) {
+	c := &client{output: outputJSON}
+	cmd := tapCommand()
+	var errOut bytes.Buffer
+	cmd.SetErr(&errOut)
+	said := answerer{node: "node-a", follow: func(context.Context, string, url.Values) (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader(`{"node":"node-a"}{"lost":3}{"sampled":4}`)), nil
+	}}
+	if err := c.tap(t.Context(), cmd, []answerer{said}, nil, 0); err == nil {
+		t.Error("the end of the proxy's answer is no error")
+	}
+	_, after, _ := strings.Cut(errOut.String(), "3 flows of node node-a are not shown: ")
+	slow, sampled, _ := strings.Cut(after, "\n")
+	if !strings.Contains(slow, "Narrow the tap") || !strings.Contains(sampled, "4 more flows of node node-a are not shown: ") || strings.Contains(sampled, "Narrow") {
+		t.Errorf("said: %q", errOut.String())
+	}
+}

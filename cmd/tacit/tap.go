@@ -96,8 +96,10 @@ func (c *client) tap(ctx context.Context, cmd *cobra.Command, all []answerer, qu
 				return err
 			}
 			cmd.PrintErrf("tacit: partial from here on: node %s: %v\n", t.node, t.err)
-		case t.line.Lost > 0:
-			cmd.PrintErrln("tacit:", errLost(t.node, t.line.Lost))
+		case t.line.Lost+t.line.Sampled > 0:
+			for _, text := range notShown(t.node, t.line) {
+				cmd.PrintErrln("tacit:", text)
+			}
 		case t.line.Flow != nil:
 			flow := *t.line.Flow
 			flow.Node = t.node
@@ -117,6 +119,19 @@ func (c *client) tap(ctx context.Context, cmd *cobra.Command, all []answerer, qu
 			return err
 		}
 	}
+}
+
+// notShown is about flows that a tap does not show. To narrow it helps where it is
+// the reading that is slow; what a sample leaves out no tap shows.
+func notShown(node string, line admin.TapLine) (texts []string) {
+	of := answerer{node: node}.where()
+	if line.Lost > 0 {
+		texts = append(texts, fmt.Sprintf("%d flows%s are not shown: there were more than could be read here. Narrow the tap with --from, --to or --outcome", line.Lost, of))
+	}
+	if line.Sampled > 0 {
+		texts = append(texts, fmt.Sprintf("%d more flows%s are not shown: they ended a burst of which the proxy kept a sample. tacit coverage counts all", line.Sampled, of))
+	}
+	return texts
 }
 
 // followTap passes on what one proxy says.

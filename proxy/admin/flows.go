@@ -27,9 +27,11 @@ type Flows struct {
 type TapLine struct {
 	Node string      `json:"node,omitempty"`
 	Flow *flows.Flow `json:"flow,omitempty"`
-	// Lost is how many flows there were that the reader was too slow for, or that
-	// ended a burst of which only a sample is shown.
+	// Lost is how many flows there were that the reader was too slow for.
 	Lost int `json:"lost,omitempty"`
+	// Sampled is how many more there were at the end of a burst of which only a
+	// sample was kept, whatever the filter.
+	Sampled int `json:"sampled,omitempty"`
 }
 
 // Bounds on answers about flows.
@@ -135,8 +137,8 @@ func (s *Server) tapNext(r *http.Request, t *flows.Tap, out *json.Encoder, pulse
 			break
 		}
 	case <-pulse:
-		if lost := t.Lost(); lost > 0 {
-			return out.Encode(TapLine{Lost: lost})
+		if lost := t.Lost(); lost != (flows.Lost{}) {
+			return out.Encode(TapLine{Lost: lost.Unread, Sampled: lost.Sampled})
 		}
 		_, err := w.Write([]byte("\n"))
 		return err

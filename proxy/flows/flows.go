@@ -138,7 +138,7 @@ func (l *Log) leaveToLast(class, skipped int) {
 	}
 	last.weight += skipped
 	for t := range l.taps {
-		t.lose(last, skipped)
+		t.lose(last, skipped, &t.lost.Sampled)
 	}
 }
 

@@ -186,12 +186,13 @@ func TestWeightsOfABurst(t *testing.T) {
 		tap  *Tap
 		want int
 	}{"before it": {early, 2 * (burst + 1)}, "after it": {late, 2}} {
-		got := test.tap.Lost()
+		lost := test.tap.Lost()
+		got := lost.Sampled
 		for range len(test.tap.Flows()) {
 			got += (<-test.tap.Flows()).Weight
 		}
-		if got != test.want {
-			t.Errorf("a tap from %s knows of %d, want %d", name, got, test.want)
+		if got != test.want || lost.Unread != 0 {
+			t.Errorf("a tap from %s knows of %d and %d unread, want %d", name, got, lost.Unread, test.want)
 		}
 	}
 }
@@ -346,8 +347,8 @@ func TestSlowTap(t *testing.T) {
 	for i := range n {
 		l.Add(event(noon.Add(time.Duration(i) * time.Second)))
 	}
-	if len(tap.Flows()) != tapBuffer || tap.Lost() != n-tapBuffer || tap.Lost() != 0 {
-		t.Errorf("%d wait, %d lost; want %d, %d", len(tap.Flows()), tap.Lost(), tapBuffer, n-tapBuffer)
+	if len(tap.Flows()) != tapBuffer || tap.Lost() != (Lost{Unread: n - tapBuffer}) || tap.Lost() != (Lost{}) {
+		t.Errorf("%d wait, %+v lost; want %d, %d", len(tap.Flows()), tap.Lost(), tapBuffer, n-tapBuffer)
 	}
 	for range maxTaps - 1 {
 		if _, err := l.Tap(nil); err != nil {

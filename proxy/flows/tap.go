@@ -20,7 +20,7 @@ type Tap struct {
 	log    *Log
 	filter *Filter
 	flows  chan Flow
-	lost   int // since the last one that was taken; guarded by the log's mu
+	lost   Lost // since it was asked for; guarded by the log's mu
 }
 
 // Tap begins to show the flows that the filter takes; Close must follow.
@@ -54,12 +54,18 @@ func (l *Log) Takes(k Kind) bool {
 // Flows brings them, in the order in which they happened. It is never closed.
 func (t *Tap) Flows() <-chan Flow { return t.flows }
 
+// Lost is how many flows a tap did not get, and why.
+type Lost struct {
+	Unread  int // the reader was too slow for them
+	Sampled int // they ended a burst that only a sample was kept of
+}
+
 // Lost returns how many flows were lost since it was asked before.
-func (t *Tap) Lost() int {
+func (t *Tap) Lost() Lost {
 	t.log.mu.Lock()
 	defer t.log.mu.Unlock()
 	lost := t.lost
-	t.lost = 0
+	t.lost = Lost{}
 	return lost
 }
 
@@ -74,7 +80,7 @@ func (t *Tap) Close() {
 // offer is called with the log's mu held.
 func (t *Tap) offer(r *record) {
 	if len(t.flows) == cap(t.flows) { // nobody else sends
-		t.lose(r, r.weight)
+		t.lose(r, r.weight, &t.lost.Unread)
 		return
 	}
 	if t.filter.takes(r) {
@@ -82,10 +88,10 @@ func (t *Tap) offer(r *record) {
 	}
 }
 
-// lose is that the tap does not get so many that a record stands for. It is called
-// with the log's mu held.
-func (t *Tap) lose(r *record, weight int) {
+// lose is that the tap does not get so many that a record stands for, and counts
+// them. It is called with the log's mu held.
+func (t *Tap) lose(r *record, weight int, count *int) {
 	if t.filter.takes(r) {
-		t.lost += weight
+		*count += weight
 	}
 }
