@@ -57,6 +57,22 @@ func TestNodesOfADemo(t *testing.T) {
 			t.Errorf("--node %q about %+v: %v, %v; want %s", test.node, test.what, got, err, test.want)
 		}
 	}
+	for _, log := range []string{"proxy-a.log", "tacitd.log", "shop_web-nginx.log"} {
+		if err := os.MkdirAll(inside("/run/tacit/w1/logs"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(inside("/run/tacit/w1/logs"), log), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var names []string
+	logs, err := new(supportFlags).logsOfDemo(inside)
+	for _, part := range logs {
+		names = append(names, part.Name)
+	}
+	if got := strings.Join(names, " "); got != "logs/tacitd.log logs/proxy-a.log" || err != nil {
+		t.Errorf("logs for support: %s, %v", got, err)
+	}
 	if _, err := (&remote{node: "c"}).proxiesIn(t.Context(), inside, about{}); err == nil || !strings.Contains(err.Error(), "no node c") {
 		t.Errorf("of a node that there is not: %v", err)
 	}

@@ -55,7 +55,8 @@ The last file of the archive, index.json, lists what is in it, what was cut and
 what is missing, and why. In a cluster this takes a kubeconfig and the rights to
 create pods/exec and pods/portforward in Tacit's namespace, and to read logs and
 what is packed; what you may not read is missing. Elsewhere it packs what the
-proxy of this machine says; name its metrics and logs with --metrics and --log.
+proxy of this machine says, or those of the demo with --demo; name their metrics
+and logs with --metrics and --log.
 
 Exit status: 0 all is there, 4 something is missing or cut, 1 nothing is packed.`,
 		Example: `  tacit support
@@ -77,14 +78,11 @@ Exit status: 0 all is there, 4 something is missing or cut, 1 nothing is packed.
 		}
 		return f.run(cmd)
 	}
-	_ = errors.Join(set.MarkHidden("output"), set.MarkHidden("demo")) // there is but one form, and neither one proxy nor a cluster
+	_ = set.MarkHidden("output") // there is but one form
 	return cmd
 }
 
 func (f *supportFlags) run(cmd *cobra.Command) error {
-	if f.remote.demo {
-		return errors.New("support: of a demo it packs one node: tacit demo --keep says how")
-	}
 	parts, err := f.parts(cmd)
 	if err != nil {
 		return err
@@ -131,10 +129,13 @@ func pack(ctx context.Context, p *support.Packer, name string, stdout io.Writer,
 	return index, err
 }
 
-// parts are those of the cluster, or of this machine.
+// parts are those of the cluster, of the demo, or of this machine.
 func (f *supportFlags) parts(cmd *cobra.Command) ([]support.Part, error) {
 	if err := checkOutput(f.output); err != nil {
 		return nil, err
+	}
+	if f.remote.demo {
+		return f.ofDemo(cmd)
 	}
 	c, err := f.remote.reach(cmd, f.socket)
 	if err != nil {
@@ -155,10 +156,15 @@ func (f *supportFlags) parts(cmd *cobra.Command) ([]support.Part, error) {
 		// An installation that has no proxy is one to ask about, too.
 		parts = append(parts, failed("nodes", err))
 	}
+	return append(parts, f.ofNodes(proxies)...), nil
+}
+
+// ofNodes are the answers of the nodes' proxies.
+func (f *supportFlags) ofNodes(proxies []answerer) (parts []support.Part) {
 	for _, from := range proxies {
 		parts = append(parts, f.ofProxy(from, path.Join("nodes", from.node))...)
 	}
-	return parts, nil
+	return parts
 }
 
 func failed(name string, err error) support.Part {

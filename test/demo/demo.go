@@ -47,6 +47,16 @@ const (
 	AdminSockets = "/run/tacit/w1/nodes/*/proxy/admin*.sock"
 )
 
+// ProxyMetrics is where a node's proxy has its metrics, as the node sees it.
+const ProxyMetrics = "http://127.0.0.1:15020/metrics"
+
+// Logs are patterns for the logs of Tacit's programs; the applications' are beside
+// them.
+func Logs() []string {
+	const logs = "/run/tacit/w1/logs/"
+	return []string{logs + "tacitd*.log", logs + "agent-*.log", logs + "proxy-*.log"}
+}
+
 // NodeOf is the name of the node whose admin socket it is.
 func NodeOf(socket string) string { return filepath.Base(filepath.Dir(filepath.Dir(socket))) }
 
@@ -165,8 +175,7 @@ func (d *Demo) LookAround(program string) {
 		{"the mesh out of a pod's way for a while", `bypass shop/redis --demo --for 5m --reason "a look around"`},
 		{"metrics of node b's proxy", "demo enter b curl -s " + node.MetricsURL()},
 		{"its log", "demo enter b tail -f " + node.Proxy().Log},
-		{"an archive of what a maintainer would ask for", "demo enter b " + filepath.Join(d.config.Programs, "tacit") + " support -f /tmp/demo.tar.gz --socket " + node.AdminSocket() +
-			" --metrics " + node.MetricsURL() + " --log " + node.Proxy().Log},
+		{"an archive of what a maintainer would ask for", "support --demo"},
 		{"the manifests; edit them, they are live", "demo enter b ls " + d.world.Manifests()},
 		{"its end, leaving no trace", "demo end"},
 	} {
