@@ -12,10 +12,7 @@ import (
 )
 
 // certificates is the answer to /certificates.
-type certificates struct {
-	Node         string              `json:"node"`
-	Certificates []admin.Certificate `json:"certificates"`
-}
+type certificates = admin.NodeCertificates
 
 func certsCommand() *cobra.Command {
 	c := client{more: []string{outputWide}}

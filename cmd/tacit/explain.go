@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -38,7 +37,8 @@ arrives; what does each policy say; and what would have to change for the
 opposite outcome.
 
 With --from and --to nothing is connected: the proxy reasons about the mesh as
-it knows it, and any node's proxy gives the same answer. TARGET is
+it knows it, and any node's proxy gives the same answer; for the certificates,
+which their own nodes alone have, those are asked, too. TARGET is
 NAMESPACE/POD:PORT, HOST:PORT (as the client's DNS would read it) or IP:PORT.
 
 With ID it is a connection that the node's proxy carries or remembers, in a
@@ -246,45 +246,6 @@ func (f *explainFlags) byID(cmd *cobra.Command, all []answerer, id string) error
 		return err
 	}
 	return ended(cmd, p.Explanation(e), nil, denied(e))
-}
-
-// pair explains two ends by the proxy that knows best. Where that one gives no
-// answer another does, for they know the same mesh.
-func (f *explainFlags) pair(cmd *cobra.Command) error {
-	query := url.Values{"from": {f.from}, "to": {f.to}}
-	all, err := f.proxies(cmd, about{from: f.from, to: f.to, one: true})
-	if err != nil {
-		return err
-	}
-	body, err := all[0].ask(cmd.Context(), "/explain", query)
-	var (
-		lack   error
-		absent absentError
-	)
-	if err != nil && !errors.As(err, &absent) && all[0].node != "" && !cmd.Flag("node").Changed {
-		lack = partialError{fmt.Errorf("explain: node %s gave no answer, so that of another is shown: %w", all[0].node, err)}
-		if all, err = f.proxies(cmd, about{}); err != nil {
-			return errors.Join(err, lack)
-		}
-		for _, other := range all {
-			if body, err = other.ask(cmd.Context(), "/explain", query); err == nil || errors.As(err, &absent) {
-				break
-			}
-		}
-	}
-	if err != nil {
-		return err
-	}
-	defer body.Close()
-	var text json.RawMessage
-	if err := all[0].read(body, &text); err != nil {
-		return err
-	}
-	var e admin.Explanation
-	if err := json.Unmarshal(text, &e); err != nil {
-		return fmt.Errorf("answer of the proxy%s: %w", all[0].where(), err)
-	}
-	return f.show(cmd, e, text, lack)
 }
 
 // show prints an explanation, for programs as it came, and is the command's end

@@ -21,6 +21,7 @@ import (
 
 	"github.com/tacit-mesh/tacit/deploy/cluster"
 	"github.com/tacit-mesh/tacit/proxy/admin"
+	"github.com/tacit-mesh/tacit/xds/model"
 )
 
 func runningPod(namespace, name, node string, age time.Duration) *core.Pod {
@@ -223,6 +224,58 @@ func TestExplainLineOfNodes(t *testing.T) {
 			cmd.SetArgs([]string{})
 			code := execute(t.Context(), cmd, &out, &errOut)
 			if code != test.code || !strings.Contains(out.String(), test.want) || test.want == "" && out.Len() > 0 || !strings.Contains(errOut.String(), test.errOut) {
+				t.Errorf("exit %d, %q, %q; want %d, %q, %q", code, out.String(), errOut.String(), test.code, test.want, test.errOut)
+			}
+		})
+	}
+}
+
+// What the other end's node alone knows of its certificate is asked there; while that
+// gives no answer, the answer is partial.
+func TestExplainPairOfNodes(t *testing.T) {
+	twoNodeMesh := func() *model.Snapshot {
+		u := model.Update{}
+		for _, name := range []string{"a", "b"} {
+			w := *mesh().Workload("Kubernetes//Pod/shop/" + name)
+			w.Node = "node-" + name
+			u.Workloads = append(u.Workloads, &w)
+		}
+		return mesh().Apply(u)
+	}
+	proxyOf := func(node, account string) string {
+		return serveAdmin(t, admin.Server{Node: node, Snapshot: twoNodeMesh, Certificates: func() []admin.Certificate {
+			return []admin.Certificate{{
+				Identity: "spiffe://cluster.local/ns/shop/sa/" + account, Serial: "serial-" + account, Issuer: "CN=root",
+				NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), Chain: [][]byte{{1}},
+			}}
+		}})
+	}
+	a, b, other := proxyOf("node-a", "a"), proxyOf("node-b", "b"), proxyOf("node-b", "other")
+	away := filepath.Join(t.TempDir(), "gone.sock")
+	for _, test := range []struct {
+		name, b, args string
+		code          int
+		want, errOut  string
+	}{
+		{"both have one", b, "", 0, "Pod shop/b proves its identity by certificate serial-b of CN=root", ""},
+		{"the server has none", other, "", exitFound, "Pod shop/b cannot prove its identity: there is no certificate yet", ""},
+		{"for programs", other, "-o json", exitFound, `"summary":"No mutual TLS: pod shop/b has no valid certificate."`, ""},
+		{"the server's node is away", away, "", exitPartial, "That of pod shop/b is node node-b's to show", "certificates of node node-b: no proxy here"},
+		{"one node alone", b, "--node node-a", 0, "That of pod shop/b is node node-b's to show", ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := &explainFlags{}
+			f.remote.connect = func() (*cluster.Cluster, error) {
+				return twoNodes(map[string]string{"proxy-a": a, "proxy-b": test.b}), nil
+			}
+			cmd := &cobra.Command{SilenceErrors: true, SilenceUsage: true, RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd, nil) }}
+			f.flags(cmd)
+			cmd.Flags().StringVar(&f.from, "from", "shop/a", "")
+			cmd.Flags().StringVar(&f.to, "to", "shop/b:80", "")
+			var out, errOut bytes.Buffer
+			cmd.SetArgs(strings.Fields(test.args))
+			code := execute(t.Context(), cmd, &out, &errOut)
+			if code != test.code || !strings.Contains(out.String(), test.want) || !strings.Contains(out.String(), "serial-a") || !strings.Contains(errOut.String(), test.errOut) {
 				t.Errorf("exit %d, %q, %q; want %d, %q, %q", code, out.String(), errOut.String(), test.code, test.want, test.errOut)
 			}
 		})

@@ -1,8 +1,11 @@
 package admin
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
+	"slices"
 	"time"
 
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -44,22 +47,64 @@ func (s *Server) certificates(w http.ResponseWriter, _ *http.Request) {
 	})
 }
 
+// NodeCertificates are those of a node, or some of them.
+type NodeCertificates struct {
+	Node         string        `json:"node"`
+	Certificates []Certificate `json:"certificates"`
+}
+
+// QueryCertificates are those of another node, for /explain, as JSON: proxies do not
+// ask each other, so whoever asks for the whole brings them.
+const QueryCertificates = "certificates"
+
+// With adds to a question to /explain what another node answers to /certificates
+// about identities.
+func With(query url.Values, of NodeCertificates, identities []string) error {
+	said := NodeCertificates{Node: of.Node}
+	for _, c := range of.Certificates {
+		if slices.Contains(identities, c.Identity) {
+			c.Chain, c.Roots = nil, nil
+			said.Certificates = append(said.Certificates, c)
+		}
+	}
+	text, err := json.Marshal(said)
+	query.Add(QueryCertificates, string(text))
+	return err
+}
+
+// elsewhere are the certificates of other nodes that a question brings.
+func elsewhere(brought []string) (map[string][]Certificate, error) {
+	all := map[string][]Certificate{}
+	for _, text := range brought {
+		var of NodeCertificates
+		if err := json.Unmarshal([]byte(text), &of); err != nil {
+			return nil, fmt.Errorf("certificates of another node: %w", err)
+		}
+		all[of.Node] = append(all[of.Node], of.Certificates...)
+	}
+	return all, nil
+}
+
 // certificate says whether the node has what a pod of its proves its identity
 // with. If it lacks that, no mutual TLS is possible, which is the verdict.
 func (e *explainer) certificate(w *model.Workload) (v verdict, lacks bool) {
 	if e.certificates == nil {
 		return verdict{}, false
 	}
-	switch w.Node {
-	case e.node:
-	case "":
+	if w.Node == "" {
 		e.step("certificate", note, "Pod %s is on no node of this mesh: its certificate is not to be seen from here.", podName(w))
 		return verdict{}, false
-	default:
+	}
+	all, known := e.elsewhere[w.Node]
+	if w.Node == e.node {
+		all, known = e.certificates(), true
+	}
+	if !known {
 		e.step("certificate", note, "That of pod %s is node %s's to show: tacit certs there.", podName(w), w.Node)
+		e.Steps[len(e.Steps)-1].Ask = &Ask{w.Node, w.Identity().String()}
 		return verdict{}, false
 	}
-	valid, invalid := e.certificatesOf(w.Identity())
+	valid, invalid := e.certificatesOf(w.Identity(), all)
 	why := ""
 	if len(invalid) > 0 {
 		why = invalid[0].invalid(e.now)
@@ -82,10 +127,10 @@ func (e *explainer) certificate(w *model.Workload) (v verdict, lacks bool) {
 	}, true
 }
 
-// certificatesOf are those of the node's pods that have an identity: each may have
+// certificatesOf are those of a node's pods that have an identity: each may have
 // its own. There is at least one, if only the lack of it.
-func (e *explainer) certificatesOf(id model.Identity) (valid, invalid []Certificate) {
-	for _, c := range e.certificates() {
+func (e *explainer) certificatesOf(id model.Identity, all []Certificate) (valid, invalid []Certificate) {
+	for _, c := range all {
 		switch {
 		case c.Identity != id.String():
 		case c.invalid(e.now) == "":

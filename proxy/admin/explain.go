@@ -46,6 +46,14 @@ type Step struct {
 	Text string `json:"text"`
 	// Policy is what one policy had to say, at stage "policy".
 	Policy *policy.Step `json:"policy,omitempty"`
+	// Ask is whom to ask about what is not known here, at stage "certificate".
+	Ask *Ask `json:"ask,omitempty"`
+}
+
+// Ask is the node that alone has the certificates of an identity's pods there.
+type Ask struct {
+	Node     string `json:"node"`
+	Identity string `json:"identity"`
 }
 
 const (
@@ -76,11 +84,15 @@ func ExplainRecorded(s *model.Snapshot, sides []Connection) (Explanation, error)
 func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	id, from, to := query.Get("id"), query.Get("from"), query.Get("to")
-	e := &explainer{snapshot: s.Snapshot(), now: time.Now(), node: s.Node, certificates: s.Certificates}
+	elsewhere, err := elsewhere(query[QueryCertificates])
+	if err != nil {
+		answerWith(w, http.StatusBadRequest, problem{err.Error()})
+		return
+	}
+	e := &explainer{snapshot: s.Snapshot(), now: time.Now(), node: s.Node, certificates: s.Certificates, elsewhere: elsewhere}
 	if s.Network != nil {
 		e.network = s.Network()
 	}
-	var err error
 	switch {
 	case id != "" && from == "" && to == "":
 		var sides []Connection
@@ -109,6 +121,7 @@ type explainer struct {
 	node     string
 	// certificates are those of the node; nil where none is known.
 	certificates func() []Certificate
+	elsewhere    map[string][]Certificate // those of other nodes that are known
 	now          time.Time
 	// identify is what would give the client an identity, while it has none.
 	identify string
