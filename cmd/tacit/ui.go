@@ -21,6 +21,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	core "k8s.io/api/core/v1"
 
 	"github.com/tacit-mesh/tacit/deploy/cluster"
 	"github.com/tacit-mesh/tacit/identity/person"
@@ -114,7 +115,7 @@ func (u *ui) run(cmd *cobra.Command) error {
 }
 
 // leadToPod forwards a port to a tacitd and proves to it who the user is. Each of
-// several tacitds knows the same.
+// several is told everything, so that the one which began first knows the most.
 func (u *ui) leadToPod(ctx context.Context) (where string, ended <-chan error, err error) {
 	connect := u.connect
 	if connect == nil {
@@ -131,7 +132,7 @@ func (u *ui) leadToPod(ctx context.Context) (where string, ended <-chan error, e
 	if len(pods) == 0 {
 		return "", nil, fmt.Errorf("no tacitd runs in namespace %s of this cluster: name its namespace with --namespace", c.Namespace)
 	}
-	port, ended, err := c.Forward(ctx, pods[0].Name, u.port, uiPort)
+	port, ended, err := c.Forward(ctx, oldest(pods).Name, u.port, uiPort)
 	if err != nil {
 		return "", nil, err
 	}
@@ -148,6 +149,29 @@ func (u *ui) leadToPod(ctx context.Context) (where string, ended <-chan error, e
 	defer done(context.WithoutCancel(ctx))
 	where, err = enter(ctx, client, base, base, proof)
 	return where, ended, err
+}
+
+// oldest is the pod whose containers have run for the longest, of those that are
+// ready if any is.
+func oldest(pods []core.Pod) *core.Pod {
+	age := func(p *core.Pod) (ready bool, since time.Time) {
+		for _, c := range p.Status.ContainerStatuses {
+			if c.State.Running != nil && c.State.Running.StartedAt.After(since) {
+				since = c.State.Running.StartedAt.Time
+			}
+			ready = c.Ready
+		}
+		return ready, since
+	}
+	first := &pods[0]
+	for i := range pods[1:] {
+		ready, since := age(&pods[i+1])
+		firstReady, firstSince := age(first)
+		if ready != firstReady && ready || ready == firstReady && since.Before(firstSince) {
+			first = &pods[i+1]
+		}
+	}
+	return first
 }
 
 // leadToSocket serves what is behind a socket on the loopback device. There,

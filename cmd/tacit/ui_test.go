@@ -144,10 +144,15 @@ func TestUIWithoutTacitd(t *testing.T) {
 }
 
 func TestUIOfCluster(t *testing.T) {
-	api := fake.NewClientset(&core.Pod{
-		ObjectMeta: meta.ObjectMeta{Name: "tacitd-1", Namespace: "tacit-system", Labels: map[string]string{"app.kubernetes.io/name": "tacitd"}},
-		Status:     core.PodStatus{Phase: core.PodRunning},
-	})
+	tacitd := func(name string, age time.Duration, ready bool) *core.Pod {
+		running := &core.ContainerStateRunning{StartedAt: meta.NewTime(time.Now().Add(-age))}
+		return &core.Pod{
+			ObjectMeta: meta.ObjectMeta{Name: name, Namespace: "tacit-system", Labels: map[string]string{"app.kubernetes.io/name": "tacitd"}},
+			Status:     core.PodStatus{Phase: core.PodRunning, ContainerStatuses: []core.ContainerStatus{{Ready: ready, State: core.ContainerState{Running: running}}}},
+		}
+	}
+	// The one that has been told for the longest is asked, of those that answer.
+	api := fake.NewClientset(tacitd("tacitd-0", time.Minute, true), tacitd("tacitd-1", time.Hour, true), tacitd("tacitd-2", 2*time.Hour, false))
 	api.PrependReactor("create", "certificatesigningrequests", func(action kubetesting.Action) (bool, kube.Object, error) {
 		request := action.(kubetesting.CreateAction).GetObject().(*csr.CertificateSigningRequest)
 		request.Spec.Username, request.CreationTimestamp = "alice", meta.Now()
