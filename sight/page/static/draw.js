@@ -112,13 +112,16 @@ const arrows = () => svg("defs", {}, ...["mtls", "plain", "denied"].map((state) 
   id: "to-" + state, viewBox: "0 0 10 10", refX: 9, refY: 5, markerWidth: 9, markerHeight: 9, markerUnits: "userSpaceOnUse", orient: "auto",
 }, svg("polygon", {class: "arrow " + state, points: "0,1 10,5 0,9"}))));
 
-function labelOf(node, width, crowded) {
+// labelOf is a node's name; beyond what leads from the node to itself, where that is
+// drawn on the same side.
+function labelOf(node, crowded, loops) {
   const name = node.label.length > 28 ? node.label.slice(0, 27) + "…" : node.label;
   const text = svg("text", {}, name);
   if (!crowded) {
     const below = node.y > 40 && Math.sin(node.angle) >= 0;
+    const beyond = loops && Math.abs(Math.sin(node.angle)) > 0.5 ? 12 : 0;
     text.setAttribute("x", node.x);
-    text.setAttribute("y", node.y + (below ? node.r + 16 : -node.r - 8));
+    text.setAttribute("y", node.y + (below ? node.r + 16 + beyond : -node.r - 8 - beyond));
     text.setAttribute("text-anchor", "middle");
     return text;
   }
@@ -141,13 +144,14 @@ function draw(picture, graph, chosen, choose) {
     class: `edge ${stateOf(e)}${touches(e) ? " chosen" : ""}`, d: edgePath(e, width / 2, height / 2),
     "stroke-width": 1 + Math.min(6, Math.log10(1 + weightOf(e)) * 1.4), "marker-end": `url(#to-${stateOf(e)})`,
   }, svg("title", {}, `${e.from.label} → ${e.to.label}: ${edgeText(e)}`)));
+  const loops = new Set(graph.edges.filter((e) => e.from === e.to).map((e) => e.from));
   const nodes = graph.nodes.map((node) => {
     const classes = ["node"];
     if (node.kind === "workload") classes.push("open");
     if (node.kind === "workload" && node.uncovered) classes.push("uncovered");
     if (node.key === chosen) classes.push("chosen");
     const g = svg("g", {class: classes.join(" "), tabindex: 0, role: "button", "aria-label": nodeText(node), "data-key": node.key},
-      svg("title", {}, nodeText(node)), svg("circle", {cx: node.x, cy: node.y, r: node.r}), labelOf(node, width, crowded));
+      svg("title", {}, nodeText(node)), svg("circle", {cx: node.x, cy: node.y, r: node.r}), labelOf(node, crowded, loops.has(node)));
     g.addEventListener("click", () => choose(node));
     g.addEventListener("keydown", (event) => {
       if (event.key === "Enter" || event.key === " ") {
