@@ -31,6 +31,7 @@ func newBypassCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
 		duration   time.Duration
 		reason     string
 		policyOnly bool
+		in         podsIn
 	)
 	cmd := &cobra.Command{
 		Use:   "bypass NAMESPACE[/POD] --for DURATION --reason TEXT",
@@ -59,9 +60,9 @@ to begin; it ends with the clock of each.`,
   tacit bypass shop/backend-7d4b9 --for 1h --policy-only --reason "which policy is it?"
   tacit bypass list
   tacit bypass end shop`,
-		Args: cobra.ExactArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error { return in.oneOrAll(cmd, args) },
 		RunE: func(cmd *cobra.Command, args []string) error {
-			about, err := bypasses.ParseSubject(args[0])
+			about, err := bypasses.ParseSubject(in.subject(args))
 			if err != nil {
 				return err
 			}
@@ -77,6 +78,7 @@ to begin; it ends with the clock of each.`,
 		},
 	}
 	r.flags(cmd)
+	in.flags(cmd.Flags(), "; alone, all of its pods")
 	cmd.Flags().DurationVar(&duration, "for", 30*time.Minute, "how long")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for whoever asks later")
 	cmd.Flags().BoolVar(&policyOnly, "policy-only", false, "keep mutual TLS, and only stop denying")
@@ -92,18 +94,20 @@ func bypassListCommand(connect func() (*cluster.Cluster, error)) *cobra.Command 
 
 func bypassEndCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
 	r := newSuspensions(connect)
+	var in podsIn
 	cmd := &cobra.Command{
 		Use:   "end NAMESPACE[/POD] | NAMESPACE/BYPASS",
 		Short: "End the bypasses of a pod or a namespace now, or one by its name",
 		Example: `  tacit bypass end shop
   tacit bypass end shop/backend-7d4b9
   tacit bypass end shop/bypass-shop-20261121-221500-000`,
-		Args: cobra.ExactArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error { return in.oneOrAll(cmd, args) },
 		RunE: func(cmd *cobra.Command, args []string) error {
+			what := in.subject(args)
 			// Whoever may bypass in one namespace need not see the others.
-			r.meant, _, _ = strings.Cut(args[0], "/")
+			r.meant, _, _ = strings.Cut(what, "/")
 			return r.with(cmd, func(ctx context.Context, s bypasses.Store) error {
-				ended, err := bypasses.End(ctx, s, args[0])
+				ended, err := bypasses.End(ctx, s, what)
 				if err != nil {
 					return err
 				}
@@ -115,5 +119,22 @@ func bypassEndCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
 		},
 	}
 	r.flags(cmd)
+	in.flags(cmd.Flags(), "; alone, the bypasses of all of it")
 	return cmd
+}
+
+// oneOrAll accepts the name of what is meant, which may be left out where -n says it.
+func (n *podsIn) oneOrAll(cmd *cobra.Command, args []string) error {
+	if *n == "" {
+		return cobra.ExactArgs(1)(cmd, args)
+	}
+	return cobra.MaximumNArgs(1)(cmd, args)
+}
+
+// subject is NAMESPACE[/POD] by the flag and the argument.
+func (n podsIn) subject(args []string) string {
+	if len(args) == 0 {
+		return string(n)
+	}
+	return n.pod(args[0])
 }

@@ -59,7 +59,9 @@ func TestBypassBeginsAndEnds(t *testing.T) {
 				t.Errorf("at first: %s", out)
 			}
 			must("shop/web", "--for=2h", "--policy-only", "--reason=incident 12")
-			must("shop", "--for=1h", "--reason=all of it")
+			must("-n=shop", "--for=1h", "--reason=all of it")
+			must("-n=shop", "cart", "--for=1h", "--reason=one of it")
+			must("end", "-n=shop", "cart")
 			read := func() map[string]bypass.Bypass {
 				t.Helper()
 				var answer struct{ Bypasses []bypass.Bypass }
@@ -80,7 +82,7 @@ func TestBypassBeginsAndEnds(t *testing.T) {
 			if out := must("list"); !strings.Contains(out, "policies bypassed, ends in 1h59m") || !strings.Contains(out, "incident 12") || !strings.Contains(out, "alice") {
 				t.Errorf("list:\n%s", out)
 			}
-			if out := must("list", "other"); !strings.Contains(out, "Nothing is or was bypassed") {
+			if out := must("list", "-n=other"); !strings.Contains(out, "Nothing is or was bypassed") {
 				t.Errorf("list of another namespace:\n%s", out)
 			}
 			must("end", "shop") // and not the pod's own
@@ -92,7 +94,7 @@ func TestBypassBeginsAndEnds(t *testing.T) {
 			if out, err := call("end", "shop/web"); err == nil || !strings.Contains(err.Error(), "see tacit bypass list") {
 				t.Errorf("ended twice: %s, %v", out, err)
 			}
-			if out := must("list"); strings.Count(out, "by alice") != 2 {
+			if out := must("list"); strings.Count(out, "by alice") != 3 {
 				t.Errorf("list once they are ended:\n%s", out)
 			}
 		})
@@ -107,7 +109,7 @@ func TestBypassBeginsAndEnds(t *testing.T) {
 		t.Errorf("lists of the namespaces %v, want %v", listed, want)
 	}
 	// What was written for tacitd is what tacitd reads.
-	if objects, errs := files.Read(dir); len(errs) > 0 || len(objects.Bypasses) != 2 || objects.Bypasses[0].Namespace != "shop" {
+	if objects, errs := files.Read(dir); len(errs) > 0 || len(objects.Bypasses) != 3 || objects.Bypasses[0].Namespace != "shop" {
 		t.Errorf("tacitd reads %+v, %v", objects.Bypasses, errs)
 	}
 }

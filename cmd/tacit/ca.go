@@ -110,8 +110,8 @@ func rotateCommand() *cobra.Command {
 // deskOf is that of the CA which the flags name.
 func deskOf(cmd *cobra.Command, f *cluster.Flags, dir string) (desk, error) {
 	if dir != "" {
-		if cmd.Flag("kubeconfig").Changed || cmd.Flag("context").Changed || cmd.Flag("namespace").Changed {
-			return nil, errors.New("--ca-dir is about this machine's tacitd, --kubeconfig, --context and --namespace about a cluster's: give one or the other")
+		if cmd.Flag("kubeconfig").Changed || cmd.Flag("context").Changed || cmd.Flag("tacit-namespace").Changed {
+			return nil, errors.New("--ca-dir is about this machine's tacitd, --kubeconfig, --context and --tacit-namespace about a cluster's: give one or the other")
 		}
 		return dirDesk(dir), nil
 	}

@@ -47,7 +47,7 @@ not all nodes could be looked at.`,
   tacit check -o json | jq '.findings[] | select(.level == "broken")'`,
 		Args: cobra.NoArgs,
 	}
-	clusterFlags(cmd.Flags(), &f)
+	releaseFlags(cmd.Flags(), &f)
 	outputFlag(cmd.Flags(), &output)
 	cmd.Flags().BoolVar(&all, "all", false, "show what is fine, too")
 	cmd.Flags().BoolVar(&nodes, "nodes", false, "before there are agents, look at the nodes from pods that are made for that")

@@ -53,6 +53,7 @@ func connectionsCommand() *cobra.Command {
 	c := client{more: []string{outputWide}}
 	var (
 		from, to      string
+		in            podsIn
 		denied, ended bool
 	)
 	cmd := &cobra.Command{
@@ -69,6 +70,7 @@ nodes, in both logs, and in tacit explain ID.`,
 		Args: cobra.NoArgs,
 	}
 	c.flags(cmd)
+	in.flags(cmd.Flags(), "; alone, only what is part of it")
 	cmd.Flags().StringVar(&from, "from", "", "only those from this `client`: NAMESPACE/POD, NAMESPACE/ or an address")
 	cmd.Flags().StringVar(&to, "to", "", "only those to this `server`: NAMESPACE/POD, NAMESPACE/ or an address")
 	c.completeEnds(cmd, "from", "to")
@@ -76,8 +78,9 @@ nodes, in both logs, and in tacit explain ID.`,
 	cmd.Flags().BoolVar(&ended, "ended", false, "instead of live ones, those that ended or were denied")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		query := url.Values{}
-		set(query, "from", from)
-		set(query, "to", to)
+		set(query, "either", in.any())
+		set(query, "from", in.pod(from))
+		set(query, "to", in.pod(to))
 		if denied {
 			query.Set("denied", "")
 		}

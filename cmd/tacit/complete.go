@@ -23,10 +23,14 @@ func podNames(names func(context.Context, *cobra.Command) []string) cobra.Comple
 		ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
 		defer cancel()
 		offered := map[string]bool{}
-		inside := strings.Contains(begun, "/")
+		in := cmd.Flag("namespace").Value.String()
+		inside := in != "" || strings.Contains(begun, "/")
 		for _, name := range names(ctx, cmd) {
-			if !inside {
-				namespace, _, _ := strings.Cut(name, "/")
+			namespace, pod, _ := strings.Cut(name, "/")
+			switch {
+			case in != "" && namespace == in:
+				name = pod
+			case !inside:
 				name = namespace + "/"
 			}
 			if strings.HasPrefix(name, begun) {

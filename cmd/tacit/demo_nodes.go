@@ -22,7 +22,7 @@ func (k keptProcesses) path(inside string) string {
 
 // proxiesOfDemo are those of a kept demo's nodes, as a cluster's would be.
 func (r *remote) proxiesOfDemo(cmd *cobra.Command, what about) ([]answerer, error) {
-	for _, name := range []string{"socket", "kubeconfig", "context", "namespace"} {
+	for _, name := range []string{"socket", "kubeconfig", "context", "tacit-namespace"} {
 		if cmd.Flag(name).Changed {
 			return nil, fmt.Errorf("--demo is about the demo of this machine, --%s is not: give one or the other", name)
 		}

@@ -24,6 +24,7 @@ type explainFlags struct {
 	mesh     meshFlags
 	dump     string
 	from, to string
+	in       podsIn
 }
 
 func explainCommand() *cobra.Command {
@@ -61,6 +62,7 @@ Exit status: 0 it is allowed or nothing checks it, 3 it is or may be denied,
 is no answer.`,
 		Example: `  tacit explain --from shop/frontend --to shop/backend-7d4b9:8080
   tacit explain --from shop/frontend --to backend.shop:80
+  tacit explain -n shop --from frontend --to backend:80
   tacit explain --from 203.0.113.9 --to shop/backend-7d4b9:8080   # a client outside the mesh
   tacit explain 4bf92f3577b34da6a3ce929d0e0e4736
   kubectl -n tacit-system logs tacit-proxy-x7k2p | grep denied | tail -n 1 | tacit explain -
@@ -70,6 +72,7 @@ is no answer.`,
 	}
 	f.client.flags(cmd)
 	f.mesh.flags(cmd)
+	f.in.flags(cmd.Flags(), "")
 	cmd.Flags().StringVar(&f.dump, "dump", "", "`file` of tacit dump --export, whose mesh to explain by")
 	cmd.Flags().StringVar(&f.from, "from", "", "`client`: NAMESPACE/POD, or an address")
 	cmd.Flags().StringVar(&f.to, "to", "", "`target`: NAMESPACE/POD:PORT, HOST:PORT or IP:PORT")
@@ -86,6 +89,8 @@ func (f *explainFlags) run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
+	f.from = f.in.pod(f.from)
+	f.to = f.in.target(f.from, f.to)
 	pair := f.from != "" && f.to != ""
 	switch {
 	case len(f.mesh.policies) > 0 && len(f.mesh.mesh) == 0 || f.mesh.instead && len(f.mesh.mesh) == 0, len(f.mesh.mesh) > 0 && f.dump != "",

@@ -21,9 +21,11 @@ type filterFlags struct {
 	from, to, identity, outcome, security, direction string
 	port                                             uint16
 	requests, connections                            bool
+	in                                               podsIn
 }
 
 func (f *filterFlags) flags(set *pflag.FlagSet) {
+	f.in.flags(set, "; alone, only what is part of it")
 	set.StringVar(&f.from, "from", "", "only those from this `client`: NAMESPACE/POD, NAMESPACE/OWNER, NAMESPACE/ or an address")
 	set.StringVar(&f.to, "to", "", "only those to this `server`, named likewise")
 	set.StringVar(&f.identity, "identity", "", "only those of which an end has this `identity`: spiffe://..., or how it ends, such as ns/shop/sa/frontend")
@@ -38,11 +40,12 @@ func (f *filterFlags) flags(set *pflag.FlagSet) {
 // query is the filter as the proxy reads it; either is an end or "".
 func (f *filterFlags) query(args []string) (url.Values, error) {
 	q := url.Values{}
+	set(q, "either", f.in.any())
 	if len(args) > 0 {
-		q.Set("either", args[0])
+		q.Set("either", f.in.pod(args[0]))
 	}
 	for name, value := range map[string]string{
-		"from": f.from, "to": f.to, "identity": f.identity, "outcome": f.outcome, "security": f.security, "direction": f.direction,
+		"from": f.in.pod(f.from), "to": f.in.pod(f.to), "identity": f.identity, "outcome": f.outcome, "security": f.security, "direction": f.direction,
 	} {
 		set(q, name, value)
 	}
@@ -111,6 +114,7 @@ are more than 500 a second, a sample: ×N then says for how many one stands.
 Denials and failures are sampled apart.`,
 		Example: `  tacit flows --since 10m
   tacit flows shop/frontend --outcome denied,failed
+  tacit flows -n shop frontend
   tacit flows --to shop/ --security plain       # who still comes in clear
   tacit flows -o json | jq '.flows[] | select(.http.status >= 500)'`,
 		Args: cobra.MaximumNArgs(1),

@@ -17,11 +17,19 @@ import (
 	"github.com/tacit-mesh/tacit/deploy/install"
 )
 
-// clusterFlags adds those that say which cluster.
+// clusterFlags adds those that say which cluster, and where Tacit is in it. -n is
+// left to the pods that a command is about.
 func clusterFlags(flags *pflag.FlagSet, f *cluster.Flags) {
 	flags.StringVar(&f.Kubeconfig, "kubeconfig", "", "`file` that says how to reach the cluster; as kubectl does if empty")
 	flags.StringVar(&f.Context, "context", "", "`name` of a context in the kubeconfig; the current one if empty")
-	flags.StringVarP(&f.Namespace, "namespace", "n", deploy.Namespace, "`namespace` that Tacit is in")
+	flags.StringVar(&f.Namespace, "tacit-namespace", deploy.Namespace, "`namespace` that Tacit is in")
+}
+
+// releaseFlags are clusterFlags of what is about Tacit alone, and no pods: there -n
+// says where that is, as Helm's does.
+func releaseFlags(flags *pflag.FlagSet, f *cluster.Flags) {
+	clusterFlags(flags, f)
+	flags.StringVarP(&f.Namespace, "namespace", "n", deploy.Namespace, "the same as --tacit-namespace: a `namespace`")
 }
 
 // valueFlags adds those that choose values of the chart.
@@ -55,7 +63,7 @@ Exit status: 0 all is ready, 1 it is not, or nothing was done.`,
   tacit install --dry-run > tacit.yaml      # only print the objects`,
 		Args: cobra.NoArgs,
 	}
-	clusterFlags(cmd.Flags(), &f)
+	releaseFlags(cmd.Flags(), &f)
 	valueFlags(cmd.Flags(), &o)
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print the objects and change nothing; needs no cluster")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -105,7 +113,7 @@ run it again.`,
   tacit upgrade --set tacitd.replicas=3`,
 		Args: cobra.NoArgs,
 	}
-	clusterFlags(cmd.Flags(), &f)
+	releaseFlags(cmd.Flags(), &f)
 	valueFlags(cmd.Flags(), &o)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := f.Connect()
@@ -141,7 +149,7 @@ Exit status: 0 nothing is left, 1 something could not be removed; it is named.`,
   tacit uninstall --keep-ca       # and install again with the same identities`,
 		Args: cobra.NoArgs,
 	}
-	clusterFlags(cmd.Flags(), &f)
+	releaseFlags(cmd.Flags(), &f)
 	cmd.Flags().DurationVar(&r.Drain, "drain", time.Minute, "how long captured connections may go on")
 	cmd.Flags().DurationVar(&r.Timeout, "timeout", 5*time.Minute, "how long each further step may take")
 	cmd.Flags().BoolVar(&r.KeepCA, "keep-ca", false, "leave the CA's key, and the namespace that it is in")

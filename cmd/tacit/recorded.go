@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -89,6 +90,7 @@ func (r *recorded[T]) with(cmd *cobra.Command, do func(context.Context, records.
 
 // listCommand lists the records; name is that of the list for programs.
 func (r *recorded[T]) listCommand(short, name string, write func(show.Printer, []*T) error) *cobra.Command {
+	var in podsIn
 	c := client{more: []string{outputWide}}
 	cmd := &cobra.Command{
 		Use:   "list",
@@ -98,7 +100,7 @@ func (r *recorded[T]) listCommand(short, name string, write func(show.Printer, [
 			if err := checkOutput(c.output, c.more...); err != nil {
 				return err
 			}
-			r.meant = strings.Join(args, "")
+			r.meant = cmp.Or(strings.Join(args, ""), string(in))
 			return r.with(cmd, func(ctx context.Context, s records.Store[T]) error {
 				all, err := s.List(ctx)
 				if err != nil {
@@ -114,6 +116,7 @@ func (r *recorded[T]) listCommand(short, name string, write func(show.Printer, [
 	}
 	if r.everywhere {
 		cmd.Use, cmd.Args = "list [NAMESPACE]", cobra.MaximumNArgs(1)
+		cmd.Flags().StringVarP((*string)(&in), "namespace", "n", "", "the same as the argument: a `namespace`")
 	}
 	r.flags(cmd)
 	outputFlag(cmd.Flags(), &c.output, c.more...)

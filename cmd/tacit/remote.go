@@ -45,10 +45,10 @@ func (r *remote) reach(cmd *cobra.Command, socket string) (*cluster.Cluster, err
 	if r.demo {
 		return nil, nil
 	}
-	named := slices.ContainsFunc([]string{"kubeconfig", "context", "namespace", "node"}, func(name string) bool { return cmd.Flag(name).Changed })
+	named := slices.ContainsFunc([]string{"kubeconfig", "context", "tacit-namespace", "node"}, func(name string) bool { return cmd.Flag(name).Changed })
 	if cmd.Flag("socket").Changed {
 		if named {
-			return nil, errors.New("--socket is about this machine's proxy, --kubeconfig, --context, --namespace and --node about a cluster's: give one or the other")
+			return nil, errors.New("--socket is about this machine's proxy, --kubeconfig, --context, --tacit-namespace and --node about a cluster's: give one or the other")
 		}
 		return nil, nil
 	}
@@ -61,7 +61,7 @@ func (r *remote) reach(cmd *cobra.Command, socket string) (*cluster.Cluster, err
 	}
 	c, err := connect()
 	if errors.Is(err, cluster.ErrNoKubeconfig) && !named {
-		return nil, fmt.Errorf("no proxy here: there is no socket %s, and no kubeconfig either. Name a cluster with --kubeconfig or --context, or the socket of a proxy with --socket", socket)
+		return nil, fmt.Errorf("no proxy here: there is no socket %s, and no kubeconfig either. Name a cluster with --kubeconfig or --context, or the socket of a proxy with --socket; a demo of this machine is asked with --demo", socket)
 	}
 	return c, err
 }

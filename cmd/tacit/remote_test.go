@@ -84,6 +84,7 @@ func TestWhichProxiesAreAsked(t *testing.T) {
 		{name: "of no node", args: "--node node-c", err: "no proxy runs on a node node-c"},
 		{name: "the socket", args: "--socket " + socket, nodes: []string{""}},
 		{name: "both", args: "--socket " + socket + " --context prod", err: "give one or the other"},
+		{name: "the socket and a namespace", args: "--socket " + socket + " --tacit-namespace mesh", err: "give one or the other"},
 		{name: "by the client", about: about{from: "shop/b", to: "shop/a:80", one: true}, nodes: []string{"node-b"}},
 		{name: "by the server", about: about{from: "203.0.113.9", to: "shop/b:80", one: true}, nodes: []string{"node-b"}},
 		{name: "anyone", about: about{from: "shop/none", to: "a.shop:80", one: true}, nodes: []string{"node-a"}},

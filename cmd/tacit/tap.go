@@ -32,6 +32,7 @@ A tap costs the proxy next to nothing and nothing waits for it: beyond 500 a
 second a sample is shown, and ×N says for how many one stands. With -o json,
 one object a line.`,
 		Example: `  tacit tap shop/backend
+  tacit tap -n shop                      # what is part of a namespace
   tacit tap --to shop/ --outcome denied
   tacit tap --identity ns/web/sa/frontend --requests
   tacit tap --security plain,passthrough --count 10 -o json | jq .source`,

@@ -23,6 +23,7 @@ func topCommand() *cobra.Command {
 		interval time.Duration
 		order    string
 		filter   string
+		in       string
 	)
 	cmd := &cobra.Command{
 		Use:   "top",
@@ -43,6 +44,7 @@ is no terminal, or with -o, one table of one interval is printed.`,
 	c.flags(cmd)
 	cmd.Flags().DurationVar(&interval, "interval", 2*time.Second, "`time` between two looks, at least 1s")
 	cmd.Flags().StringVar(&order, "sort", traffic.Orders[0], "`order`: "+strings.Join(traffic.Orders, ", "))
+	cmd.Flags().StringVarP(&in, "namespace", "n", "", "only pairs with an end in this `namespace`")
 	cmd.Flags().StringVar(&filter, "filter", "", "only pairs with this `text` in a name, or in how they travel")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if !slices.Contains(traffic.Orders, order) {
@@ -55,7 +57,7 @@ is no terminal, or with -o, one table of one interval is printed.`,
 		if err != nil {
 			return err
 		}
-		s := &screen{look: func() look { return lookAt(cmd, all) }, asked: len(all), interval: interval, order: order, filter: filter}
+		s := &screen{look: func() look { return lookAt(cmd, all) }, asked: len(all), interval: interval, order: order, in: in, filter: filter}
 		if isTerminal(cmd.OutOrStdout()) && c.output == outputText {
 			return s.run(cmd)
 		}
@@ -120,6 +122,7 @@ type screen struct {
 
 	last, before  look
 	rates         []traffic.Rate
+	in            string // the namespace of an end, "" for any
 	order, filter string
 	typing, held  bool
 	width, height int
@@ -209,6 +212,9 @@ func (s *screen) edit(k tea.KeyMsg) {
 func (s *screen) shown() []traffic.Rate {
 	out := []traffic.Rate{}
 	for _, r := range s.rates {
+		if s.in != "" && r.Source.Namespace != s.in && r.Destination.Namespace != s.in {
+			continue
+		}
 		if strings.Contains(strings.Join([]string{show.Party(r.Source), show.Party(r.Destination), r.Security, r.Why}, " "), s.filter) {
 			out = append(out, r)
 		}

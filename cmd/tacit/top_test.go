@@ -174,6 +174,14 @@ func TestTopAsATable(t *testing.T) {
 			}
 		}
 	}
+	for in, want := range map[string]int{"web": 2, "nowhere": 0} {
+		s := &screen{look: looks(), in: in}
+		s.take(s.look())
+		s.take(s.look())
+		if got := len(s.shown()); got != want {
+			t.Errorf("of namespace %s it shows %d pairs, want %d", in, got, want)
+		}
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	cmd := topCommand()

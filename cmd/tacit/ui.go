@@ -130,7 +130,7 @@ func (u *ui) leadToPod(ctx context.Context) (where string, ended <-chan error, e
 		return "", nil, err
 	}
 	if len(pods) == 0 {
-		return "", nil, fmt.Errorf("no tacitd runs in namespace %s of this cluster: name its namespace with --namespace", c.Namespace)
+		return "", nil, fmt.Errorf("no tacitd runs in namespace %s of this cluster: name its namespace with --tacit-namespace", c.Namespace)
 	}
 	port, ended, err := c.Forward(ctx, oldest(pods).Name, u.port, uiPort)
 	if err != nil {

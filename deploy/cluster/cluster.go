@@ -138,7 +138,7 @@ func (c *Cluster) Proxies(ctx context.Context) ([]core.Pod, error) {
 	}
 	serving := slices.CompactFunc(pods, func(a, b core.Pod) bool { return a.Spec.NodeName == b.Spec.NodeName })
 	if len(serving) == 0 {
-		return nil, fmt.Errorf("no proxy runs in namespace %s of this cluster: install Tacit with tacit install, or name its namespace with --namespace", c.Namespace)
+		return nil, fmt.Errorf("no proxy runs in namespace %s of this cluster: install Tacit with tacit install, or name its namespace with --tacit-namespace", c.Namespace)
 	}
 	return serving, nil
 }

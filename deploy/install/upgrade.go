@@ -33,7 +33,7 @@ func Upgrade(ctx context.Context, c *cluster.Cluster, o Options) error {
 	}
 	last, err := lastRelease(config)
 	if errors.Is(err, driver.ErrReleaseNotFound) {
-		return fmt.Errorf("there is no Tacit in namespace %s: tacit install, or name its namespace with --namespace", c.Namespace)
+		return fmt.Errorf("there is no Tacit in namespace %s: tacit install, or name its namespace with --tacit-namespace", c.Namespace)
 	}
 	if err != nil {
 		return fmt.Errorf("look for the installation: %w", err)

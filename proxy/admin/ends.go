@@ -87,7 +87,8 @@ func (e *explainer) pod(name string) *model.Workload {
 }
 
 // destination finds the address that the client would connect to for
-// "NAMESPACE/POD:PORT", "HOST:PORT" or "IP:PORT".
+// "NAMESPACE/POD:PORT", "HOST:PORT" or "IP:PORT". A name that no service has may be
+// that of a pod beside the client.
 func (e *explainer) destination(src client, to string) (netip.AddrPort, error) {
 	if dst, err := netip.ParseAddrPort(to); err == nil && dst.Port() != 0 {
 		return netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port()), nil
@@ -103,6 +104,8 @@ func (e *explainer) destination(src client, to string) (netip.AddrPort, error) {
 		e.step("destination", ok, "Pod %s has addresses %s.", host, list(w.Addresses))
 	} else if v := e.service(src, host); v != nil {
 		addr = e.serviceAddress(src, v, uint16(port))
+	} else if w := e.pod(src.routeSource(netip.AddrPort{}).Namespace + "/" + host); w != nil {
+		return e.destination(src, podName(w)+":"+portText)
 	} else {
 		return netip.AddrPort{}, e.absent("destination", host)
 	}

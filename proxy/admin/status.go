@@ -141,7 +141,8 @@ func (s *Server) connections(w http.ResponseWriter, r *http.Request) {
 		list = s.Ended
 	}
 	chosen := slices.DeleteFunc(slices.Clone(call(list)), func(c Connection) bool {
-		return query.Has("denied") && !c.Denied || !c.Source.fits(query.Get("from")) || !c.Destination.fits(query.Get("to"))
+		return query.Has("denied") && !c.Denied || !c.Source.fits(query.Get("from")) || !c.Destination.fits(query.Get("to")) ||
+			!c.Source.fits(query.Get("either")) && !c.Destination.fits(query.Get("either"))
 	})
 	slices.SortFunc(chosen, func(a, b Connection) int {
 		if order := a.Since.Compare(b.Since); order != 0 {
