@@ -8,9 +8,11 @@ import (
 	"crypto/sha1"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/identity/identitytest"
@@ -91,6 +93,42 @@ func TestChainsOfPeers(t *testing.T) {
 				if err != nil && (!strings.Contains(err.Error(), test.says) || !strings.Contains(err.Error(), alice.String())) {
 					t.Errorf("%s says %v, want a word of %q and %s", who, err, test.says, alice)
 				}
+			}
+		})
+	}
+}
+
+// A workload is client and server, so a chain that is good for one of these
+// alone is refused before it is presented, wherever it says so.
+func TestUsagesOfChains(t *testing.T) {
+	server, client, both := x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+	root := identitytest.NewCA(t)
+	for name, test := range map[string]struct {
+		authority, leaf []x509.ExtKeyUsage
+		good            bool
+	}{
+		"both":                     {nil, both, true},
+		"none named":               {nil, nil, true},
+		"any":                      {[]x509.ExtKeyUsage{x509.ExtKeyUsageAny}, both, true},
+		"an authority for both":    {both, both, true},
+		"servers alone":            {nil, []x509.ExtKeyUsage{server}, false},
+		"clients alone":            {nil, []x509.ExtKeyUsage{client}, false},
+		"an authority for servers": {[]x509.ExtKeyUsage{server}, both, false},
+		"an authority for clients": {[]x509.ExtKeyUsage{client}, both, false},
+		"something else":           {nil, []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			template := identitytest.Template(t)
+			template.Subject = pkix.Name{CommonName: "intermediate"}
+			template.IsCA, template.BasicConstraintsValid, template.KeyUsage, template.ExtKeyUsage = true, true, x509.KeyUsageCertSign, test.authority
+			signer := &identitytest.CA{Key: identitytest.NewKey(t)}
+			signer.Root = root.Sign(t, template, signer.Key.Public())
+			leaf := identitytest.Template(t, alice.String())
+			leaf.ExtKeyUsage = test.leaf
+			chain := []*x509.Certificate{signer.Sign(t, leaf, identitytest.NewKey(t).Public()), signer.Root}
+			err := identity.CheckChain(chain, []*x509.Certificate{root.Root}, alice, time.Now())
+			if reason := identity.FailureReason(err); test.good && err != nil || !test.good && reason != "bad_usage" {
+				t.Errorf("%v, as %q", err, reason)
 			}
 		})
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -133,13 +134,27 @@ func CheckChain(chain, roots []*x509.Certificate, id model.Identity, now time.Ti
 	return verifyBoth(chain, newBundle(roots).Roots, now)
 }
 
+// verifyBoth verifies as a client of the workload would, and as a server. As a
+// rule a chain is good for both or for neither: then its signatures, which take
+// longer than all else, are verified once.
 func verifyBoth(chain []*x509.Certificate, roots *x509.CertPool, now time.Time) error {
-	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
-		if err := verifyChain(chain, roots, usage, now); err != nil {
-			return err
+	found, err := verifyChain(chain, roots, x509.ExtKeyUsageServerAuth, now)
+	if err != nil {
+		return err
+	}
+	for _, path := range found {
+		if !slices.ContainsFunc(path, notForClients) {
+			return nil
 		}
 	}
-	return nil
+	_, err = verifyChain(chain, roots, x509.ExtKeyUsageClientAuth, now)
+	return err
+}
+
+// notForClients reports whether a certificate, of an authority or not, names
+// usages without that of clients.
+func notForClients(c *x509.Certificate) bool {
+	return len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) > 0 && !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
 }
 
 // ValidAt reports whether the leaf is within its life at now.

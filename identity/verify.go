@@ -130,7 +130,7 @@ func verifyPeer(state tls.ConnectionState, m *Material, usage x509.ExtKeyUsage, 
 			return "", fmt.Errorf("certificate of %s: %w", describe(leaf), err)
 		}
 	}
-	if err := verifyChain(state.PeerCertificates, roots, usage, o.now()); err != nil {
+	if _, err := verifyChain(state.PeerCertificates, roots, usage, o.now()); err != nil {
 		return "", err
 	}
 	if err := m.Revoked(state.PeerCertificates, o.revocations); err != nil {
@@ -140,29 +140,30 @@ func verifyPeer(state tls.ConnectionState, m *Material, usage x509.ExtKeyUsage, 
 }
 
 // verifyChain follows RFC 5280 to the roots, then the X.509-SVID standard for
-// leaves (sections 4 and 5): a signing certificate is no identity.
-func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage, now time.Time) error {
+// leaves (sections 4 and 5): a signing certificate is no identity. It returns all
+// the ways to a root that there are.
+func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage, now time.Time) (paths [][]*x509.Certificate, err error) {
 	leaf := chain[0]
 	intermediates := x509.NewCertPool()
 	for _, c := range chain[1:] {
 		intermediates.AddCert(c)
 	}
-	_, err := leaf.Verify(x509.VerifyOptions{
+	paths, err = leaf.Verify(x509.VerifyOptions{
 		Roots:         roots,
 		Intermediates: intermediates,
 		KeyUsages:     []x509.ExtKeyUsage{usage},
 		CurrentTime:   now,
 	})
 	if err != nil {
-		return &PeerError{Reason: chainReason(err), Err: fmt.Errorf("certificate of %s: %w", describe(leaf), err)}
+		return nil, &PeerError{Reason: chainReason(err), Err: fmt.Errorf("certificate of %s: %w", describe(leaf), err)}
 	}
 	if leaf.IsCA || leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0 {
-		return refuse(reasonBadUsage, "certificate of %s: it may sign certificates, so it is no workload's", describe(leaf))
+		return nil, refuse(reasonBadUsage, "certificate of %s: it may sign certificates, so it is no workload's", describe(leaf))
 	}
 	if leaf.KeyUsage != 0 && leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
-		return refuse(reasonBadUsage, "certificate of %s: its key may not sign a handshake", describe(leaf))
+		return nil, refuse(reasonBadUsage, "certificate of %s: its key may not sign a handshake", describe(leaf))
 	}
-	return nil
+	return paths, nil
 }
 
 func chainReason(err error) string {
