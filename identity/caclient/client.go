@@ -80,6 +80,7 @@ type Client struct {
 	conn   *grpc.ClientConn
 	ca     ca.IstioCertificateServiceClient
 	gate   *gate
+	plan   plan
 	clock  Clock
 	// connect is how often the connection is not waited for.
 	connect rate.Sometimes
@@ -184,12 +185,13 @@ func (c *Client) request(ctx context.Context, id model.Identity, left time.Durat
 }
 
 // waitForRenewal returns when m should be replaced: at half of the life it has
-// left, or sooner by up to a part of that, or as soon as the clock says that it
-// is not valid.
+// left, or sooner by up to a part of that, when few others are, or as soon as the
+// clock says that it is not valid.
 func (c *Client) waitForRenewal(ctx context.Context, m *identity.Material, early float64) {
 	received := c.clock.Now()
 	half := m.NotAfter().Sub(received) / 2
-	renewal := received.Add(half - time.Duration(rand.Float64()*float64(half)*early))
+	renewal := c.plan.enter(received.Add(half), time.Duration(float64(half)*early))
+	defer c.plan.leave(renewal)
 	for now := received; now.Before(renewal) && m.ValidAt(now); now = c.clock.Now() {
 		select {
 		case <-c.clock.After(min(wallStep, renewal.Sub(now))):
