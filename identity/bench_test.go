@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -123,15 +124,15 @@ func (s given) Subscribe(ctx context.Context, subject identity.Subject, update f
 
 // A handshake costs hardly more than one that verifies no identity: at least
 // nine tenths as many can be made. The two take turns, processor time counts,
-// and the best of some rounds, as whatever else the machine does makes a round
+// and the round in the middle, as whatever else the machine does makes a round
 // unfair to either.
 func TestHandshakesPerSecond(t *testing.T) {
 	if os.Getenv("TACIT_LONG") == "" {
 		t.Skip("a figure, for a machine with nothing else to do: set TACIT_LONG=1")
 	}
-	const rounds, turns, each = 10, 10, 10
+	const rounds, turns, each = 11, 10, 10
 	both := pairs(t)
-	best := 0.0
+	var ratios []float64
 	for range rounds {
 		used := map[string]time.Duration{}
 		for range turns {
@@ -147,11 +148,14 @@ func TestHandshakesPerSecond(t *testing.T) {
 		}
 		ratio := float64(used["crypto-tls"]) / float64(used["tacit"])
 		t.Logf("%v each, crypto/tls alone %v: %.2f", used["tacit"]/(turns*each), used["crypto-tls"]/(turns*each), ratio)
-		if best = max(best, ratio); best >= 0.9 {
-			return
-		}
+		ratios = append(ratios, ratio)
 	}
-	t.Errorf("%.2f as many handshakes as crypto/tls alone makes", best)
+	slices.Sort(ratios)
+	middle := ratios[rounds/2]
+	t.Logf("%.2f as many handshakes as crypto/tls alone makes", middle)
+	if middle < 0.9 {
+		t.Error("that is less than 0.9")
+	}
 }
 
 func cpu(t *testing.T) time.Duration {
