@@ -156,7 +156,7 @@ func (p *process) afterHandover(serving, ctx context.Context) context.Context {
 // life left. A mesh waits for nothing, as a policy in it may forbid what the one
 // before it allowed; the xDS client spaces them.
 const (
-	savePause    = 20
+	savePause    = 300
 	longestPause = time.Second
 )
 

@@ -38,7 +38,7 @@ func TestSavedIsRead(t *testing.T) {
 // However often certificates change, saving takes but a part of the time, and
 // the last change is saved.
 func TestSavesPause(t *testing.T) {
-	for took, most := range map[time.Duration]int{time.Millisecond: 10000 / 21, 100 * time.Millisecond: 10000 / 1100} {
+	for took, most := range map[time.Duration]int{time.Millisecond: 10000 / 301, 100 * time.Millisecond: 10000 / 1100} {
 		t.Run(took.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
