@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/tacit-mesh/tacit/xds/client"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -11,7 +12,7 @@ import (
 // nothing, and when what they stand for changes.
 func (m *mesh) demand() {
 	m.t.Helper()
-	p := m.followWith("a", true)
+	p := m.followWith("a", func(c *client.Config) { c.OnDemand = true })
 	const ownPod = "Kubernetes//Pod/mesh/client"
 	s := p.await("the node's own", (*model.Snapshot).AddressesReady, (*model.Snapshot).PoliciesReady, has(ownPod))
 	if !hasNot(serverPod, gonePod, serverService, goneService)(s) {

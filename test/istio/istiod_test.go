@@ -52,6 +52,7 @@ func TestIstiod(t *testing.T) {
 	m.deployed()
 	p := m.follow("a")
 	p.first(t)
+	found := m.silence()
 	m.demand()
 	p.policies(t)
 	p.away(t)
@@ -61,6 +62,7 @@ func TestIstiod(t *testing.T) {
 		}
 	}
 	m.certificates()
+	found(has(serverPod, serverService, lateService), hasNot(gonePod, goneService, "mesh/no-client"))
 	m.nodes()
 }
 
@@ -72,17 +74,19 @@ type proxy struct {
 }
 
 // follow runs the xDS client of a node's proxy until the end of the test.
-func (m *mesh) follow(node string) *proxy { return m.followWith(node, false) }
+func (m *mesh) follow(node string) *proxy { return m.followWith(node, func(*client.Config) {}) }
 
-func (m *mesh) followWith(node string, onDemand bool) *proxy {
+func (m *mesh) followWith(node string, change func(*client.Config)) *proxy {
 	m.t.Helper()
 	p := &proxy{mesh: m, state: state.New()}
-	p.client = client.New(client.Config{
-		OnDemand: onDemand, Known: p.state.Snapshot,
+	config := client.Config{
+		Known:  p.state.Snapshot,
 		Server: m.istiod.Address, ServerName: servers.IstiodName, ClusterID: servers.IstiodCluster,
 		RootsFile: m.roots(), TokenFile: m.tokenFile("xds", m.proxyToken(node)), Sink: p.state,
 		Node: client.Node{Name: node, Pod: account + "-" + node, Namespace: system, Metadata: map[string]string{"CLUSTER_ID": servers.IstiodCluster}},
-	})
+	}
+	change(&config)
+	p.client = client.New(config)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {

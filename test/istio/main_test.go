@@ -95,7 +95,7 @@ status:
 func start(t *testing.T) *mesh {
 	t.Helper()
 	m := &mesh{
-		Mesh: e2e.Build(t, world.Config{ZDS: true, Manifests: "../e2e/testdata"}, foreign), t: t, dir: t.TempDir(),
+		Mesh: e2e.Build(t, world.Config{ZDS: true, ProxyArgs: []string{"--istio-admin=" + ztunnelAdmin}, Manifests: "../e2e/testdata"}, foreign), t: t, dir: t.TempDir(),
 	}
 	// They run beside the nodes, in the tests' own network namespace.
 	lo, err := netlink.LinkByName("lo")

@@ -166,5 +166,6 @@ func (m *mesh) restarted() {
 	m.istiod.Start()
 	m.eventually("a policy from while istiod was away", func() error { return m.denied(call{"mesh/near", server2IP + ":8080"}) })
 	stop("with istiod restarting")
+	m.shown(late)
 	m.withdraw(late)
 }

@@ -29,8 +29,11 @@ var programs = map[string]struct {
 		"spire-server": "github.com/spiffe/spire/cmd/spire-server",
 		"spire-agent":  "github.com/spiffe/spire/cmd/spire-agent",
 	}, "1"}, // for SQLite
-	"istiod": {map[string]string{"istiod": "istio.io/istio/pilot/cmd/pilot-discovery"}, "0"},
-	"hbone":  {map[string]string{"hbone": "."}, "0"}, // Istio's own, of the same version
+	"istiod": {map[string]string{
+		"istiod":   "istio.io/istio/pilot/cmd/pilot-discovery",
+		"istioctl": "./istioctl",
+	}, "0"},
+	"hbone": {map[string]string{"hbone": "."}, "0"}, // Istio's own, of the same version
 }
 
 // Build builds the programs of a module, once for each version of it, which
@@ -84,11 +87,15 @@ func top(ctx context.Context) (string, error) {
 // directory has in its name what the module says.
 func directory(module, source string) (string, error) {
 	hash := sha256.New()
-	files, err := filepath.Glob(filepath.Join(source, "*.go"))
-	if err != nil {
-		return "", err
+	var files []string
+	for _, pattern := range []string{"go.mod", "go.sum", "*.go", "*/*.go"} {
+		found, err := filepath.Glob(filepath.Join(source, pattern))
+		if err != nil {
+			return "", err
+		}
+		files = append(files, found...)
 	}
-	for _, file := range append([]string{filepath.Join(source, "go.mod"), filepath.Join(source, "go.sum")}, files...) {
+	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			return "", err

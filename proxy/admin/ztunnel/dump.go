@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 
 	"github.com/tacit-mesh/tacit/proxy/admin"
+	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -270,13 +271,22 @@ func (s *Server) pods() map[string]podState {
 			continue
 		}
 		if outbound {
-			state.Connections.Outbound = append(state.Connections.Outbound, connectionOf(c, c.Original))
+			state.Connections.Outbound = append(state.Connections.Outbound, outboundOf(c))
 		} else {
 			state.Connections.Inbound = append(state.Connections.Inbound, connectionOf(c, c.Destination.Address))
 		}
 		states[uids[whose]] = state
 	}
 	return states
+}
+
+// outboundOf is with where the tunnel goes, in place of where that goes on to.
+func outboundOf(c admin.Connection) connection {
+	out := connectionOf(c, c.Original)
+	if out.Protocol == hbone {
+		out.ActualDst = netip.AddrPortFrom(c.Destination.Address.Addr(), protocol.HBONEPort).String()
+	}
+	return out
 }
 
 func connectionOf(c admin.Connection, original netip.AddrPort) connection {
