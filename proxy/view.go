@@ -11,6 +11,7 @@ import (
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/proxy/telemetry"
+	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
 )
 
 // progressInterval is how often long connections' bytes reach the metrics, and
@@ -103,6 +104,9 @@ func (c *Connection) view() admin.Connection {
 	}
 	if c.record.Direction == telemetry.Outbound {
 		v.Original = c.original
+		if s := c.record.Security; s == telemetry.MTLS || s == telemetry.Local {
+			v.Tunnel = tunnelTo(c.record.Destination)
+		}
 	}
 	if c.record.Service != nil {
 		v.Destination.Service = c.record.Service.Hostname
@@ -116,6 +120,16 @@ func (c *Connection) view() admin.Connection {
 		v.Sent, v.Received = uint64(sent), uint64(received)
 	}
 	return v
+}
+
+// tunnelTo is where the HBONE connection to an end goes: to its workload, which a
+// waypoint or a gateway on the way is, too, with another address than the end's.
+func tunnelTo(e telemetry.End) netip.AddrPort {
+	addr := e.Addr.Addr()
+	if w := e.Workload; w != nil && len(w.Addresses) > 0 && !slices.Contains(w.Addresses, addr) {
+		addr = w.Addresses[0]
+	}
+	return netip.AddrPortFrom(addr, protocol.HBONEPort)
 }
 
 func endView(e telemetry.End) admin.End {

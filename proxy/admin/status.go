@@ -51,6 +51,9 @@ type Connection struct {
 	Destination End    `json:"destination"`
 	// Original is where the client connected to; on outbound only.
 	Original netip.AddrPort `json:"original,omitzero"`
+	// Tunnel is where its HBONE connection goes, which may be a waypoint or a
+	// gateway; on outbound only.
+	Tunnel netip.AddrPort `json:"tunnel,omitzero"`
 	// Security is how the bytes travel between the nodes, such as
 	// "mutual_tls" or "none".
 	Security string `json:"security,omitempty"`

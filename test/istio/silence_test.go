@@ -19,20 +19,26 @@ func (m *mesh) silence() (found func(ok ...func(*model.Snapshot) bool)) {
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	m.must(err)
 	m.t.Cleanup(func() { _ = l.Close() })
-	ports := make(chan int, 16) // of who has connected
+	first := make(chan int, 1) // the port of who has connected first
 	go func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			ports <- c.RemoteAddr().(*net.TCPAddr).Port
-			go m.toIstiod(c.(*net.TCPConn))
+			select {
+			case first <- c.RemoteAddr().(*net.TCPAddr).Port:
+			default:
+			}
+			go func() {
+				defer c.Close()
+				m.toIstiod(c.(*net.TCPConn))
+			}()
 		}
 	}()
 	p := m.followWith("a", func(c *client.Config) { c.Server = l.Addr().String() })
 	p.await("the mesh", (*model.Snapshot).AddressesReady, (*model.Snapshot).PoliciesReady, has(serverPod))
-	port := strconv.Itoa(<-ports)
+	port := strconv.Itoa(<-first)
 	for _, end := range []string{"--sport", "--dport"} {
 		said, err := exec.Command("iptables", "-I", "INPUT", "-i", "lo", "-p", "tcp", end, port, "-j", "DROP").CombinedOutput()
 		if err != nil {

@@ -11,7 +11,6 @@ import (
 	"crypto/x509"
 
 	"github.com/tacit-mesh/tacit/proxy/admin"
-	"github.com/tacit-mesh/tacit/redirect/handoff/protocol"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
 
@@ -156,6 +155,9 @@ func workloadOf(w *model.Workload) workload {
 	if w.Protocol == model.ProtocolHBONE {
 		out.Protocol = hbone
 	}
+	if c.Tunnel.IsValid() {
+		out.ActualDst = c.Tunnel.String()
+	}
 	if w.Unhealthy {
 		out.Status = "Unhealthy"
 	}
@@ -271,7 +273,7 @@ func (s *Server) pods() map[string]podState {
 			continue
 		}
 		if outbound {
-			state.Connections.Outbound = append(state.Connections.Outbound, outboundOf(c))
+			state.Connections.Outbound = append(state.Connections.Outbound, connectionOf(c, c.Original))
 		} else {
 			state.Connections.Inbound = append(state.Connections.Inbound, connectionOf(c, c.Destination.Address))
 		}
@@ -280,19 +282,13 @@ func (s *Server) pods() map[string]podState {
 	return states
 }
 
-// outboundOf is with where the tunnel goes, in place of where that goes on to.
-func outboundOf(c admin.Connection) connection {
-	out := connectionOf(c, c.Original)
-	if out.Protocol == hbone {
-		out.ActualDst = netip.AddrPortFrom(c.Destination.Address.Addr(), protocol.HBONEPort).String()
-	}
-	return out
-}
-
 func connectionOf(c admin.Connection, original netip.AddrPort) connection {
 	out := connection{Src: c.Source.Address.String(), OriginalDst: original.String(), ActualDst: c.Destination.Address.String(), Protocol: tcp}
 	if c.Security == "mtls" || c.Security == "local" {
 		out.Protocol = hbone
+	}
+	if c.Tunnel.IsValid() {
+		out.ActualDst = c.Tunnel.String()
 	}
 	return out
 }

@@ -67,7 +67,7 @@ func server(t *testing.T) *Server {
 		},
 		Live: func() []admin.Connection {
 			return []admin.Connection{
-				{Direction: "outbound", Security: "mtls", Source: admin.End{Workload: "shop/web", Address: addrPort("10.0.0.1:4000")}, Original: addrPort("10.1.0.1:80"), Destination: admin.End{Address: addrPort("10.0.0.2:8080")}},
+				{Direction: "outbound", Security: "mtls", Source: admin.End{Workload: "shop/web", Address: addrPort("10.0.0.1:4000")}, Original: addrPort("10.1.0.1:80"), Tunnel: addrPort("10.0.0.2:15008"), Destination: admin.End{Address: addrPort("10.0.0.2:8080")}},
 				{Direction: "inbound", Security: "plain", Source: admin.End{Address: addrPort("10.0.0.7:4001")}, Destination: admin.End{Workload: "shop/web", Address: addrPort("10.0.0.1:80")}},
 				{Direction: "inbound", Destination: admin.End{Workload: "shop/gone"}},
 			}
