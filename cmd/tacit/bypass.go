@@ -60,9 +60,9 @@ to begin; it ends with the clock of each.`,
   tacit bypass shop/backend-7d4b9 --for 1h --policy-only --reason "which policy is it?"
   tacit bypass list
   tacit bypass end shop`,
-		Args: func(cmd *cobra.Command, args []string) error { return in.oneOrAll(cmd, args) },
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			about, err := bypasses.ParseSubject(in.subject(args))
+			about, err := bypasses.ParseSubject(in.pod(args[0]))
 			if err != nil {
 				return err
 			}
@@ -78,7 +78,7 @@ to begin; it ends with the clock of each.`,
 		},
 	}
 	r.flags(cmd)
-	in.flags(cmd.Flags(), "; alone, all of its pods")
+	in.flags(cmd.Flags(), "")
 	cmd.Flags().DurationVar(&duration, "for", 30*time.Minute, "how long")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for whoever asks later")
 	cmd.Flags().BoolVar(&policyOnly, "policy-only", false, "keep mutual TLS, and only stop denying")
@@ -101,9 +101,9 @@ func bypassEndCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
 		Example: `  tacit bypass end shop
   tacit bypass end shop/backend-7d4b9
   tacit bypass end shop/bypass-shop-20261121-221500-000`,
-		Args: func(cmd *cobra.Command, args []string) error { return in.oneOrAll(cmd, args) },
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			what := in.subject(args)
+			what := in.pod(args[0])
 			// Whoever may bypass in one namespace need not see the others.
 			r.meant, _, _ = strings.Cut(what, "/")
 			return r.with(cmd, func(ctx context.Context, s bypasses.Store) error {
@@ -119,22 +119,6 @@ func bypassEndCommand(connect func() (*cluster.Cluster, error)) *cobra.Command {
 		},
 	}
 	r.flags(cmd)
-	in.flags(cmd.Flags(), "; alone, the bypasses of all of it")
+	in.flags(cmd.Flags(), "")
 	return cmd
-}
-
-// oneOrAll accepts the name of what is meant, which may be left out where -n says it.
-func (n *podsIn) oneOrAll(cmd *cobra.Command, args []string) error {
-	if *n == "" {
-		return cobra.ExactArgs(1)(cmd, args)
-	}
-	return cobra.MaximumNArgs(1)(cmd, args)
-}
-
-// subject is NAMESPACE[/POD] by the flag and the argument.
-func (n podsIn) subject(args []string) string {
-	if len(args) == 0 {
-		return string(n)
-	}
-	return n.pod(args[0])
 }

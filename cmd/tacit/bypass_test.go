@@ -59,7 +59,10 @@ func TestBypassBeginsAndEnds(t *testing.T) {
 				t.Errorf("at first: %s", out)
 			}
 			must("shop/web", "--for=2h", "--policy-only", "--reason=incident 12")
-			must("-n=shop", "--for=1h", "--reason=all of it")
+			if out, err := call("-n=shop", "--reason=of what?"); err == nil { // as with a variable that is not set
+				t.Errorf("without an argument, by -n alone: %s", out)
+			}
+			must("shop", "--for=1h", "--reason=all of it")
 			must("-n=shop", "cart", "--for=1h", "--reason=one of it")
 			must("end", "-n=shop", "cart")
 			read := func() map[string]bypass.Bypass {

@@ -78,7 +78,9 @@ nodes, in both logs, and in tacit explain ID.`,
 	cmd.Flags().BoolVar(&ended, "ended", false, "instead of live ones, those that ended or were denied")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		query := url.Values{}
-		set(query, "either", in.any())
+		if from == "" && to == "" {
+			set(query, "either", in.any())
+		}
 		set(query, "from", in.pod(from))
 		set(query, "to", in.pod(to))
 		if denied {

@@ -42,13 +42,11 @@ func (f *explainFlags) pair(cmd *cobra.Command) error {
 		return err
 	}
 	if others {
-		missing, err := f.askOthers(cmd, e, query)
-		if lack = errors.Join(lack, missing); err != nil {
-			return errors.Join(err, lack)
-		}
+		lack = errors.Join(lack, f.askOthers(cmd, e, query))
 		if query.Has(admin.QueryCertificates) {
-			if e, text, err = askPair(cmd, asked, query); err != nil {
-				return errors.Join(err, lack)
+			again, said, err := askPair(cmd, asked, query)
+			if lack = errors.Join(lack, err); err == nil {
+				e, text = again, said
 			}
 		}
 	}
@@ -74,9 +72,9 @@ func askPair(cmd *cobra.Command, from answerer, query url.Values) (e admin.Expla
 	return e, text, nil
 }
 
-// askOthers adds to the question the certificates that other nodes alone have. What
-// of them gave no answer is lacking.
-func (f *explainFlags) askOthers(cmd *cobra.Command, e admin.Explanation, query url.Values) (lack, err error) {
+// askOthers adds to the question the certificates that other nodes alone have, and
+// says what of them is lacking.
+func (f *explainFlags) askOthers(cmd *cobra.Command, e admin.Explanation, query url.Values) (lack error) {
 	identities := map[string][]string{} // by node
 	for _, s := range e.Steps {
 		if s.Ask != nil {
@@ -84,22 +82,25 @@ func (f *explainFlags) askOthers(cmd *cobra.Command, e admin.Explanation, query 
 		}
 	}
 	if len(identities) == 0 {
-		return nil, nil
+		return nil
 	}
 	all, err := f.proxies(cmd, about{})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	all = slices.DeleteFunc(all, func(a answerer) bool { return identities[a.node] == nil })
 	for _, a := range askAll[certificates](cmd, all, "/certificates", nil) {
 		if a.err != nil {
 			lack = errors.Join(lack, fmt.Errorf("explain: certificates of node %s: %w", a.node, a.err))
+			delete(identities, a.node)
 			continue
 		}
 		a.value.Node = a.node
-		if err := admin.With(query, a.value, identities[a.node]); err != nil {
-			return nil, err
-		}
+		lack = errors.Join(lack, admin.With(query, a.value, identities[a.node]))
+		delete(identities, a.node)
 	}
-	return lack, nil
+	for node := range identities {
+		lack = errors.Join(lack, fmt.Errorf("explain: certificates of node %s: no proxy runs there", node))
+	}
+	return lack
 }

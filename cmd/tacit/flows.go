@@ -40,7 +40,9 @@ func (f *filterFlags) flags(set *pflag.FlagSet) {
 // query is the filter as the proxy reads it; either is an end or "".
 func (f *filterFlags) query(args []string) (url.Values, error) {
 	q := url.Values{}
-	set(q, "either", f.in.any())
+	if f.from == "" && f.to == "" {
+		set(q, "either", f.in.any())
+	}
 	if len(args) > 0 {
 		q.Set("either", f.in.pod(args[0]))
 	}

@@ -36,6 +36,10 @@ type Removal struct {
 	Out    io.Writer
 }
 
+// proxiesEnd is how long nodes are left uncleaned for proxies to end: those of nodes
+// that are away do not.
+const proxiesEnd = 15 * time.Second
+
 // interval is how often the API server is asked for what has no event.
 const interval = time.Second
 
@@ -57,11 +61,16 @@ func Uninstall(ctx context.Context, c *cluster.Cluster, r Removal) error {
 	}
 	var problems []error
 	if agent != nil {
-		problems = append(problems, r.letGo(ctx, c, agent))
-	}
-	problems = append(problems, r.endProxies(ctx, c))
-	if agent != nil {
-		problems = append(problems, r.cleanNodes(ctx, c, agent))
+		err := r.letGo(ctx, c, agent)
+		if err == nil {
+			// While the rules are there, so that applications see the end of what
+			// is cut, and do not wait for answers that no rule brings any more.
+			soon := r
+			soon.Timeout = min(r.Timeout, proxiesEnd)
+			err = r.endProxies(ctx, c)
+			_ = soon.waitGone(ctx, c, cluster.Proxy) // looked at again in the end
+		}
+		problems = append(problems, err, r.cleanNodes(ctx, c, agent))
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -119,11 +128,14 @@ func withoutCNI(args []string) []string {
 // liveConnections are the ids of all that the proxies carry. Both nodes of a
 // connection know it by the same one.
 func liveConnections(ctx context.Context, c *cluster.Cluster) (map[string]bool, error) {
+	live := map[string]bool{}
+	if pods, err := c.Pods(ctx, cluster.Proxy); err == nil && len(pods) == 0 { // an earlier run has ended them
+		return live, nil
+	}
 	proxies, err := c.Proxies(ctx)
 	if err != nil {
 		return nil, err
 	}
-	live := map[string]bool{}
 	for _, pod := range proxies {
 		text, err := c.Run(ctx, pod.Name, cluster.Proxy, []string{"tacit", "connections", "-o", "json"})
 		if err != nil {
@@ -142,9 +154,7 @@ func liveConnections(ctx context.Context, c *cluster.Cluster) (map[string]bool, 
 	return live, nil
 }
 
-// endProxies cuts what is still open: while the rules are there, so that
-// applications see the end, and do not wait for answers to what no rule brings
-// anywhere. There is nothing left to drain for.
+// endProxies ends them without the drain, for which there is nothing left.
 func (r Removal) endProxies(ctx context.Context, c *cluster.Cluster) error {
 	alone := meta.DeletePropagationOrphan // its pods go by what is said below
 	err := c.Client.AppsV1().DaemonSets(c.Namespace).Delete(ctx, cluster.Proxy, meta.DeleteOptions{PropagationPolicy: &alone})
@@ -157,7 +167,7 @@ func (r Removal) endProxies(ctx context.Context, c *cluster.Cluster) error {
 	if err != nil {
 		return fmt.Errorf("end the proxies: %w", err)
 	}
-	return r.waitGone(ctx, c, cluster.Proxy)
+	return nil
 }
 
 // removeRelease takes away what the chart made.
@@ -170,7 +180,11 @@ func (r Removal) removeRelease(ctx context.Context, c *cluster.Cluster, config *
 	if _, err := uninstall.Run(deploy.Release); err != nil {
 		problems = append(problems, fmt.Errorf("remove the objects of the chart: %w", err))
 	}
-	return errors.Join(append(problems, r.waitGone(ctx, c, cluster.Control))...)
+	problems = append(problems, r.endProxies(ctx, c)) // also those that came in spite of it
+	for _, workload := range []string{cluster.Proxy, cluster.Control} {
+		problems = append(problems, r.waitGone(ctx, c, workload))
+	}
+	return errors.Join(problems...)
 }
 
 // waitGone waits until a workload has no pods any more; those of nodes that

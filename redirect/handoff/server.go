@@ -254,7 +254,7 @@ func (s *Server) remove(uid string, gone bool) {
 	s.changed(uid, gone)
 }
 
-// Synced says that every pod there is has been added, or has failed to.
+// Synced says that every pod there is has been added, kept or removed.
 func (s *Server) Synced() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -171,7 +171,7 @@ func (s *Set) Run(ctx context.Context) error {
 			first = false
 			tried := make(chan struct{})
 			wg.Go(func() { awaitTried(ctx, started); close(tried) })
-			wg.Go(func() { s.sync(ctx, tried) })
+			wg.Go(func() { s.sync(ctx, started, tried) })
 		}
 	}
 }
@@ -187,17 +187,11 @@ func awaitTried(ctx context.Context, workers []*worker) {
 	}
 }
 
-// sync says that all pods are known, once the first have been tried. One that is
-// stuck keeps the others' new proxy waiting no longer than firstTries; the probes of
-// the node, which it may still need, stay until it has been tried.
-func (s *Set) sync(ctx context.Context, tried <-chan struct{}) {
-	timer := time.NewTimer(firstTries)
-	defer timer.Stop()
-	select {
-	case <-tried:
-	case <-timer.C:
-		s.cfg.Log.Warn("some pods take long to capture; going on without them")
-	}
+// sync says that all pods are known, once the first have been tried. Those that are
+// stuck do not keep a new proxy of the others waiting; the probes of the node, which
+// they may still need, stay until they have been tried.
+func (s *Set) sync(ctx context.Context, started []*worker, tried <-chan struct{}) {
+	s.awaitProgress(started, tried)
 	if ctx.Err() != nil {
 		return
 	}
@@ -213,6 +207,27 @@ func (s *Set) sync(ctx context.Context, tried <-chan struct{}) {
 	}
 }
 
+// awaitProgress waits until all have been tried, or none has been for a while.
+func (s *Set) awaitProgress(started []*worker, tried <-chan struct{}) {
+	tick := time.NewTicker(stuckAfter)
+	defer tick.Stop()
+	for last := len(started); ; {
+		select {
+		case <-tried:
+			return
+		case <-tick.C:
+		}
+		open := slices.DeleteFunc(slices.Clone(started), (*worker).wasTried)
+		if len(open) == last {
+			for _, w := range open {
+				w.log().Warn("capturing the pod takes long; going on without it")
+			}
+			return
+		}
+		last = len(open)
+	}
+}
+
 // Synced reports whether every pod that there was at the start has been
 // captured or left alone, has failed to be once, or has taken too long.
 func (s *Set) Synced() bool {
@@ -221,9 +236,9 @@ func (s *Set) Synced() bool {
 	return s.synced
 }
 
-// firstTries is how long the first pods may take together before those that have
-// been tried count as all.
-const firstTries = 5 * time.Second
+// stuckAfter is how long no further pod of the first has been tried when the others
+// count as all.
+const stuckAfter = 5 * time.Second
 
 // nodeChecks is how many checks of a pod go by for one of the node, whose
 // tables are long.

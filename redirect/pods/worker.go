@@ -101,6 +101,15 @@ func (w *worker) wished() wish {
 	return w.wish
 }
 
+func (w *worker) wasTried() bool {
+	select {
+	case <-w.tried:
+		return true
+	default:
+		return false
+	}
+}
+
 func (w *worker) getStatus() Status {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -305,7 +314,7 @@ func (w *worker) release(ctx context.Context, want wish) (left bool, err error) 
 		return true, nil
 	}
 	if err := w.open(want.pod); errors.Is(err, fs.ErrNotExist) || errors.Is(err, netns.ErrNotNamespace) {
-		w.leave(ctx, want)
+		w.leave(ctx, want, true)
 		return true, nil
 	} else if err != nil {
 		return false, err
@@ -316,7 +325,7 @@ func (w *worker) release(ctx context.Context, want wish) (left bool, err error) 
 			return false, err
 		}
 		if !found {
-			w.leave(ctx, want)
+			w.leave(ctx, want, false)
 			return true, nil
 		}
 		if err := w.startRelease(ctx, want); err != nil {
@@ -339,7 +348,7 @@ func (w *worker) release(ctx context.Context, want wish) (left bool, err error) 
 	if err := errors.Join(w.place.forgetQueries(), w.place.clean(ctx)); err != nil {
 		return false, err
 	}
-	w.leave(ctx, want)
+	w.leave(ctx, want, false)
 	return true, nil
 }
 
@@ -367,8 +376,8 @@ func (w *worker) startRelease(ctx context.Context, want wish) error {
 	return nil
 }
 
-func (w *worker) leave(ctx context.Context, want wish) {
-	w.forget(ctx, want.pod.UID, false)
+func (w *worker) leave(ctx context.Context, want wish, gone bool) {
+	w.forget(ctx, want.pod.UID, gone)
 	w.closeNS()
 	w.applied = want
 	w.setState(StateLeft)

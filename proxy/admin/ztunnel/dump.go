@@ -155,9 +155,6 @@ func workloadOf(w *model.Workload) workload {
 	if w.Protocol == model.ProtocolHBONE {
 		out.Protocol = hbone
 	}
-	if c.Tunnel.IsValid() {
-		out.ActualDst = c.Tunnel.String()
-	}
 	if w.Unhealthy {
 		out.Status = "Unhealthy"
 	}
