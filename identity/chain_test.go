@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"slices"
 	"strings"
 	"testing"
@@ -105,17 +106,20 @@ func TestUsagesOfChains(t *testing.T) {
 	root := identitytest.NewCA(t)
 	for name, test := range map[string]struct {
 		authority, leaf []x509.ExtKeyUsage
+		unknown         []asn1.ObjectIdentifier // of the leaf
 		good            bool
 	}{
-		"both":                     {nil, both, true},
-		"none named":               {nil, nil, true},
-		"any":                      {[]x509.ExtKeyUsage{x509.ExtKeyUsageAny}, both, true},
-		"an authority for both":    {both, both, true},
-		"servers alone":            {nil, []x509.ExtKeyUsage{server}, false},
-		"clients alone":            {nil, []x509.ExtKeyUsage{client}, false},
-		"an authority for servers": {[]x509.ExtKeyUsage{server}, both, false},
-		"an authority for clients": {[]x509.ExtKeyUsage{client}, both, false},
-		"something else":           {nil, []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}, false},
+		"both":                     {leaf: both, good: true},
+		"none named":               {good: true},
+		"any":                      {authority: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, leaf: both, good: true},
+		"an authority for both":    {authority: both, leaf: both, good: true},
+		"both and another":         {leaf: both, unknown: []asn1.ObjectIdentifier{{1, 2, 3}}, good: true},
+		"servers alone":            {leaf: []x509.ExtKeyUsage{server}},
+		"clients alone":            {leaf: []x509.ExtKeyUsage{client}},
+		"an authority for servers": {authority: []x509.ExtKeyUsage{server}, leaf: both},
+		"an authority for clients": {authority: []x509.ExtKeyUsage{client}, leaf: both},
+		"something else":           {leaf: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}},
+		"something unknown":        {unknown: []asn1.ObjectIdentifier{{1, 2, 3}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			template := identitytest.Template(t)
@@ -124,7 +128,7 @@ func TestUsagesOfChains(t *testing.T) {
 			signer := &identitytest.CA{Key: identitytest.NewKey(t)}
 			signer.Root = root.Sign(t, template, signer.Key.Public())
 			leaf := identitytest.Template(t, alice.String())
-			leaf.ExtKeyUsage = test.leaf
+			leaf.ExtKeyUsage, leaf.UnknownExtKeyUsage = test.leaf, test.unknown
 			chain := []*x509.Certificate{signer.Sign(t, leaf, identitytest.NewKey(t).Public()), signer.Root}
 			err := identity.CheckChain(chain, []*x509.Certificate{root.Root}, alice, time.Now())
 			if reason := identity.FailureReason(err); test.good && err != nil || !test.good && reason != "bad_usage" {
