@@ -249,25 +249,18 @@ func TestSPIREAway(t *testing.T) {
 }
 
 // Connections to a pod whose SPIRE is down all succeed, and what they take is
-// what they took before and take after, which differ by what else the machine
-// does. Calls share the tunnels that there are, so handshakes, which need the
-// certificate itself, are measured too.
+// what they took before and take after, beside direct ones. Calls share the tunnels
+// that there are, so handshakes, which need the certificate itself, are measured
+// too.
 func TestLatencyWithoutSPIRE(t *testing.T) {
 	if os.Getenv("TACIT_LONG") == "" {
 		t.Skip("a figure, for a machine with nothing else to do: set TACIT_LONG=1")
 	}
 	m, s := startSPIRE(t, time.Hour)
-	call := func() error {
-		_, err := m.Call("mesh/client", server)
-		return err
-	}
-	handshake := func() error {
-		presented(t, m)
-		return nil
-	}
-	calls, handshakes := median(t, call), median(t, handshake)
+	m.Serve("outside/target", ":8080", e2e.Echo)
+	before := measure(t, m)
 	takeAway(t, m, s)
-	callsAway, handshakesAway := median(t, call), median(t, handshake)
+	away := measure(t, m)
 	for _, c := range certificates(t, m, "b")["server"] {
 		if c.Error == "" {
 			t.Error("SPIRE was back before the end")
@@ -282,21 +275,43 @@ func TestLatencyWithoutSPIRE(t *testing.T) {
 		}
 		return nil
 	})
-	t.Logf("calls take %v, while SPIRE is down %v, and after that %v", calls, callsAway, median(t, call))
-	t.Logf("handshakes take %v, while SPIRE is down %v, and after that %v", handshakes, handshakesAway, median(t, handshake))
+	after := measure(t, m)
+	t.Logf("with SPIRE %v, without %v, with it again %v", before, away, after)
+	if most := 1.1 * max(before.calls(), after.calls()); away.calls() > most {
+		t.Errorf("while SPIRE is down calls take %.2f times as long as direct ones, want at most %.2f", away.calls(), most)
+	}
+	if most := 1.1 * max(before.handshakes(), after.handshakes()); away.handshakes() > most {
+		t.Errorf("while SPIRE is down handshakes take %.2f times as long as direct calls, want at most %.2f", away.handshakes(), most)
+	}
 }
 
-// median is how long the one in the middle takes of 1,000 in a row.
-func median(t *testing.T, once func() error) time.Duration {
+// latency is how long the one in the middle takes of 1,000 direct calls, calls in
+// the mesh, and handshakes with the server.
+type latency struct{ direct, call, handshake time.Duration }
+
+func (l latency) calls() float64      { return float64(l.call) / float64(l.direct) }
+func (l latency) handshakes() float64 { return float64(l.handshake) / float64(l.direct) }
+
+// measure has the three take turns, as what the machine does meanwhile, and where
+// it runs what, changes all of them.
+func measure(t *testing.T, m *e2e.Mesh) latency {
 	t.Helper()
-	took := make([]time.Duration, 1000)
-	for i := range took {
-		began := time.Now()
-		if err := once(); err != nil {
-			t.Fatalf("after %d that went well: %v", i, err)
+	took := make([][]time.Duration, 3)
+	for range 1000 {
+		for i, once := range []func() error{
+			func() error { _, err := m.Call("outside/plain", "198.18.2.30:8080"); return err },
+			func() error { _, err := m.Call("mesh/client", server); return err },
+			func() error { presented(t, m); return nil },
+		} {
+			began := time.Now()
+			if err := once(); err != nil {
+				t.Fatalf("after %d that went well: %v", len(took[i]), err)
+			}
+			took[i] = append(took[i], time.Since(began))
 		}
-		took[i] = time.Since(began)
 	}
-	slices.Sort(took)
-	return took[len(took)/2]
+	for _, all := range took {
+		slices.Sort(all)
+	}
+	return latency{took[0][500], took[1][500], took[2][500]}
 }
