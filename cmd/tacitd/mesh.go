@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
+	"google.golang.org/grpc/peer"
 
 	"github.com/tacit-mesh/tacit/internal/audit"
 	"github.com/tacit-mesh/tacit/xds/build"
@@ -183,8 +185,13 @@ func (m *mesh) ready() bool {
 	return m.known
 }
 
-// authorize lets a node have the identities of its enrolled pods.
-func (m *mesh) authorize(node string, id model.Identity) error {
+// authorize lets a node have the identities of its enrolled pods. A token that was
+// stolen is of no use within a pod.
+func (m *mesh) authorize(ctx context.Context, node string, id model.Identity) error {
+	var from netip.AddrPort
+	if p, ok := peer.FromContext(ctx); ok {
+		from, _ = netip.ParseAddrPort(p.Addr.String()) // invalid: of no pod
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
@@ -192,6 +199,8 @@ func (m *mesh) authorize(node string, id model.Identity) error {
 		return errors.New("which pods there are is not known yet")
 	case !m.build.Permits(node, id):
 		return fmt.Errorf("no enrolled pod of node %s has the identity %s", node, id)
+	case m.build.Poses(from.Addr(), id):
+		return fmt.Errorf("the pod at %s asks for the identity %s, not the node's proxy", from.Addr(), id)
 	}
 	return nil
 }

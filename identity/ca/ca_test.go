@@ -77,7 +77,7 @@ func newService(t *testing.T) *Service {
 	return &Service{
 		Authority: must(Open(t.TempDir(), "cluster.local")), TrustDomain: "cluster.local", MaxTTL: 48 * time.Hour, Log: zap.NewNop(),
 		Node: func(ctx context.Context) string { return ctx.Value(nodeKey{}).(string) },
-		Authorize: func(node string, id model.Identity) error {
+		Authorize: func(_ context.Context, node string, id model.Identity) error {
 			if node != "n1" || id.ServiceAccount != "web" {
 				return errors.New("not here")
 			}

@@ -49,7 +49,7 @@ type Service struct {
 	Node func(context.Context) string
 	// Authorize says whether the node may have certificates for the
 	// identity now; its error reaches the caller.
-	Authorize func(node string, id model.Identity) error
+	Authorize func(ctx context.Context, node string, id model.Identity) error
 	Log       *zap.Logger
 	Audit     *audit.Log // of what was issued and refused; nil: none
 
@@ -79,7 +79,7 @@ func (s *Service) CreateCertificate(ctx context.Context, req *api.IstioCertifica
 	node := s.Node(ctx)
 	wanted := req.GetMetadata().GetFields()["ImpersonatedIdentity"].GetStringValue()
 	issuer := s.Authority.issuer() // one for all of the answer
-	leaf, err := s.issue(issuer, node, wanted, req)
+	leaf, err := s.issue(ctx, issuer, node, wanted, req)
 	if err != nil {
 		s.refused.Add(1)
 		s.Log.Warn("certificate refused", zap.String("node", node), zap.String("identity", clip(wanted)), zap.Error(err))
@@ -115,7 +115,7 @@ func (s *Service) occasion(h holder) string {
 	return "issued"
 }
 
-func (s *Service) issue(i *issuer, node, wanted string, req *api.IstioCertificateRequest) (*x509.Certificate, error) {
+func (s *Service) issue(ctx context.Context, i *issuer, node, wanted string, req *api.IstioCertificateRequest) (*x509.Certificate, error) {
 	if node == "" {
 		return nil, status.Error(codes.Unauthenticated, "the caller is no known node")
 	}
@@ -137,7 +137,7 @@ func (s *Service) issue(i *issuer, node, wanted string, req *api.IstioCertificat
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	if err := s.Authorize(node, id); err != nil {
+	if err := s.Authorize(ctx, node, id); err != nil {
 		return nil, status.Error(codes.PermissionDenied, err.Error())
 	}
 	leaf, err := i.sign(workload(id), csr.PublicKey, ttl, s.Authority.now())

@@ -76,7 +76,7 @@ func TestAuthorityProcess(t *testing.T) {
 	}
 	service := &ca.Service{
 		Authority: signer, TrustDomain: "td.test", Log: zap.NewNop(),
-		Node: func(context.Context) string { return "node-a" }, Authorize: func(string, model.Identity) error { return nil },
+		Node: func(context.Context) string { return "node-a" }, Authorize: func(context.Context, string, model.Identity) error { return nil },
 	}
 	fmt.Println(listen(t, grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificate})),
 		func(s *grpc.Server) { api.RegisterIstioCertificateServiceServer(s, service) }))

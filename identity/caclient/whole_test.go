@@ -62,7 +62,7 @@ func TestWithOwnAuthority(t *testing.T) {
 	service := &ca.Service{
 		Authority: signer, TrustDomain: alice.TrustDomain, Log: zap.NewNop(),
 		Node: func(context.Context) string { return "node-a" },
-		Authorize: func(string, model.Identity) error {
+		Authorize: func(context.Context, string, model.Identity) error {
 			mu.Lock()
 			defer mu.Unlock()
 			return allowed

@@ -134,10 +134,23 @@ func (m *Mesh) permit(e *podEntry, by int) {
 // Permits says whether the node may have certificates for the identity:
 // whether it runs, or is about to run, an enrolled pod that has it.
 func (m *Mesh) Permits(node string, id model.Identity) bool {
+	id = m.canonical(id)
+	return m.permissions[node][id] > 0 && (!m.settings.Accounts || m.accounts[objectName{id.Namespace, id.ServiceAccount}])
+}
+
+// Poses reports whether an enrolled pod has the address and another identity: who
+// asks from there for a certificate is not the node's proxy.
+func (m *Mesh) Poses(from netip.Addr, id model.Identity) bool {
+	e := m.podAt(from.Unmap())
+	return e != nil && e.permitted && e.alone.Identity() != m.canonical(id)
+}
+
+// canonical is the identity in the mesh's own trust domain.
+func (m *Mesh) canonical(id model.Identity) model.Identity {
 	if slices.Contains(m.settings.TrustDomainAliases, id.TrustDomain) {
 		id.TrustDomain = m.settings.TrustDomain
 	}
-	return m.permissions[node][id] > 0 && (!m.settings.Accounts || m.accounts[objectName{id.Namespace, id.ServiceAccount}])
+	return id
 }
 
 // podAt is the pod that has the address: of several, as a pod that ends may

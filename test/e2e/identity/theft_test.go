@@ -87,6 +87,8 @@ func TestTheft(t *testing.T) {
 		refused(t, "a guess", codes.Unauthenticated, attacker, strings.Repeat("0", len(m.Token("a"))), near, csr)
 		csr, _ = m.CSR(remote)
 		refused(t, "of its own node, for a pod of the other one", codes.PermissionDenied, attacker, m.Token("a"), remote, csr)
+		csr, _ = m.CSR(near)
+		refused(t, "of its own node, for a pod of that", codes.PermissionDenied, attacker, m.Token("a"), near, csr)
 	})
 	t.Run("other node", func(t *testing.T) {
 		csr, _ := m.CSR(near)
@@ -99,11 +101,12 @@ func TestTheft(t *testing.T) {
 		theirs, key := m.CSR(remote) // as it came from node b
 		refused(t, "with the node's own token", codes.PermissionDenied, attacker, m.Token("a"), remote, theirs)
 		refused(t, "under another name", codes.InvalidArgument, attacker, m.Token("a"), "spiffe://cluster.local/ns/mesh/sa/client", theirs)
-		// Whole, token and all, it brings a certificate for a key that stays
+		refused(t, "whole, token and all", codes.PermissionDenied, attacker, m.Token("b"), remote, theirs)
+		// From where a proxy may be, that brings a certificate for a key that stays
 		// where it is.
-		c, err := m.Certify(attacker, m.Token("b"), remote, theirs)
+		c, err := m.Certify(m.Node("a"), m.Token("b"), remote, theirs)
 		if err != nil || !key.PublicKey.Equal(c.PublicKey) {
-			t.Errorf("replayed whole: %v", err)
+			t.Errorf("replayed whole from another node: %v", err)
 		}
 	})
 	t.Run("a second connection to the agent", func(t *testing.T) {
