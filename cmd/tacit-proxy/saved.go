@@ -153,8 +153,9 @@ func (p *process) afterHandover(serving, ctx context.Context) context.Context {
 // Each save writes all there is, so certificates wait for savePause times as long
 // as the last one took, up to longestPause. With many of them one is renewed all
 // the time; who dies meanwhile leaves the one before it, which has half of its
-// life left, and no one of an identity that got its first within that second. A mesh waits for nothing, as a policy in it may forbid what the one
-// before it allowed; the xDS client spaces them.
+// life left, and of an identity that had none before, none. A mesh waits for
+// nothing, as a policy in it may forbid what the one before it allowed; the xDS
+// client spaces them.
 const (
 	savePause    = 300
 	longestPause = time.Second

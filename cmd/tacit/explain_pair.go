@@ -90,14 +90,14 @@ func (f *explainFlags) askOthers(cmd *cobra.Command, e admin.Explanation, query 
 	}
 	all = slices.DeleteFunc(all, func(a answerer) bool { return identities[a.node] == nil })
 	for _, a := range askAll[certificates](cmd, all, "/certificates", nil) {
+		wanted := identities[a.node]
+		delete(identities, a.node)
 		if a.err != nil {
 			lack = errors.Join(lack, fmt.Errorf("explain: certificates of node %s: %w", a.node, a.err))
-			delete(identities, a.node)
 			continue
 		}
 		a.value.Node = a.node
-		lack = errors.Join(lack, admin.With(query, a.value, identities[a.node]))
-		delete(identities, a.node)
+		lack = errors.Join(lack, admin.With(query, a.value, wanted))
 	}
 	for node := range identities {
 		lack = errors.Join(lack, fmt.Errorf("explain: certificates of node %s: no proxy runs there", node))

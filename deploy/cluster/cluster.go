@@ -130,6 +130,9 @@ func (c *Cluster) Pods(ctx context.Context, workload string) ([]core.Pod, error)
 	return pods, nil
 }
 
+// ErrNoProxy is that tacit-proxy is not there, or not yet.
+var ErrNoProxy = errors.New("no proxy runs")
+
 // Proxies are the pods of tacit-proxy, the one that serves of each node.
 func (c *Cluster) Proxies(ctx context.Context) ([]core.Pod, error) {
 	pods, err := c.Pods(ctx, Proxy)
@@ -138,7 +141,7 @@ func (c *Cluster) Proxies(ctx context.Context) ([]core.Pod, error) {
 	}
 	serving := slices.CompactFunc(pods, func(a, b core.Pod) bool { return a.Spec.NodeName == b.Spec.NodeName })
 	if len(serving) == 0 {
-		return nil, fmt.Errorf("no proxy runs in namespace %s of this cluster: install Tacit with tacit install, or name its namespace with --tacit-namespace", c.Namespace)
+		return nil, fmt.Errorf("%w in namespace %s of this cluster: install Tacit with tacit install, or name its namespace with --tacit-namespace", ErrNoProxy, c.Namespace)
 	}
 	return serving, nil
 }

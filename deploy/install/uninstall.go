@@ -129,10 +129,10 @@ func withoutCNI(args []string) []string {
 // connection know it by the same one.
 func liveConnections(ctx context.Context, c *cluster.Cluster) (map[string]bool, error) {
 	live := map[string]bool{}
-	if pods, err := c.Pods(ctx, cluster.Proxy); err == nil && len(pods) == 0 { // an earlier run has ended them
+	proxies, err := c.Proxies(ctx)
+	if errors.Is(err, cluster.ErrNoProxy) { // an earlier run has ended them
 		return live, nil
 	}
-	proxies, err := c.Proxies(ctx)
 	if err != nil {
 		return nil, err
 	}

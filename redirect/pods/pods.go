@@ -200,7 +200,7 @@ func (s *Set) sync(ctx context.Context, started []*worker, tried <-chan struct{}
 	s.synced = true
 	s.mu.Unlock()
 	<-tried
-	if s.node != nil {
+	if s.node != nil && ctx.Err() == nil {
 		if err := s.node.synced(ctx); err != nil && ctx.Err() == nil {
 			s.cfg.Log.Error("probes of the node", zap.Error(err))
 		}
