@@ -22,7 +22,9 @@ type governor struct {
 	count     func(n int) int // runtime.GOMAXPROCS
 	byDefault func() int      // has as many as Go would by itself, and returns how many
 
-	following, bulkSaid atomic.Bool // said: in this round
+	following atomic.Bool
+	bulkSaid  atomic.Bool   // in this round
+	bulkBegun chan struct{} // set before following is
 
 	mu      sync.Mutex
 	cpus    int  // of the machine, that the program may run on
@@ -41,6 +43,7 @@ func (g *governor) begin(cpus int, told bool) {
 	g.cpus, g.told = cpus, told
 	g.most = g.count(0)
 	g.now, g.load = g.most, g.most
+	g.bulkBegun = make(chan struct{}, 1)
 	g.following.Store(true)
 }
 

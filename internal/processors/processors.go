@@ -42,6 +42,9 @@ func Follow(ctx context.Context) error {
 	for {
 		select {
 		case <-tick.C:
+		case <-scheduler.bulkBegun:
+			scheduler.bulk()
+			continue
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -59,11 +62,17 @@ func cpuTime() time.Duration {
 }
 
 // Bulk says that the calling goroutine has not waited for a while and goes on:
-// others are to find a processor beside it. It costs next to nothing.
+// others are to find a processor beside it. It costs next to nothing, and does
+// not wait until there are more, which a collection of garbage may hold up.
 func Bulk() {
-	if scheduler.following.Load() && !scheduler.bulkSaid.Swap(true) {
-		scheduler.bulk()
+	if !scheduler.following.Load() || scheduler.bulkSaid.Swap(true) {
+		return
 	}
+	select {
+	case scheduler.bulkBegun <- struct{}{}:
+	default:
+	}
+	runtime.Gosched()
 }
 
 // Update says that a large update is under way. It keeps a processor busy for

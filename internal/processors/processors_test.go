@@ -25,6 +25,7 @@ func TestFollow(t *testing.T) {
 			t.Errorf("an idle program has %d processors", n)
 		}
 		Bulk()
+		synctest.Wait()
 		if n := runtime.GOMAXPROCS(0); n != all {
 			t.Errorf("%d processors beside bulk, of %d", n, all)
 		}
