@@ -63,7 +63,7 @@ func (m *mesh) ztunnelConfig(dir, what string) (string, error) {
 	}
 	file := filepath.Join(m.dir, "config_dump")
 	m.must(os.WriteFile(file, dump, 0o600))
-	cmd := exec.CommandContext(m.context(), filepath.Join(dir, "istioctl"), what, "--file="+file)
+	cmd := exec.CommandContext(m.context(), filepath.Join(dir, "istioctl"), "ztunnel-config", what, "--file="+file)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+m.istiod.Kubernetes.Kubeconfig)
 	said, err := cmd.CombinedOutput()
 	if err != nil {

@@ -10,6 +10,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -32,6 +34,9 @@ var programs = map[string]struct {
 	"istiod": {map[string]string{
 		"istiod":   "istio.io/istio/pilot/cmd/pilot-discovery",
 		"istioctl": "./istioctl",
+		// The agent of its CNI plugin, and that.
+		"install-cni": "istio.io/istio/cni/cmd/install-cni",
+		"istio-cni":   "istio.io/istio/cni/cmd/istio-cni",
 	}, "0"},
 	"hbone": {map[string]string{"hbone": "."}, "0"}, // Istio's own, of the same version
 }
@@ -67,6 +72,23 @@ func Build(ctx context.Context, module string, progress io.Writer) (string, erro
 		}
 	}
 	return dir, nil
+}
+
+// Source is the directory of a module that programs of another are made of, such
+// as its charts.
+func Source(ctx context.Context, module, of string) (string, error) {
+	source, err := sources(ctx, module)
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", of)
+	cmd.Dir, cmd.Env = source, buildEnvironment()
+	var found struct{ Dir, Error string }
+	said, err := cmd.Output()
+	if decodeErr := json.Unmarshal(said, &found); decodeErr != nil || found.Error != "" {
+		return "", fmt.Errorf("go mod download %s: %w %s", of, errors.Join(err, decodeErr), found.Error)
+	}
+	return found.Dir, nil
 }
 
 // sources is where a module is.
@@ -105,12 +127,15 @@ func directory(module, source string) (string, error) {
 	return fmt.Sprintf("%s-%x", module, hash.Sum(nil)[:6]), nil
 }
 
+// buildEnvironment has go keep to the module's own files.
+func buildEnvironment() []string { return append(os.Environ(), "GOFLAGS=-mod=readonly", "GOWORK=off") }
+
 func compile(ctx context.Context, source, pkg, path, cgo string, progress io.Writer) error {
 	var said bytes.Buffer
 	fresh := path + ".new"
 	// Behind whatever else the machine has to do.
 	cmd := exec.CommandContext(ctx, "nice", "go", "build", "-v", "-trimpath", "-ldflags=-s -w", "-o", fresh, pkg)
-	cmd.Dir, cmd.Env = source, append(os.Environ(), "CGO_ENABLED="+cgo, "GOFLAGS=-mod=readonly", "GOWORK=off")
+	cmd.Dir, cmd.Env = source, append(buildEnvironment(), "CGO_ENABLED="+cgo)
 	cmd.Stdout, cmd.Stderr = progress, io.MultiWriter(progress, &said)
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%w: %s", err, said.Bytes()[max(0, said.Len()-4000):])

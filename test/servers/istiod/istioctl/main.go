@@ -5,12 +5,16 @@ package main
 import (
 	"os"
 
+	"github.com/spf13/cobra"
+
 	"istio.io/istio/istioctl/pkg/cli"
 	"istio.io/istio/istioctl/pkg/ztunnelconfig"
 )
 
 func main() {
-	if ztunnelconfig.ZtunnelConfig(cli.NewCLIContext(nil)).Execute() != nil {
+	root := &cobra.Command{Use: "istioctl"}
+	root.AddCommand(ztunnelconfig.ZtunnelConfig(cli.NewCLIContext(cli.AddRootFlags(root.PersistentFlags()))))
+	if root.Execute() != nil {
 		os.Exit(1)
 	}
 }
