@@ -109,6 +109,7 @@ e2e: ## Test on a Kubernetes of two nodes made here, as root (KUBECONFIG=file RE
 
 .PHONY: e2etest
 e2etest: $(if $(KUBECONFIG),,$(KUBERNETES))
+	$(if $(KUBECONFIG),,go run ./test/servers/build istiod 2>&1 | $(PROGRESS))
 	echo "building images"
 	CGO_ENABLED=0 go build -v -trimpath -ldflags '-s -w' -o bin/e2e/ ./cmd/... ./test/kube/app 2>&1 | $(PROGRESS)
 	CGO_ENABLED=0 go build -v -trimpath -ldflags '-s -w' -tags inpod,grpcnotrace -o bin/e2e/inpod/ ./cmd/tacit 2>&1 | $(PROGRESS)

@@ -101,10 +101,15 @@ func Render(namespace string, values map[string]any) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return RenderChart(c, Release, namespace, values)
+}
+
+// RenderChart is the same of any chart, as a release of that name.
+func RenderChart(c *chart.Chart, name, namespace string, values map[string]any) (string, error) {
 	config := action.NewConfiguration(action.ConfigurationSetLogger(slog.DiscardHandler))
 	install := action.NewInstall(config)
 	install.DryRunStrategy = action.DryRunClient
-	install.ReleaseName, install.Namespace = Release, namespace
+	install.ReleaseName, install.Namespace = name, namespace
 	install.KubeVersion = &common.KubeVersion{Version: "v1.30.0", Major: "1", Minor: "30"} // the oldest that there is support for
 	out, err := install.Run(c, values)
 	if err != nil {

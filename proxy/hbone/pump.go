@@ -30,9 +30,7 @@ func (s *stream) relay(ctx context.Context, tcp *net.TCPConn, kept *Replay, ende
 		return false
 	}
 	p := &pump{stream: s, app: app, kept: kept, ended: ended}
-	if ctx.Done() != nil {
-		p.stop = context.AfterFunc(ctx, func() { s.Abort(context.Cause(ctx)) })
-	}
+	p.stop = context.AfterFunc(ctx, func() { s.abort(context.Cause(ctx)) })
 	s.attach(app)
 	if s.c.parking != nil {
 		s.c.parking.Enter(p)
@@ -46,9 +44,7 @@ func (s *stream) relay(ctx context.Context, tcp *net.TCPConn, kept *Replay, ende
 // end gives up what the relay has needed.
 func (p *pump) end() (refused bool) {
 	p.stayAwake()
-	if p.stop != nil {
-		p.stop()
-	}
+	p.stop()
 	if p.app != nil && p.detach(p.app) {
 		return true
 	}
@@ -98,7 +94,7 @@ type pump struct {
 	app      *relay.Socket // nil while it is parked
 	kept     *Replay
 	appetite relay.Appetite
-	stop     func() bool // no more waiting for the end of a context; nil without
+	stop     func() bool // no more waiting for the end of a context
 	ended    func()
 
 	asked atomic.Bool // to rest
@@ -214,7 +210,7 @@ func (p *pump) forward(buf *relay.Buffer, n int) error {
 			return err
 		}
 		if err := p.counts.MoreSent(took); err != nil {
-			p.Abort(err)
+			p.abort(err)
 			return err
 		}
 		from += took

@@ -227,7 +227,7 @@ func (c *collector) look(e environment) error {
 		if c.begin >= 0 && c.collected >= c.begin+2 {
 			return nil
 		}
-		families, err := e.scrape(c.pod, c.port)
+		families, err := e.scrape(Namespace, c.pod, c.port)
 		if err != nil {
 			return err
 		}

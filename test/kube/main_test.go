@@ -34,6 +34,9 @@ var shared *Cluster
 // envoyProgram is the file of Envoy, for sidecars.
 var envoyProgram string
 
+// Istio is installed from its own charts, with programs made of the same source.
+var istioPrograms, istioCharts string
+
 // patience bounds each wait of a test for something that is about to happen.
 const patience = time.Minute
 
@@ -47,7 +50,10 @@ func TestMain(m *testing.M) {
 	case *binariesFlag != "":
 		// Here, as there is no way to anywhere from inside.
 		var err error
-		if envoyProgram, err = envoy.Program(context.Background(), os.Stderr); err != nil {
+		if envoyProgram, err = envoy.Program(context.Background(), os.Stderr); err == nil {
+			err = findIstio(context.Background())
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -24,27 +24,7 @@ const steady = 10 * time.Second
 func strict(e environment) {
 	e.newNamespace("strict", inMesh())
 	e.must(e.Apply(e.ctx, fmt.Sprintf(requireTLS, "strict")))
-	image, err := e.AppImage(e.ctx)
-	e.must(err)
-	e.workload("strict", "probed", []string{"serve"}, `
-        startupProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1, failureThreshold: 60}
-        livenessProbe: {grpc: {port: 9000}, periodSeconds: 1, failureThreshold: 3}
-        readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1, failureThreshold: 1}
-      - name: inside
-        image: `+image+`
-        readinessProbe: {exec: {command: [/app, get, "http://127.0.0.1:8080/"]}, periodSeconds: 1, failureThreshold: 1}`)
-	e.must(e.AwaitDeployment(e.ctx, "strict", "probed"))
-	pods := e.podNames("strict", "app=probed")
-	for _, name := range pods {
-		e.eventually("well for a while: "+name, func() error {
-			pod, err := e.pod("strict", name)
-			if err != nil {
-				return err
-			}
-			return wellSince(pod, time.Now().Add(-steady))
-		})
-	}
-
+	pods := e.probed("strict")
 	e.workload("default", "outside", nil, "")
 	e.atEnd(func(e environment) error { return e.Delete(e.ctx, "apps/v1", "Deployment", "default", "outside") })
 	e.must(e.AwaitDeployment(e.ctx, "default", "outside"))
@@ -62,6 +42,33 @@ func strict(e environment) {
 			}
 		}
 	}
+}
+
+// probed makes pods with probes of every type, and waits until those have found
+// each of them well for a while.
+func (e environment) probed(namespace string) []string {
+	e.t.Helper()
+	image, err := e.AppImage(e.ctx)
+	e.must(err)
+	e.workload(namespace, "probed", []string{"serve"}, `
+        startupProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1, failureThreshold: 60}
+        livenessProbe: {grpc: {port: 9000}, periodSeconds: 1, failureThreshold: 3}
+        readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1, failureThreshold: 1}
+      - name: inside
+        image: `+image+`
+        readinessProbe: {exec: {command: [/app, get, "http://127.0.0.1:8080/"]}, periodSeconds: 1, failureThreshold: 1}`)
+	e.must(e.AwaitDeployment(e.ctx, namespace, "probed"))
+	pods := e.podNames(namespace, "app=probed")
+	for _, name := range pods {
+		e.eventually("well for a while: "+name, func() error {
+			pod, err := e.pod(namespace, name)
+			if err != nil {
+				return err
+			}
+			return wellSince(pod, time.Now().Add(-steady))
+		})
+	}
+	return pods
 }
 
 // exchange sends a message to the echo port of a host and gets it back.

@@ -27,14 +27,11 @@ const NextDirectory = "next"
 // lists of what is in them are those of the Dockerfile's stages; what that
 // takes from Debian is taken from this machine.
 func (c *Cluster) PublishTacit(ctx context.Context, tag, programs string) error {
-	userland, err := os.MkdirTemp("", "tacit-userland-")
+	userland, remove, err := copyUserland(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(userland) }()
-	if out, err := exec.CommandContext(ctx, "sh", filepath.Join(repository, images.UserlandScript), userland).CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", images.UserlandScript, err, out)
-	}
+	defer remove()
 	var all []image
 	for _, wanted := range images.All() {
 		var files []file
@@ -55,6 +52,19 @@ func (c *Cluster) PublishTacit(ctx context.Context, tag, programs string) error 
 		all = append(all, made)
 	}
 	return c.publish(ctx, all...)
+}
+
+// copyUserland makes a directory of what images have beside programs of their own.
+func copyUserland(ctx context.Context) (dir string, remove func(), err error) {
+	if dir, err = os.MkdirTemp("", "tacit-userland-"); err != nil {
+		return "", nil, err
+	}
+	remove = func() { _ = os.RemoveAll(dir) }
+	if out, err := exec.CommandContext(ctx, "sh", filepath.Join(repository, images.UserlandScript), dir).CombinedOutput(); err != nil {
+		remove()
+		return "", nil, fmt.Errorf("%s: %w: %s", images.UserlandScript, err, out)
+	}
+	return dir, remove, nil
 }
 
 // repository is where tests of this package run, seen from its top.

@@ -201,10 +201,17 @@ func (e environment) label(namespace, key, value string) {
 // none is.
 func (e environment) awaitCapture(namespace string, captured bool) {
 	e.t.Helper()
+	e.awaitAnnotation(namespace, captureAnnotation, captured)
+}
+
+// awaitAnnotation waits until all pods of a namespace that live are annotated as
+// captured, or none is.
+func (e environment) awaitAnnotation(namespace, key string, captured bool) {
+	e.t.Helper()
 	for _, name := range e.podNames(namespace, "") {
 		e.must(Await(e.ctx, e.Cluster, namespace, name, func(pod *corev1.Pod) error {
-			if now := pod.Annotations[captureAnnotation]; (now == enabled) != captured {
-				return fmt.Errorf("its annotation %s is %q", captureAnnotation, now)
+			if now := pod.Annotations[key]; (now == enabled) != captured {
+				return fmt.Errorf("its annotation %s is %q", key, now)
 			}
 			return nil
 		}))
@@ -214,9 +221,14 @@ func (e environment) awaitCapture(namespace string, captured bool) {
 // metric sums the samples of a metric of all pods of one of Tacit's programs
 // whose labels include the given ones, written as "name=value".
 func (e environment) metric(program, port, name string, labels ...string) (float64, error) {
+	return e.metricIn(Namespace, program, port, name, labels...)
+}
+
+// metricIn is the same of programs in another namespace.
+func (e environment) metricIn(namespace, program, port, name string, labels ...string) (float64, error) {
 	sum := 0.0
-	for _, pod := range e.podNames(Namespace, "app.kubernetes.io/name="+program) {
-		families, err := e.scrape(pod, port)
+	for _, pod := range e.podNames(namespace, "app.kubernetes.io/name="+program) {
+		families, err := e.scrape(namespace, pod, port)
 		if err != nil {
 			return 0, err
 		}
@@ -238,8 +250,8 @@ func (e environment) metric(program, port, name string, labels ...string) (float
 }
 
 // scrape reads the metrics of a pod of Tacit.
-func (e environment) scrape(pod, port string) (map[string]*dto.MetricFamily, error) {
-	text, err := e.Client.CoreV1().Pods(Namespace).ProxyGet("http", pod, port, "/metrics", nil).DoRaw(e.ctx)
+func (e environment) scrape(namespace, pod, port string) (map[string]*dto.MetricFamily, error) {
+	text, err := e.Client.CoreV1().Pods(namespace).ProxyGet("http", pod, port, "/metrics", nil).DoRaw(e.ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -284,11 +296,17 @@ func (e environment) awaitGrowth(what string, count func() (float64, error)) {
 // restart does, and waits for the new ones.
 func (e environment) roll(kind, name string) {
 	e.t.Helper()
+	e.rollIn(Namespace, kind, name)
+}
+
+// rollIn is the same in another namespace.
+func (e environment) rollIn(namespace, kind, name string) {
+	e.t.Helper()
 	patch := fmt.Sprintf("spec: {template: {metadata: {annotations: {rolled-by-test: %q}}}}", time.Now())
-	e.must(e.Patch(e.ctx, "apps/v1", kind, Namespace, name, patch))
+	e.must(e.Patch(e.ctx, "apps/v1", kind, namespace, name, patch))
 	if kind == "DaemonSet" {
-		e.must(e.AwaitDaemonSet(e.ctx, Namespace, name))
+		e.must(e.AwaitDaemonSet(e.ctx, namespace, name))
 		return
 	}
-	e.must(e.AwaitDeployment(e.ctx, Namespace, name))
+	e.must(e.AwaitDeployment(e.ctx, namespace, name))
 }
