@@ -17,7 +17,9 @@ import (
 type State struct {
 	current atomic.Pointer[model.Snapshot]
 
-	mu      sync.Mutex // serializes Apply; guards changed
+	applying sync.Mutex // serializes Apply; before mu
+
+	mu      sync.Mutex // guards changed, and that it is of the current one
 	changed chan struct{}
 }
 
@@ -33,9 +35,18 @@ func (s *State) Snapshot() *model.Snapshot { return s.current.Load() }
 
 // Apply makes the update visible, whole.
 func (s *State) Apply(u model.Update) {
+	s.change(func(now *model.Snapshot) *model.Snapshot { return now.Apply(u) })
+}
+
+// change has nobody wait while the next snapshot is made: after a large update
+// that takes tenths of a second.
+func (s *State) change(apply func(*model.Snapshot) *model.Snapshot) {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	next := apply(s.current.Load())
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.current.Store(s.current.Load().Apply(u))
+	s.current.Store(next)
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
