@@ -40,7 +40,6 @@ type Stream struct {
 
 // answer is what a client's stream waits for. Guarded by the stream's mu.
 type answer struct {
-	client  bool
 	ready   chan struct{} // closed when there is one, or never will be; nil until somebody waits
 	settled bool
 	Answer
@@ -52,7 +51,7 @@ type answer struct {
 }
 
 func (a *answer) settle() {
-	if a.client && !a.settled {
+	if a != nil && !a.settled {
 		a.settled = true
 		a.timer.Stop()
 		a.timer = nil // with what it would have done
@@ -65,7 +64,7 @@ func (a *answer) settle() {
 // keepsApp reports whether an application's connection survives this end of
 // its stream, to be offered to another endpoint.
 func (a *answer) keepsApp(end relay.End) bool {
-	return a.client && a.Status != 200 && (end == relay.Lost || end == relay.ResetByPeer)
+	return a != nil && a.Status != 200 && (end == relay.Lost || end == relay.ResetByPeer)
 }
 
 // openStream sends the request, if this connection takes another stream. It
@@ -83,7 +82,7 @@ func (c *conn) openStream(r Request, timeout time.Duration) *Stream {
 	}
 	s := new(Stream)
 	s.stream.init(c, c.lastID)
-	s.answer = answer{client: true, timeout: timeout, working: r.Working}
+	s.answer = &answer{timeout: timeout, working: r.Working}
 	if r.Answered != nil {
 		s.answer.told = func() { r.Answered(s) }
 	}
@@ -168,7 +167,7 @@ func (s *Stream) Answer(ctx context.Context) (Answer, error) {
 	select {
 	case <-s.ready():
 	case <-ctx.Done():
-		s.abort(context.Cause(ctx))
+		s.Abort(context.Cause(ctx))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -192,8 +191,9 @@ func (s *Stream) ready() <-chan struct{} {
 }
 
 // Relay moves bytes between the application and the stream until both
-// directions have ended, either side resets, or ctx ends. It does not wait for
-// the answer before it sends; replay, which may be nil, goes first.
+// directions have ended, either side resets, it is aborted, or ctx ends (which
+// takes more memory than Abort, unless it never does). It does not wait for the
+// answer before it sends; replay, which may be nil, goes first.
 //
 // It owns app and closes it, and then calls ended, once: before it returns, or
 // later and from another goroutine, where the stream has been idle. Except when
@@ -241,6 +241,8 @@ func (s *Stream) refusal(kept *Replay) *RefusedError {
 	return e
 }
 
-func (s *stream) abort(cause error) {
+// Abort ends the stream at once, for a reason that its result then has: both
+// applications see RST. It may wait for locks, and for nothing else.
+func (s *stream) Abort(cause error) {
 	s.fail(failure{end: relay.Aborted, err: cause, code: http2.ErrCodeCancel, tell: true})
 }

@@ -92,7 +92,7 @@ func (s *stream) deliver(p []byte) {
 		}
 		if err := s.delivered(n); err != nil {
 			s.mu.Unlock()
-			s.abort(err)
+			s.Abort(err)
 			return
 		}
 		p = p[n:]
@@ -179,7 +179,7 @@ func (s *stream) flushInbox(app *relay.Socket) {
 	})
 	switch {
 	case enough != nil:
-		s.abort(enough)
+		s.Abort(enough)
 	case failed != nil:
 		s.brokenApp(failed)
 	case err != nil:

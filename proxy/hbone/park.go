@@ -43,6 +43,7 @@ func (p *pump) park() bool {
 	}
 	p.app, p.stream.app = nil, nil
 	p.spot, p.parked = spot, p
+	p.answer = nil // it was 200, and who relays the stream does not ask for more
 	return true
 }
 

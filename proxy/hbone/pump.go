@@ -30,7 +30,9 @@ func (s *stream) relay(ctx context.Context, tcp *net.TCPConn, kept *Replay, ende
 		return false
 	}
 	p := &pump{stream: s, app: app, kept: kept, ended: ended}
-	p.stop = context.AfterFunc(ctx, func() { s.abort(context.Cause(ctx)) })
+	if ctx.Done() != nil {
+		p.stop = context.AfterFunc(ctx, func() { s.Abort(context.Cause(ctx)) })
+	}
 	s.attach(app)
 	if s.c.parking != nil {
 		s.c.parking.Enter(p)
@@ -44,7 +46,9 @@ func (s *stream) relay(ctx context.Context, tcp *net.TCPConn, kept *Replay, ende
 // end gives up what the relay has needed.
 func (p *pump) end() (refused bool) {
 	p.stayAwake()
-	p.stop()
+	if p.stop != nil {
+		p.stop()
+	}
 	if p.app != nil && p.detach(p.app) {
 		return true
 	}
@@ -94,7 +98,7 @@ type pump struct {
 	app      *relay.Socket // nil while it is parked
 	kept     *Replay
 	appetite relay.Appetite
-	stop     func() bool // no more waiting for the end of a context
+	stop     func() bool // no more waiting for the end of a context; nil without
 	ended    func()
 
 	asked atomic.Bool // to rest
@@ -210,7 +214,7 @@ func (p *pump) forward(buf *relay.Buffer, n int) error {
 			return err
 		}
 		if err := p.counts.MoreSent(took); err != nil {
-			p.abort(err)
+			p.Abort(err)
 			return err
 		}
 		from += took

@@ -72,14 +72,13 @@ type server struct {
 // ServerStream is a stream that a client asks for.
 type ServerStream struct {
 	stream
-	authority string
-	headers   []Header
-	taken     bool // Accept or Refuse was called
-	relayed   bool // Relay was called, which ends what the handler leaves
+	headers []Header
+	taken   bool // Accept or Refuse was called
+	relayed bool // Relay was called, which ends what the handler leaves
 }
 
 // Authority is what the client asks for: not empty, otherwise not checked.
-func (s *ServerStream) Authority() string { return s.authority }
+func (s *ServerStream) Authority() string { return value(s.headers, ":authority") }
 
 // Header is the first value of a header, or "". Names are in lower case; all
 // of them together are at most 64 KiB.
@@ -109,7 +108,7 @@ func (srv *server) open(c *conn, id uint32, m message) error {
 		}
 		return nil
 	}
-	s := &ServerStream{authority: value(m.fields, ":authority"), headers: m.fields}
+	s := &ServerStream{headers: m.fields}
 	s.stream.init(c, id)
 	ctx, cancel := context.WithCancel(srv.ctx)
 	s.cancel = cancel
@@ -214,11 +213,12 @@ func (s *ServerStream) answerWith(status int, headers []Header, end bool) {
 }
 
 // Relay moves bytes between the stream and the application until both
-// directions have ended, either side resets, or ctx ends. It follows Accept,
-// owns app and closes it, and then calls ended, once: before it returns, or
-// later and from another goroutine, where the stream has been idle.
+// directions have ended, either side resets, it is aborted, or ctx ends, as for a
+// client's. It follows Accept, owns app and closes it, and then calls ended, once:
+// before it returns, or later and from another goroutine, where the stream has
+// been idle.
 func (s *ServerStream) Relay(ctx context.Context, app *net.TCPConn, ended func(relay.Result)) {
-	s.authority, s.headers = "", nil // which would outlast their use
+	s.headers = nil // which would outlast their use
 	s.relayed = true
 	s.endHandler()
 	s.relay(ctx, app, nil, func() {

@@ -19,8 +19,8 @@ type stream struct {
 
 	// Guarded by c.mu.
 	window  int64         // what may be sent
-	sealed  bool          // END_STREAM or RST_STREAM is out: no DATA follows
 	hungry  waiter        // whose wait to interrupt when there is window again
+	sealed  bool          // END_STREAM or RST_STREAM is out: no DATA follows
 	starved bool          // is in the connection's list
 	turn    chan struct{} // wakes the stream as the one who writes; nil until it has waited for that
 
@@ -36,7 +36,7 @@ type stream struct {
 	over      bool
 	done      chan struct{} // see Done; nil until somebody asks
 	failure   failure
-	answer    answer             // of the client's side
+	answer    *answer            // of the client's side; nil of the server's, and once the stream has been parked
 	cancel    context.CancelFunc // server: of the handler, until it relays
 }
 
