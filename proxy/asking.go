@@ -65,10 +65,10 @@ func (x *exchange) consult(to *model.Provider, early http.Content) (*extauthz.An
 	if serves(x.snapshot, networkOf(x.snapshot, c.pod), c.original, to.Host, to.Port) {
 		return nil, errItself
 	}
-	ctx, cancel := context.WithTimeout(c.ctx, to.Timeout)
+	ctx, cancel := context.WithTimeout(c.context(), to.Timeout)
 	defer cancel()
 	question := x.question(ctx, early) // may wait, and needs no slot for that
-	slots, source := c.pod.share.asking, c.source.Addr()
+	slots, source := c.pod.share.asking, c.source().Addr()
 	if !slots.take(ctx, source) {
 		return nil, errAsking
 	}
@@ -121,11 +121,11 @@ func (x *exchange) wants() int {
 
 // Hold implements http.Exchange.
 func (x *exchange) Hold(n int) bool {
-	return x.room().Take(x.requests.conn.source.Addr(), n)
+	return x.room().Take(x.requests.conn.source().Addr(), n)
 }
 
 // Free implements http.Exchange.
-func (x *exchange) Free(n int) { x.room().Give(x.requests.conn.source.Addr(), n) }
+func (x *exchange) Free(n int) { x.room().Give(x.requests.conn.source().Addr(), n) }
 
 func (x *exchange) room() *portions.Portions[netip.Addr] {
 	if x.seen {
@@ -151,7 +151,7 @@ func (x *exchange) question(ctx context.Context, early http.Content) *extauthz.Q
 	q := &extauthz.Question{
 		As: c.proxy.callsAs(ctx, c.pod, to.Host, to.Port), ID: c.record.ID, Method: x.http.Method, Target: x.http.Path + withQuery(x.request.Query()), Host: x.http.Host,
 		Protocol: version(x.request), Headers: x.fields,
-		Source: c.source, Destination: c.original, Principal: c.peer.String(), Local: c.pod.identity.String(),
+		Source: c.source(), Destination: c.original, Principal: c.peer().String(), Local: c.pod.identity.String(),
 	}
 	if visible(to) > 0 {
 		q.Body, q.Partial = early.Bytes, !early.Whole
@@ -200,7 +200,7 @@ func (x *exchange) limit() {
 		if a.Limit.Unit == model.LimitBytes { // counted when they have passed
 			take, n = x.requests.proxy.limits.Charge, 0
 		}
-		o := take(x.requests.conn.ctx, x.requests.proxy.countsAs(x.requests.conn.pod, a), a, n)
+		o := take(x.requests.conn.context(), x.requests.proxy.countsAs(x.requests.conn.pod, a), a, n)
 		if o.Alone {
 			x.requests.proxy.Recorder.LimitsAlone()
 		}

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -20,28 +19,24 @@ import (
 // tells its story and as the table of live connections and the admin socket
 // read it.
 type Connection struct {
-	proxy  *Proxy
-	pod    *pod
-	conn   *net.TCPConn // the captured one; nil for a stream of HBONE
-	source netip.AddrPort
-	peer   model.Identity // the caller's, on HBONE
-	// takenBack asks whether the caller's certificate has been revoked since
-	// the handshake; nil if that cannot be.
-	takenBack func() bool
-	original  netip.AddrPort // where the application meant to go
-	held      holder         // the names on demand that it has to do with
-	whence    holder         // that of the other end, of an inbound one
-	working   func()         // tells the caller that it takes longer; nil if it cannot be told
-	ctx       context.Context
-	cancel    context.CancelCauseFunc
+	proxy    *Proxy
+	pod      *pod
+	conn     *net.TCPConn   // the captured one; nil for a stream of HBONE
+	caller   *caller        // on HBONE
+	original netip.AddrPort // where the application meant to go
+	held     *holder        // the names on demand that it has to do with; nil without demand
+	whence   *holder        // that of the other end, of an inbound one; nil without demand
+	working  func()         // tells the caller that it takes longer; nil if it cannot be told
 
 	mu       sync.Mutex // guards what follows
+	ender    ender      // see life.go; nil once it has ended
+	cause    error      // of an end from here
 	bypass   string     // that has let the connection live, and lets it to its end
 	settled  bool       // whether requests are decided on
 	early    bool       // a review came before that
 	opened   bool
-	metered  *meter    // of its bytes, if limits hold for these
 	placed   bool      // it takes a place among those to the pod
+	metered  *meter    // of its bytes, if limits hold for these
 	requests *requests // those, if they are
 	record   telemetry.Record
 	ended    time.Time
@@ -80,9 +75,11 @@ func (p *Proxy) begin(pod *pod, conn *net.TCPConn, direction telemetry.Direction
 }
 
 func (p *Proxy) newConnection(pod *pod, source netip.AddrPort, direction telemetry.Direction) *Connection {
-	c := &Connection{proxy: p, pod: pod, source: source}
-	c.held.share, c.whence.share = pod.share.names, pod.share.names
-	c.ctx, c.cancel = context.WithCancelCause(pod.ctx)
+	c := &Connection{proxy: p, pod: pod}
+	if p.Demand != nil {
+		c.held, c.whence = &holder{share: pod.share.names}, &holder{share: pod.share.names}
+	}
+	c.wait()
 	c.record.Direction = direction
 	c.record.Start = time.Now()
 	c.record.Source.Addr = source
@@ -95,7 +92,7 @@ func (p *Proxy) newConnection(pod *pod, source netip.AddrPort, direction telemet
 // end tells how the connection ended. A captured connection that was not
 // carried to its end is reset: never a clean FIN for what failed.
 func (p *Proxy) end(c *Connection) {
-	c.cancel(nil)
+	c.forgetEnder()
 	if c.conn != nil {
 		reset(c.conn)
 	}
@@ -119,6 +116,17 @@ func (p *Proxy) end(c *Connection) {
 // ID implements conns.Conn.
 func (c *Connection) ID() string { return c.record.ID }
 
+// source is where the connection comes from, which never changes.
+func (c *Connection) source() netip.AddrPort { return c.record.Source.Addr }
+
+// peer is the caller's identity; zero but on HBONE.
+func (c *Connection) peer() model.Identity {
+	if c.caller == nil {
+		return model.Identity{}
+	}
+	return c.caller.peer
+}
+
 // facts are those of an inbound connection; false for outbound ones. The
 // workload at the source address counts only if it has the verified identity.
 func (c *Connection) facts(s *model.Snapshot, now time.Time) (policy.Request, bool) {
@@ -126,15 +134,15 @@ func (c *Connection) facts(s *model.Snapshot, now time.Time) (policy.Request, bo
 		return policy.Request{}, false
 	}
 	r := policy.Request{
-		Source:      c.source.Addr(),
-		Identity:    c.peer,
+		Source:      c.source().Addr(),
+		Identity:    c.peer(),
 		Destination: c.original,
 		Workload:    workloadOf(s, c.pod),
 		Time:        now,
-		Revoked:     c.takenBack != nil && c.takenBack(),
+		Revoked:     c.caller != nil && c.caller.takenBack != nil && c.caller.takenBack(),
 		Bypass:      c.bypassed(),
 	}
-	if w := s.WorkloadAt(networkOf(s, c.pod), c.source.Addr()); w != nil && (c.peer.IsZero() || w.Is(c.peer)) {
+	if w := s.WorkloadAt(networkOf(s, c.pod), c.source().Addr()); w != nil && (c.peer().IsZero() || w.Is(c.peer())) {
 		r.SourceWorkload = w
 	}
 	return r, true
@@ -239,7 +247,7 @@ func (c *Connection) judged(d policy.Decision, r policy.Request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.record.Source.Workload = r.SourceWorkload
-	c.record.Source.Identity = c.peer
+	c.record.Source.Identity = c.peer()
 	c.record.Destination.Workload = r.Workload
 	c.record.Destination.Identity = c.pod.identity
 	c.record.Policy, c.record.Attribute, c.record.DryRun = d.Policy, d.Attribute, d.DryRun
@@ -287,7 +295,7 @@ func (c *Connection) fail(reason string, err error) {
 // revoked reports, and notes, that the connection is no longer allowed.
 func (c *Connection) revoked() bool {
 	var d denied
-	if !errors.As(context.Cause(c.ctx), &d) {
+	if !errors.As(c.endCause(), &d) {
 		return false
 	}
 	c.deny(d.Decision)
@@ -335,7 +343,7 @@ func (c *Connection) deny(d policy.Decision) {
 // clientBypass is the bypass for which a plaintext connection has no identity.
 // The caller holds mu.
 func (c *Connection) clientBypass() string {
-	if w := c.record.Source.Workload; w != nil && c.peer.IsZero() {
+	if w := c.record.Source.Workload; w != nil && c.peer().IsZero() {
 		return w.Bypass
 	}
 	return ""
@@ -345,7 +353,7 @@ func (c *Connection) clientBypass() string {
 // identity, had its client not skipped this destination. The caller holds mu.
 func (c *Connection) clientSkips() bool {
 	w := c.record.Source.Workload
-	if w == nil || !c.peer.IsZero() || w.Protocol != model.ProtocolHBONE {
+	if w == nil || !c.peer().IsZero() || w.Protocol != model.ProtocolHBONE {
 		return false
 	}
 	return w.SkipsOutbound(c.original)
@@ -353,8 +361,8 @@ func (c *Connection) clientSkips() bool {
 
 // sourceFor is the client's own address where it is of the target's family.
 func (c *Connection) sourceFor(target netip.AddrPort) netip.Addr {
-	if c.source.Addr().Is4() == target.Addr().Is4() {
-		return c.source.Addr()
+	if c.source().Addr().Is4() == target.Addr().Is4() {
+		return c.source().Addr()
 	}
 	return netip.Addr{}
 }

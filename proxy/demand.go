@@ -89,6 +89,9 @@ func (h *holder) hold(p *Proxy, name string) bool {
 }
 
 func (h *holder) release(p *Proxy) {
+	if h == nil {
+		return
+	}
 	for name, release := range h.names {
 		release()
 		if h.share != nil {
@@ -131,7 +134,7 @@ func (p *Proxy) hear(ctx context.Context, h *holder, names func(*model.Snapshot)
 // sourceIn is where an outbound connection comes from, by a snapshot.
 func (p *Proxy) sourceIn(s *model.Snapshot, c *Connection) route.Source {
 	return route.Source{
-		Workload: workloadOf(s, c.pod), Address: c.source.Addr(), Namespace: c.pod.Namespace, Node: p.Node, Network: p.Network,
+		Workload: workloadOf(s, c.pod), Address: c.source().Addr(), Namespace: c.pod.Namespace, Node: p.Node, Network: p.Network,
 	}
 }
 
@@ -144,11 +147,11 @@ func (p *Proxy) lookUpSource(ctx context.Context, c *Connection) {
 	if p.Demand == nil {
 		return
 	}
-	name := func(s *model.Snapshot) string { return model.AddressName(networkOf(s, c.pod), c.source.Addr()) }
-	if p.roomy(c) && (!c.peer.IsZero() || p.curious.Allow()) {
+	name := func(s *model.Snapshot) string { return model.AddressName(networkOf(s, c.pod), c.source().Addr()) }
+	if p.roomy(c) && (!c.peer().IsZero() || p.curious.Allow()) {
 		c.whence.hold(p, name(p.State.Snapshot()))
 	}
-	p.hear(ctx, &c.whence, func(s *model.Snapshot) []string {
+	p.hear(ctx, c.whence, func(s *model.Snapshot) []string {
 		if !c.readsSource(s) {
 			return nil
 		}
@@ -159,7 +162,7 @@ func (p *Proxy) lookUpSource(ctx context.Context, c *Connection) {
 // readsSource reports whether a policy is about who is at the other end.
 func (c *Connection) readsSource(s *model.Snapshot) bool {
 	w := workloadOf(s, c.pod)
-	return !c.peer.IsZero() && w != nil && policy.ReadsLabels(s, w)
+	return !c.peer().IsZero() && w != nil && policy.ReadsLabels(s, w)
 }
 
 // forgetSource lets go of who is at the other end where no decision needs it. Of
@@ -167,7 +170,7 @@ func (c *Connection) readsSource(s *model.Snapshot) bool {
 // a live connection by it, they have to be known. Where there is no room for
 // that, such a policy denies the connection.
 func (p *Proxy) forgetSource(c *Connection) {
-	if !c.readsSource(p.State.Snapshot()) && (c.peer.IsZero() || !p.roomy(c)) {
+	if p.Demand != nil && !c.readsSource(p.State.Snapshot()) && (c.peer().IsZero() || !p.roomy(c)) {
 		c.whence.release(p)
 	}
 }
@@ -189,8 +192,8 @@ func (p *Proxy) explainSource(ctx context.Context, c *Connection, r *policy.Requ
 	}
 	ctx, cancel := context.WithTimeout(ctx, explainTimeout)
 	defer cancel()
-	s := p.hear(ctx, &c.whence, func(s *model.Snapshot) []string {
-		return []string{model.AddressName(networkOf(s, c.pod), c.source.Addr())}
+	s := p.hear(ctx, c.whence, func(s *model.Snapshot) []string {
+		return []string{model.AddressName(networkOf(s, c.pod), c.source().Addr())}
 	})
 	now, _ := c.facts(s, r.Time)
 	r.SourceWorkload = now.SourceWorkload

@@ -103,7 +103,7 @@ func (a *asked) called(t *testing.T) (*Proxy, *Connection) {
 	p.draining = true // nothing is accepted here
 	p.Add(sockets.Pod{UID: "uid", Namespace: "mesh", Name: "client", Addresses: []netip.Addr{clientAddr}}, sockets.Listeners{})
 	c := p.newConnection(p.localPod("uid"), netip.AddrPortFrom(serverAddr, 40000), telemetry.Inbound)
-	c.peer = model.Identity{TrustDomain: "td", Namespace: "mesh", ServiceAccount: "server"}
+	c.caller = &caller{peer: model.Identity{TrustDomain: "td", Namespace: "mesh", ServiceAccount: "server"}}
 	c.setDestination(netip.AddrPortFrom(clientAddr, 80))
 	return p, c
 }
@@ -212,7 +212,7 @@ func TestCallersOfLiveConnectionsAreHeld(t *testing.T) {
 			a := newAsked()
 			p, c := a.called(t)
 			if tt.plain {
-				c.peer = model.Identity{}
+				c.caller = nil
 			}
 			if tt.reads {
 				a.Apply(model.Update{Policies: []*model.Policy{labelled()}})
@@ -277,7 +277,7 @@ func TestDenialNamesWhoComesInClear(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			a := newAsked()
 			p, c := a.called(t)
-			c.peer = model.Identity{}
+			c.caller = nil
 			source := model.AddressName("n1", serverAddr)
 			if tt.asked {
 				c.whence.hold(p, source)

@@ -85,7 +85,7 @@ func (x *exchange) gather(s *model.Snapshot) {
 	x.facts, _ = r.conn.facts(s, now)
 	x.facts.Bypass = "" // one that is over lets no new request in
 	if x.fields = x.request.Fields; r.proxy.TellIdentity {
-		x.fields = identified(x.fields, r.conn.peer, r.conn.pod.identity)
+		x.fields = identified(x.fields, r.conn.peer(), r.conn.pod.identity)
 	}
 	x.http = policy.HTTPRequest{Method: x.request.Method, Host: x.request.Host, Headers: x.fields}
 	x.facts.HTTP = &x.http

@@ -17,7 +17,7 @@ const (
 )
 
 func (c *Connection) headers() []hbone.Header {
-	forwarded := `for="` + c.source.String() + `"`
+	forwarded := `for="` + c.source().String() + `"`
 	if c.record.Service != nil {
 		forwarded += ";host=" + c.record.Service.Hostname
 	}

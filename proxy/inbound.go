@@ -82,8 +82,10 @@ var errHandshakes = errors.New("too many handshakes under way from this address,
 type caller struct {
 	addr, arrived netip.AddrPort
 	peer          model.Identity
-	takenBack     func() bool // see Connection
-	handshake     func() time.Duration
+	// takenBack asks whether the certificate has been revoked since the handshake;
+	// nil if that cannot be.
+	takenBack func() bool
+	handshake func() time.Duration
 }
 
 // handshake authenticates both ends, under a deadline. It also returns what the
@@ -133,7 +135,8 @@ func (p *Proxy) serve(pod *pod, from *caller, s *hbone.ServerStream) {
 	case c.requests != nil:
 		c.closed(p.serveStream(c, s, app))
 	default:
-		s.Relay(c.ctx, app, func(r relay.Result) {
+		c.carriedBy(s)
+		s.Relay(context.Background(), app, func(r relay.Result) {
 			c.closed(r)
 			p.end(c)
 		})
@@ -146,7 +149,7 @@ func (p *Proxy) serve(pod *pod, from *caller, s *hbone.ServerStream) {
 // and accepts it. If a local pod is to be joined with that, it returns the
 // offer instead. Without an application the stream was refused.
 func (p *Proxy) admit(c *Connection, from *caller, s *hbone.ServerStream) (app *net.TCPConn, offer *handover) {
-	c.peer, c.takenBack, c.working = from.peer, from.takenBack, s.Working
+	c.caller, c.working = from, s.Working
 	c.traced(s.Header)
 	c.record.Security = telemetry.MTLS
 	c.record.Source.Identity = from.peer
@@ -216,7 +219,7 @@ func (p *Proxy) reportCut(from caller, err error) {
 // table, whose next look would deny for the lack of it at once.
 func (p *Proxy) authorize(c *Connection) (allowed bool) {
 	defer c.phase(telemetry.PhaseAuthorize)()
-	ctx, cancel := context.WithTimeout(c.ctx, decisionTimeout)
+	ctx, cancel := context.WithTimeout(c.context(), decisionTimeout)
 	defer cancel()
 	_, _ = p.State.Wait(ctx, c.known)
 	p.lookUpSource(ctx, c)
@@ -243,9 +246,9 @@ func (p *Proxy) authorize(c *Connection) (allowed bool) {
 // the pod calls itself.
 func (p *Proxy) dialApp(c *Connection) (*net.TCPConn, error) {
 	defer c.phase(telemetry.PhaseDial)()
-	ctx, cancel := p.withTimeoutAnd(c.ctx, dialTimeout, c.working)
+	ctx, cancel := p.withTimeoutAnd(c.context(), dialTimeout, c.working)
 	defer cancel()
-	src := c.source.Addr()
+	src := c.source().Addr()
 	if src == c.original.Addr() || src.Is4() != c.original.Addr().Is4() {
 		src = netip.Addr{}
 	}
@@ -253,9 +256,9 @@ func (p *Proxy) dialApp(c *Connection) (*net.TCPConn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the application at %v: %w", c.original, err)
 	}
-	if c.ctx.Err() != nil { // denied meanwhile, or the pod is gone: nothing may reach it
+	if c.endCause() != nil { // denied meanwhile, or the pod is gone: nothing may reach it
 		reset(app)
-		return nil, context.Cause(c.ctx)
+		return nil, c.endCause()
 	}
 	return app, nil
 }

@@ -91,7 +91,7 @@ func (a *attempt) join() (joined bool, err error) {
 	offer := a.offer
 	defer a.proxy.local.withdraw(offer)
 	waited := a.phase(telemetry.PhaseAnswer)
-	answer, err := a.stream.Answer(a.ctx)
+	answer, err := a.stream.Answer(a.context())
 	waited()
 	if err != nil {
 		return false, err
@@ -110,7 +110,7 @@ func (a *attempt) join() (joined bool, err error) {
 	}
 	a.proxy.opening(a.Connection, telemetry.Local, offer.counts)
 	// The permit: when the server's side ends the stream, the pair ends too.
-	ctx, cancel := context.WithCancelCause(a.ctx)
+	ctx, cancel := context.WithCancelCause(a.context())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -140,7 +140,7 @@ func (p *Proxy) join(c *Connection, s *hbone.ServerStream, offer *handover, app 
 	s.Accept(hbone.Header{Name: localJoinedHeader, Value: "1"})
 	select {
 	case <-s.Done():
-	case <-c.ctx.Done():
+	case <-c.context().Done():
 		s.Reset()
 		reset(app)
 	}
@@ -150,6 +150,6 @@ func (p *Proxy) join(c *Connection, s *hbone.ServerStream, offer *handover, app 
 		s.End()
 	default: // this side ended it, or the client's vanished
 		reset(app)
-		c.closed(relay.Result{End: relay.Aborted, Err: context.Cause(c.ctx)})
+		c.closed(relay.Result{End: relay.Aborted, Err: c.endCause()})
 	}
 }

@@ -104,8 +104,7 @@ func (m *meter) passed(n int) error {
 	return m.charge(limits.here, uint64(n))
 }
 
-// countInStores ends once nothing has passed for a while, or the connection has
-// ended and all is counted.
+// countInStores ends once nothing has passed for a while.
 func (m *meter) countInStores() {
 	ticker := time.NewTicker(meterEvery)
 	defer ticker.Stop()
@@ -118,10 +117,7 @@ func (m *meter) countInStores() {
 				return
 			}
 		}
-		select {
-		case <-ticker.C:
-		case <-m.conn.ctx.Done():
-		}
+		<-ticker.C
 	}
 }
 
@@ -132,13 +128,13 @@ func (m *meter) charge(limits []policy.AppliedLimit, n uint64) (err error) {
 	for i := range limits {
 		a := &limits[i]
 		as := p.countsAs(c.pod, a)
-		o := p.limits.Charge(context.WithoutCancel(c.ctx), as, a, n)
+		o := p.limits.Charge(context.Background(), as, a, n)
 		if o.Alone {
 			p.Recorder.LimitsAlone()
 		}
 		if o.Allowed {
 			// What has just passed may be too much for anything to follow.
-			o = p.limits.Charge(context.WithoutCancel(c.ctx), as, a, 0)
+			o = p.limits.Charge(context.Background(), as, a, 0)
 		}
 		switch {
 		case o.Allowed:
@@ -217,7 +213,7 @@ func (x *exchange) chargeUpTo(total int64) (some bool) {
 	p, c := x.requests.proxy, x.requests.conn
 	for i := range x.limits {
 		if a := &x.limits[i]; a.Limit.Unit == model.LimitBytes {
-			_ = p.limits.Charge(context.WithoutCancel(c.ctx), p.countsAs(c.pod, a), a, uint64(n))
+			_ = p.limits.Charge(context.Background(), p.countsAs(c.pod, a), a, uint64(n))
 		}
 	}
 	return true

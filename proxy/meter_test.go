@@ -288,7 +288,7 @@ func TestLimitOfBytesOfStreams(t *testing.T) {
 func TestIdleRequestsAreCountedSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := &exchange{
-			requests: &requests{proxy: &Proxy{limits: ratelimit.New(nil)}, conn: &Connection{ctx: t.Context()}},
+			requests: &requests{proxy: &Proxy{limits: ratelimit.New(nil)}, conn: new(Connection)},
 			live:     new(tacithttp.Live),
 			limits:   []policy.AppliedLimit{{Policy: "bytes", Limit: &limitOfBytes(100, false).RateLimit.Limits[0]}},
 		}

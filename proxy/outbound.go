@@ -126,7 +126,7 @@ func (a *attempt) beginAnew() bool {
 	if a.tried > 0 && !a.rest() {
 		return false
 	}
-	r, err := a.proxy.resolve(a.ctx, a.Connection)
+	r, err := a.proxy.resolve(a.context(), a.Connection)
 	if err != nil {
 		a.fail("no_route", err)
 		return false
@@ -162,7 +162,7 @@ func (a *attempt) rest() bool {
 	select {
 	case <-time.After(a.pause):
 		return true
-	case <-a.ctx.Done():
+	case <-a.context().Done():
 		return false
 	}
 }
@@ -182,7 +182,7 @@ func (a *attempt) settled(err error) bool {
 	a.fail("connect_failed", err)
 	a.forsake()
 	a.again = a.again || a.tunneled && peerAway(err)
-	return a.ctx.Err() != nil
+	return a.endCause() != nil
 }
 
 // resolve decides where the connection may go, in one snapshot. It waits for
@@ -199,7 +199,7 @@ func (p *Proxy) resolve(ctx context.Context, c *Connection) (route.Route, error)
 		return route.Route{}, unplaced(c.pod)
 	}
 	if p.Demand != nil {
-		snapshot = p.hear(wait, &c.held, func(s *model.Snapshot) []string { return route.Names(s, p.sourceIn(s, c), c.original) })
+		snapshot = p.hear(wait, c.held, func(s *model.Snapshot) []string { return route.Names(s, p.sourceIn(s, c), c.original) })
 	}
 	source := p.sourceIn(snapshot, c)
 	r := route.Resolve(snapshot, source, c.original)
@@ -236,7 +236,7 @@ func (a *attempt) open(to route.Candidate) error {
 	if a.tunneled = to.Means == route.HBONE; a.tunneled {
 		return a.openStream(to)
 	}
-	server, err := a.proxy.Sockets.Dial(a.ctx, a.pod.UID, a.sourceFor(to.Target), to.Target)
+	server, err := a.proxy.Sockets.Dial(a.context(), a.pod.UID, a.sourceFor(to.Target), to.Target)
 	if err != nil {
 		return fmt.Errorf("connect to %v: %w", to.Target, err)
 	}
@@ -291,7 +291,7 @@ func (a *attempt) openStream(to route.Candidate) (err error) {
 	if a.offer != nil {
 		a.proxy.local.withdraw(a.offer)
 	}
-	if lack := a.pod.claim.Lack(); lack != nil && a.ctx.Err() != nil {
+	if lack := a.pod.claim.Lack(); lack != nil && a.endCause() != nil {
 		return fmt.Errorf("%w; %w", err, lack) // that is what it has waited for
 	}
 	return err
@@ -319,12 +319,14 @@ func (a *attempt) carry() error {
 func (a *attempt) relay(c *Connection) error {
 	app := c.conn
 	c.conn = nil // which is the stream's to close
-	err := a.stream.Relay(c.ctx, app, a.replay, func(r relay.Result) {
+	c.carriedBy(a.stream)
+	err := a.stream.Relay(context.Background(), app, a.replay, func(r relay.Result) {
 		c.closed(r)
 		c.leave()
 	})
 	if err != nil {
 		c.conn = app
+		c.wait()
 		return err
 	}
 	a.deadline.stop() // which an answer has done, unless there was none
@@ -352,7 +354,7 @@ func (a *attempt) carryPlain() {
 		a.closed(relay.Result{End: relay.ResetByPeer, Err: err})
 		return
 	}
-	a.closed(relay.Copy(a.ctx, a.conn, a.server, counts))
+	a.closed(relay.Copy(a.context(), a.conn, a.server, counts))
 }
 
 // resend gives a server in plain TCP what a stream that was refused has taken
@@ -361,7 +363,7 @@ func (a *attempt) resend(counts *relay.Counts) error {
 	if a.replay == nil || len(a.replay.Data) == 0 {
 		return nil
 	}
-	stop := context.AfterFunc(a.ctx, func() { reset(a.server) })
+	stop := context.AfterFunc(a.context(), func() { reset(a.server) })
 	defer stop()
 	n, err := a.server.Write(a.replay.Data)
 	counts.Sent.Add(int64(n))

@@ -53,5 +53,5 @@ func (p *Proxy) carryPlaintext(c *Connection) {
 		c.closed(p.servePlain(c, c.conn, app, counts))
 		return
 	}
-	c.closed(relay.Copy(c.ctx, c.conn, app, counts))
+	c.closed(relay.Copy(c.context(), c.conn, app, counts))
 }

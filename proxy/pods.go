@@ -65,6 +65,8 @@ func (p *Proxy) Add(facts sockets.Pod, l sockets.Listeners) {
 	} else {
 		added.share, added.budget = newShare(p.MaxConnsPerPod), hbone.NewBudget(podMemory)
 		added.ctx, added.kill = context.WithCancel(context.Background())
+		ctx := added.ctx
+		context.AfterFunc(ctx, func() { p.endCarried(ctx) })
 	}
 	p.pods[facts.UID] = added
 	if p.draining {

@@ -117,7 +117,7 @@ func (r *requests) Opaque(serverName string) error {
 	facts.ServerName = serverName
 	d := r.conn.mayLive(policy.Evaluate(s, &facts))
 	if d.Allowed {
-		d = r.proxy.limited(r.conn.ctx, r.conn.pod, d, &facts, model.LimitBytes)
+		d = r.proxy.limited(r.conn.context(), r.conn.pod, d, &facts, model.LimitBytes)
 	}
 	r.conn.judged(d, facts)
 	if !d.Allowed {
@@ -164,7 +164,7 @@ func (p *Proxy) serveRequests(c *Connection, client http.Side, app *net.TCPConn)
 	}
 	s := p.State.Snapshot()
 	facts, _ := c.facts(s, time.Now())
-	result := http.Serve(c.ctx, client, to, protocolOf(s, facts.Workload, c.original.Port()), c.record.ID, c.requests)
+	result := http.Serve(c.context(), client, to, protocolOf(s, facts.Workload, c.original.Port()), c.record.ID, c.requests)
 	if result.End != relay.Finished {
 		to.Reset()
 		client.Reset()

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -24,7 +23,7 @@ func (p *Proxy) dial(c *Connection, to target) (*net.TCPConn, error) {
 // loopback device, so that nobody can tell it anything but this proxy.
 func (p *Proxy) dialTunnel(c *Connection, to target) (*net.TCPConn, error) {
 	defer c.phase(telemetry.PhaseDial)()
-	ctx, cancel := p.withTimeoutAnd(c.ctx, dialTimeout, c.working)
+	ctx, cancel := p.withTimeoutAnd(c.context(), dialTimeout, c.working)
 	defer cancel()
 	at := to.dst
 	if to.tunnel { // at any other port the peer could reach what is for the pod alone
@@ -39,13 +38,13 @@ func (p *Proxy) dialTunnel(c *Connection, to target) (*net.TCPConn, error) {
 		return nil, fmt.Errorf("connect to the application's tunnel at %v: %w", at, err)
 	}
 	// It is the first that is sent, and the kernel has room for more.
-	if _, err := app.Write(proxyHeader(c.source, to.named, c.peer, to.service)); err != nil {
+	if _, err := app.Write(proxyHeader(c.source(), to.named, c.peer(), to.service)); err != nil {
 		reset(app)
 		return nil, fmt.Errorf("tell the application's tunnel at %v who comes: %w", at, err)
 	}
-	if c.ctx.Err() != nil { // denied meanwhile, or the pod is gone
+	if c.endCause() != nil { // denied meanwhile, or the pod is gone
 		reset(app)
-		return nil, context.Cause(c.ctx)
+		return nil, c.endCause()
 	}
 	return app, nil
 }

@@ -41,7 +41,7 @@ func (p *Proxy) aim(c *Connection, authority string, arrived netip.Addr) (target
 	defer cancel()
 	s, _ := p.State.Wait(ctx, func(s *model.Snapshot) bool { return workloadOf(s, pod) != nil })
 	if p.Demand != nil {
-		s = p.hear(ctx, &c.held, func(s *model.Snapshot) []string { return targetNames(s, workloadOf(s, pod), authority, arrived) })
+		s = p.hear(ctx, c.held, func(s *model.Snapshot) []string { return targetNames(s, workloadOf(s, pod), authority, arrived) })
 	}
 	return aimAt(s, workloadOf(s, pod), authority, arrived)
 }

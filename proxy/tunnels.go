@@ -81,13 +81,13 @@ func (p *Proxy) tlsAs(ctx context.Context, pod *pod, accepted []string) (*tls.Co
 func (p *Proxy) open(a *attempt, to route.Candidate, r hbone.Request) (*hbone.Stream, error) {
 	beyond := to.Beyond()
 	if beyond == nil {
-		return p.pool.Open(a.ctx, p.key(a.Connection, to), r)
+		return p.pool.Open(a.context(), p.key(a.Connection, to), r)
 	}
 	var accepted []string
 	for _, id := range beyond.Identities {
 		accepted = append(accepted, id.String())
 	}
-	config, notAfter, err := p.tlsAs(a.ctx, a.pod, accepted)
+	config, notAfter, err := p.tlsAs(a.context(), a.pod, accepted)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +96,7 @@ func (p *Proxy) open(a *attempt, to route.Candidate, r hbone.Request) (*hbone.St
 	if w := a.record.Source.Workload; w != nil {
 		r.Headers = append(slices.Clip(r.Headers), hbone.Header{Name: networkHeader, Value: w.Network})
 	}
-	return p.pool.OpenThrough(a.ctx, p.key(a.Connection, to), outer, hbone.Inner{TLS: config, NotAfter: notAfter, Request: r})
+	return p.pool.OpenThrough(a.context(), p.key(a.Connection, to), outer, hbone.Inner{TLS: config, NotAfter: notAfter, Request: r})
 }
 
 // evictMoved lets pooled connections end with their last stream once their
