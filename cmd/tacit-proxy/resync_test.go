@@ -30,6 +30,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/tacit-mesh/tacit/identity"
+	"github.com/tacit-mesh/tacit/internal/processors"
 	"github.com/tacit-mesh/tacit/proxy/sockets"
 	"github.com/tacit-mesh/tacit/proxy/state"
 	"github.com/tacit-mesh/tacit/xds/client"
@@ -75,7 +76,7 @@ func BenchmarkResync(b *testing.B) {
 	var handed sync.WaitGroup
 	p.xds = client.New(client.Config{
 		Server: address, ServerName: resyncName, RootsFile: roots, Sink: known, Known: known.Snapshot, Node: client.Node{Name: "node-7"},
-		Saved: p.keepExport, Burst: newProcessors().burst,
+		Saved: p.keepExport, Burst: processors.Update,
 	})
 	ctx, cancel := context.WithCancel(b.Context())
 	handed.Go(func() { p.save(ctx, ctx) })

@@ -18,6 +18,7 @@ import (
 	"github.com/tacit-mesh/tacit/internal/audit"
 	"github.com/tacit-mesh/tacit/internal/idle"
 	"github.com/tacit-mesh/tacit/internal/otlp"
+	"github.com/tacit-mesh/tacit/internal/processors"
 	"github.com/tacit-mesh/tacit/proxy"
 	"github.com/tacit-mesh/tacit/proxy/admin"
 	"github.com/tacit-mesh/tacit/proxy/dns"
@@ -88,6 +89,7 @@ func run(ctx context.Context, o options) error {
 	group.Go(func() error { return p.names.Run(draining) })
 	group.Go(func() error { return p.reporter().Run(draining) })
 	group.Go(func() error { return idle.ReturnMemory(draining, busy) })
+	group.Go(func() error { return processors.Follow(draining) })
 	group.Go(func() error {
 		defer end()
 		return p.proxy.Run(p.afterHandover(serving, draining))
@@ -148,7 +150,7 @@ func newProcess(o options) (*process, error) {
 	}
 	p.xds = client.New(client.Config{
 		Server: o.xds, ServerName: o.serverName, RootsFile: o.root, TokenFile: o.token,
-		ClusterID: o.clusterID, Node: o.xdsNode(), Sink: p.names, OnDemand: o.onDemand, Known: p.state.Snapshot, Saved: p.keepExport, Burst: newProcessors().burst, Log: p.log,
+		ClusterID: o.clusterID, Node: o.xdsNode(), Sink: p.names, OnDemand: o.onDemand, Known: p.state.Snapshot, Saved: p.keepExport, Burst: processors.Update, Log: p.log,
 	})
 	if p.collector, err = o.otlp.Open("tacit-proxy", o.node, p.log); err != nil {
 		return nil, errors.Join(err, p.source.Close())

@@ -65,6 +65,7 @@ func (f *flow) splice() error {
 		if err != nil || n == 0 { // empty or FIN: the read that follows tells which
 			return err
 		}
+		f.src.reader.found(n)
 		f.dst.write = writing{}
 		if err := f.dst.flush(drain, f.src.Err); err != nil {
 			return err

@@ -5,6 +5,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tacit-mesh/tacit/internal/processors"
 )
 
 // Around a system call that may block, Go's scheduler prepares to do without
@@ -14,23 +16,45 @@ import (
 // calls themselves.
 
 // Reader reads a non-blocking socket.
-type Reader struct{ streak uint8 }
+type Reader struct {
+	streak uint8  // reads in a row that found something
+	moved  uint32 // bytes
+}
 
-// told is how many reads in a row find something before one is announced to
-// the scheduler: its monitor thread must be awake when a goroutine is always
-// busy, for others to get their turn.
-const told = 16
+const (
+	// told is how many reads in a row find something before one is announced to
+	// the scheduler: its monitor thread must be awake when a goroutine is always
+	// busy, for others to get their turn.
+	told = 16
+	// bulk is how many bytes they find, together, before there are to be enough
+	// processors: it takes about a millisecond to encrypt and send them.
+	bulk = 256 << 10
+)
 
 // Read is read(2).
 func (r *Reader) Read(fd int, p []byte) (n int, err error) {
+	call := read
 	if r.streak++; r.streak == told {
 		r.streak = 0
-		return retry(fd, p, unix.Read)
+		call = unix.Read
 	}
-	if n, err = retry(fd, p, read); err != nil {
-		r.streak = 0
+	if n, err = retry(fd, p, call); err != nil {
+		r.streak, r.moved = 0, 0
+		return n, err
 	}
-	return n, err
+	r.found(n)
+	return n, nil
+}
+
+// sayBulk is replaced in tests.
+var sayBulk = processors.Bulk
+
+// found notes that the socket had n more bytes at once.
+func (r *Reader) found(n int) {
+	if r.moved += uint32(n); r.moved >= bulk {
+		r.moved = 0
+		sayBulk()
+	}
 }
 
 // Write is write(2) to a non-blocking socket. It follows a Read, whose streak

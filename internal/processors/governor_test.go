@@ -1,0 +1,148 @@
+package processors
+
+import "testing"
+
+// goRuntime plays Go's.
+type goRuntime struct{ n, standard int }
+
+func (r *goRuntime) count(n int) int {
+	before := r.n
+	if n > 0 {
+		r.n = n
+	}
+	return before
+}
+
+func (r *goRuntime) byDefault() int {
+	r.n = r.standard
+	return r.n
+}
+
+// governed has begun where Go has so many by default.
+func governed(cpus, standard int, told bool) (*governor, *goRuntime) {
+	r := &goRuntime{n: standard, standard: standard}
+	g := &governor{count: r.count, byDefault: r.byDefault}
+	g.begin(cpus, told)
+	return g, r
+}
+
+func rounds(g *governor, n int, used float64) {
+	for range n {
+		g.round(used)
+	}
+}
+
+// There are as many as the load needs: more at once, fewer once it has needed
+// less for a while.
+func TestLoad(t *testing.T) {
+	g, r := governed(8, 8, false)
+	for i, step := range []struct {
+		rounds int
+		used   float64
+		want   int
+	}{
+		{1, 5, 8},
+		{calmRounds - 1, 0.1, 8},
+		{1, 0.1, 4},
+		{calmRounds, 0.1, 2},
+		{calmRounds - 1, 0.5, 2},
+		{1, 0.6, 2}, // and it counts anew
+		{calmRounds - 1, 0.5, 2},
+		{1, 0.5, 1},
+		{3 * calmRounds, 0, 1},
+		{1, 0.6, 1},
+		{1, 0.7, 2},
+		{1, 1.9, 4},
+		{1, 4, 8},
+		{5, 8, 8},
+		{calmRounds, 2.3, 4},
+	} {
+		rounds(g, step.rounds, step.used)
+		if r.n != step.want {
+			t.Fatalf("step %d: %d, want %d", i, r.n, step.want)
+		}
+	}
+}
+
+// Who is busy with bulk finds others beside it at once, and for a while after
+// its last word.
+func TestBulk(t *testing.T) {
+	g, r := governed(4, 4, false)
+	rounds(g, 2*calmRounds, 0)
+	g.bulk()
+	g.bulkSaid.Store(true)
+	for range bulkRounds {
+		if r.n != 4 {
+			t.Fatalf("%d beside bulk, want 4", r.n)
+		}
+		g.round(0.1)
+	}
+	if r.n != 4 {
+		t.Errorf("%d before it is over, want 4", r.n)
+	}
+	g.round(0.1)
+	if r.n != 1 {
+		t.Errorf("%d after it, want 1", r.n)
+	}
+}
+
+// During an update there are more, unless they would run at once, where a
+// limit or the operator allows fewer than CPUs; then as many as before.
+func TestUpdate(t *testing.T) {
+	for name, tt := range map[string]struct {
+		cpus, standard int
+		told           bool
+		before, during int
+	}{
+		"one CPU":                {1, 1, false, 1, 2},
+		"one CPU, as told":       {1, 1, true, 1, 2},
+		"two CPUs":               {2, 2, false, 1, 4},
+		"three CPUs":             {3, 3, false, 1, 4},
+		"many CPUs":              {7, 7, false, 1, 7},
+		"many CPUs, as told":     {7, 7, true, 7, 7},
+		"limit of two of many":   {8, 2, false, 1, 2},
+		"limit of three of many": {8, 3, false, 1, 3},
+		"fewer than CPUs, told":  {2, 1, true, 1, 1},
+		"more than CPUs, told":   {2, 3, true, 3, 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, r := governed(tt.cpus, tt.standard, tt.told)
+			rounds(g, 4*calmRounds, 0)
+			if r.n != tt.before {
+				t.Fatalf("%d before an update, want %d", r.n, tt.before)
+			}
+			for range 2 {
+				g.update()
+				rounds(g, updateRounds-1, 0.1)
+				if r.n != tt.during {
+					t.Errorf("%d during an update, want %d", r.n, tt.during)
+				}
+			}
+			g.round(0.1)
+			if r.n != tt.before {
+				t.Errorf("%d after it, want %d", r.n, tt.before)
+			}
+		})
+	}
+}
+
+// A control group's limit may change while the program runs: Go follows it,
+// unless it was told another number.
+func TestChangedLimit(t *testing.T) {
+	g, r := governed(8, 4, false)
+	rounds(g, 2*calmRounds, 0)
+	r.standard = 2
+	g.bulk()
+	if r.n != 2 {
+		t.Errorf("%d under a limit of 2", r.n)
+	}
+	r.n, r.standard = 8, 8 // as Go would, with nothing else set
+	rounds(g, 1, 8)
+	if r.n != 8 {
+		t.Errorf("%d without a limit, want 8", r.n)
+	}
+	rounds(g, 4*calmRounds, 0)
+	if r.n != 1 {
+		t.Errorf("%d with nothing to do, want 1", r.n)
+	}
+}
