@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tacit-mesh/tacit/internal/httpserve"
+	"github.com/tacit-mesh/tacit/internal/processors"
 )
 
 // rebindPause is the time between two attempts to take over a port.
@@ -20,13 +21,22 @@ const rebindPause = 50 * time.Millisecond
 // serveHTTP answers Prometheus and readiness probes until the context ends.
 func (p *process) serveHTTP(ctx context.Context) error {
 	metrics, readiness := http.NewServeMux(), http.NewServeMux()
-	metrics.Handle("GET /metrics", p.recorder.Handler())
-	metrics.Handle("GET /stats/prometheus", p.recorder.Handler())
+	scrape := lengthy(p.recorder.Handler())
+	metrics.Handle("GET /metrics", scrape)
+	metrics.Handle("GET /stats/prometheus", scrape)
 	readiness.HandleFunc("GET /healthz/ready", p.ready)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return serve(ctx, p.metrics, metrics) })
 	group.Go(func() error { return serve(ctx, p.readiness, readiness) })
 	return group.Wait()
+}
+
+// lengthy is for answers that keep a processor busy.
+func lengthy(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		processors.Busy()
+		h.ServeHTTP(w, r)
+	})
 }
 
 // ready is 200 once every pod of the node is served and the mesh is known.

@@ -80,6 +80,7 @@ func BenchmarkResync(b *testing.B) {
 	})
 	ctx, cancel := context.WithCancel(b.Context())
 	handed.Go(func() { p.save(ctx, ctx) })
+	handed.Go(func() { _ = processors.Follow(ctx) })
 	handed.Go(func() { _ = p.xds.Run(ctx) })
 	defer handed.Wait()
 	defer cancel()

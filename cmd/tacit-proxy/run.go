@@ -108,7 +108,7 @@ func run(ctx context.Context, o options) error {
 	group.Go(func() error { return stopped(serving, p.admin().Run(serving)) })
 	group.Go(func() error { return p.serveHTTP(serving) })
 	if o.istioAdmin != "" {
-		group.Go(func() error { return serve(serving, o.istioAdmin, p.istio().Handler()) })
+		group.Go(func() error { return serve(serving, o.istioAdmin, lengthy(p.istio().Handler())) })
 	}
 	err = group.Wait()
 	if o.linger {

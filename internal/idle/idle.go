@@ -11,6 +11,8 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
+
+	"github.com/tacit-mesh/tacit/internal/processors"
 )
 
 const (
@@ -36,6 +38,7 @@ func returnMemory(ctx context.Context, busy uint64, every time.Duration) error {
 			return ctx.Err()
 		}
 		if p.hasCalmedDown(allocated()) {
+			processors.Busy() // it goes through the whole heap
 			debug.FreeOSMemory()
 			p.returned = allocated()
 		}

@@ -8,15 +8,18 @@ import (
 const (
 	// A round that uses more than this part of the processors there are asks for
 	// twice as many, and calmRounds that use less than the other for half.
-	busy, calm = 0.6, 0.3
-	calmRounds = 10
-	// How long bulk and updates last, from the last word of them on.
-	bulkRounds, updateRounds = 10, 100
+	mostUsed, leastUsed = 0.6, 0.3
+	calmRounds          = 10
+	// How long busy goroutines and updates count, from the last word of them on.
+	busyRounds, updateRounds = 10, 100
 	// During an update there are so many times as many as by default, up to a
 	// number. Of four the collection takes one; of two or three it would take a
 	// part of each, which goes before what waits for that processor, for up to
 	// 10 ms.
 	updateFactor, updateMost = 2, 4
+	// After so many rounds it is looked whether the default is another one, as
+	// that of a control group's limit.
+	defaultRounds = 300
 )
 
 // governor decides how many processors there are.
@@ -25,18 +28,19 @@ type governor struct {
 	byDefault func() int      // has as many as Go would by itself, and returns how many
 
 	following atomic.Bool
-	bulkSaid  atomic.Bool   // in this round
-	bulkBegun chan struct{} // set before following is
+	busyNow   atomic.Bool   // said in this round
+	busySaid  chan struct{} // set before following is
 
 	mu      sync.Mutex
 	cpus    int  // of the machine, that the program may run on
 	told    bool // by the operator how many
-	most    int  // for load and bulk: Go's default, or as told
+	most    int  // but for updates: Go's default, or as told
 	now     int
 	load    int // what the load needs
 	calm    int // rounds since it needed that
-	bulks   int // rounds left
+	busies  int // rounds left
 	updates int // rounds left
+	rounds  int
 }
 
 func (g *governor) begin(cpus int, told bool) {
@@ -45,33 +49,36 @@ func (g *governor) begin(cpus int, told bool) {
 	g.cpus, g.told = cpus, told
 	g.most = g.count(0)
 	g.now, g.load = g.most, g.most
-	g.bulkBegun = make(chan struct{}, 1)
+	g.busySaid = make(chan struct{}, 1)
+	g.busyNow.Store(false)
 	g.following.Store(true)
 }
 
-// round hears how many processors were in use since the last one.
-func (g *governor) round(used float64) {
+// end leaves as many as there are.
+func (g *governor) end() { g.following.Store(false) }
+
+// round hears what was needed since the last one.
+func (g *governor) round(n need) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.now == g.most && !g.told { // then the runtime follows the control group's limit
-		g.most = g.count(0)
-		g.now = g.most
+	if g.rounds++; g.rounds%defaultRounds == 0 && !g.told {
+		g.setDefault()
 	}
 	g.updates = max(0, g.updates-1)
-	g.bulks = max(0, g.bulks-1)
-	if g.bulkSaid.Swap(false) {
-		g.bulks = bulkRounds
+	g.busies = max(0, g.busies-1)
+	if g.busyNow.Swap(false) {
+		g.busies = busyRounds
 	}
-	g.follow(used)
+	g.follow(n)
 	g.set()
 }
 
-func (g *governor) follow(used float64) {
+func (g *governor) follow(n need) {
 	switch {
 	case g.told:
-	case used > busy*float64(g.now):
-		g.load, g.calm = min(2*g.now, g.most), 0
-	case used >= calm*float64(g.load):
+	case n.late || n.used > mostUsed*float64(g.now):
+		g.load, g.calm = max(g.load, min(2*g.now, g.most)), 0
+	case n.used >= leastUsed*float64(g.load):
 		g.calm = 0
 	default:
 		if g.calm++; g.calm == calmRounds {
@@ -80,18 +87,18 @@ func (g *governor) follow(used float64) {
 	}
 }
 
-func (g *governor) bulk() {
+func (g *governor) busy() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.bulks = bulkRounds
+	g.busies = busyRounds
 	g.set()
 }
 
 func (g *governor) update() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.most == 0 {
-		return // nobody follows
+	if !g.following.Load() {
+		return
 	}
 	g.updates = updateRounds
 	g.set()
@@ -103,14 +110,21 @@ func (g *governor) set() {
 	if want == g.now {
 		return
 	}
-	if want >= g.most && !g.told { // which may have become another number
-		g.most = g.byDefault()
-		g.now, want = g.most, g.wanted()
+	if !g.told && want > min(g.now, g.most-1) { // more, or the default itself
+		g.setDefault()
+		want = g.wanted()
 	}
 	if want != g.now {
 		g.count(want)
 		g.now = want
 	}
+}
+
+// setDefault learns what the default is by now. As long as nothing else is set,
+// the runtime itself follows a limit.
+func (g *governor) setDefault() {
+	g.most = g.byDefault()
+	g.now = g.most
 }
 
 // wanted is how many there are to be. Where a limit or the operator has them be
@@ -120,7 +134,7 @@ func (g *governor) wanted() int {
 	switch {
 	case g.updates > 0 && g.most >= g.cpus:
 		return max(g.most, min(updateMost, updateFactor*g.most))
-	case g.updates > 0 || g.bulks > 0:
+	case g.updates > 0 || g.busies > 0:
 		return g.most
 	default:
 		return min(g.load, g.most)

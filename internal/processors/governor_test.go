@@ -28,7 +28,7 @@ func governed(cpus, standard int, told bool) (*governor, *goRuntime) {
 
 func rounds(g *governor, n int, used float64) {
 	for range n {
-		g.round(used)
+		g.round(need{used: used})
 	}
 }
 
@@ -64,23 +64,23 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// Who is busy with bulk finds others beside it at once, and for a while after
-// its last word.
-func TestBulk(t *testing.T) {
+// Beside a busy goroutine there are all at once, and for a while after its last
+// word.
+func TestBusy(t *testing.T) {
 	g, r := governed(4, 4, false)
 	rounds(g, 2*calmRounds, 0)
-	g.bulk()
-	g.bulkSaid.Store(true)
-	for range bulkRounds {
+	g.busy()
+	g.busyNow.Store(true)
+	for range busyRounds {
 		if r.n != 4 {
-			t.Fatalf("%d beside bulk, want 4", r.n)
+			t.Fatalf("%d beside a busy goroutine, want 4", r.n)
 		}
-		g.round(0.1)
+		g.round(need{used: 0.1})
 	}
 	if r.n != 4 {
 		t.Errorf("%d before it is over, want 4", r.n)
 	}
-	g.round(0.1)
+	g.round(need{used: 0.1})
 	if r.n != 1 {
 		t.Errorf("%d after it, want 1", r.n)
 	}
@@ -118,7 +118,7 @@ func TestUpdate(t *testing.T) {
 					t.Errorf("%d during an update, want %d", r.n, tt.during)
 				}
 			}
-			g.round(0.1)
+			g.round(need{used: 0.1})
 			if r.n != tt.before {
 				t.Errorf("%d after it, want %d", r.n, tt.before)
 			}
@@ -126,23 +126,40 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
-// A control group's limit may change while the program runs: Go follows it,
-// unless it was told another number.
-func TestChangedLimit(t *testing.T) {
-	g, r := governed(8, 4, false)
+// Where the kernel gives the program less than it needs, it cannot use much: then
+// those count that wait.
+func TestLate(t *testing.T) {
+	g, r := governed(4, 4, false)
 	rounds(g, 2*calmRounds, 0)
-	r.standard = 2
-	g.bulk()
-	if r.n != 2 {
-		t.Errorf("%d under a limit of 2", r.n)
+	for _, want := range []int{2, 4, 4} {
+		if g.round(need{used: 0.3, late: true}); r.n != want {
+			t.Errorf("%d where goroutines wait, want %d", r.n, want)
+		}
 	}
-	r.n, r.standard = 8, 8 // as Go would, with nothing else set
-	rounds(g, 1, 8)
-	if r.n != 8 {
-		t.Errorf("%d without a limit, want 8", r.n)
-	}
-	rounds(g, 4*calmRounds, 0)
-	if r.n != 1 {
-		t.Errorf("%d with nothing to do, want 1", r.n)
+}
+
+// A control group's limit may change while the program runs. Go follows it,
+// unless another number was set.
+func TestChangedLimit(t *testing.T) {
+	for name, grows := range map[string]func(*governor){
+		"a busy goroutine": (*governor).busy,
+		"load":             func(g *governor) { rounds(g, 3, 1) },
+		"time":             func(g *governor) { g.load = 4; rounds(g, defaultRounds, 1.9) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, r := governed(8, 8, false)
+			rounds(g, 3*calmRounds, 0)
+			r.standard = 2
+			if grows(g); r.n != 2 {
+				t.Errorf("%d under a limit of 2", r.n)
+			}
+			r.n, r.standard = 8, 8 // as Go would, with nothing else set
+			if rounds(g, defaultRounds, 8); r.n != 8 {
+				t.Errorf("%d without a limit, want 8", r.n)
+			}
+			if rounds(g, 4*calmRounds, 0); r.n != 1 {
+				t.Errorf("%d with nothing to do, want 1", r.n)
+			}
+		})
 	}
 }

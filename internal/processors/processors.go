@@ -15,7 +15,6 @@ import (
 	"context"
 	"os"
 	"runtime"
-	"syscall"
 	"time"
 )
 
@@ -36,40 +35,33 @@ func byDefault() int {
 func Follow(ctx context.Context) error {
 	_, told := os.LookupEnv("GOMAXPROCS")
 	scheduler.begin(runtime.NumCPU(), told)
+	defer scheduler.end()
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	used, at := cpuTime(), time.Now()
+	var m meter
+	m.look(time.Now())
 	for {
 		select {
-		case <-tick.C:
-		case <-scheduler.bulkBegun:
-			scheduler.bulk()
-			continue
+		case now := <-tick.C:
+			scheduler.round(m.look(now))
+		case <-scheduler.busySaid:
+			scheduler.busy()
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		usedNow, now := cpuTime(), time.Now()
-		scheduler.round(float64(usedNow-used) / float64(now.Sub(at)))
-		used, at = usedNow, now
 	}
 }
 
-// cpuTime is what the program has used.
-func cpuTime() time.Duration {
-	var u syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u) // fails for other arguments alone
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-// Bulk says that the calling goroutine has not waited for a while and goes on:
-// others are to find a processor beside it. It costs next to nothing, and does
-// not wait until there are more, which a collection of garbage may hold up.
-func Bulk() {
-	if !scheduler.following.Load() || scheduler.bulkSaid.Swap(true) {
+// Busy says that the calling goroutine goes on for a millisecond or more without
+// waiting: others are to find a processor beside it. It costs next to nothing
+// and does not wait until there are more, which a collection of garbage may hold
+// up for as long as it takes.
+func Busy() {
+	if !scheduler.following.Load() || scheduler.busyNow.Swap(true) {
 		return
 	}
 	select {
-	case scheduler.bulkBegun <- struct{}{}:
+	case scheduler.busySaid <- struct{}{}:
 	default:
 	}
 	runtime.Gosched()

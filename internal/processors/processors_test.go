@@ -3,14 +3,18 @@ package processors
 import (
 	"context"
 	"errors"
+	"os"
 	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// An idle program has one processor, and all as soon as there is bulk.
+// An idle program has one processor, and all as soon as a goroutine is busy.
 func TestFollow(t *testing.T) {
+	t.Setenv("GOMAXPROCS", "") // has it be put back
+	_ = os.Unsetenv("GOMAXPROCS")
+	runtime.SetDefaultGOMAXPROCS()
 	all := runtime.GOMAXPROCS(0)
 	if all == 1 {
 		t.Skip("there is one CPU")
@@ -24,10 +28,10 @@ func TestFollow(t *testing.T) {
 		if n := runtime.GOMAXPROCS(0); n != 1 {
 			t.Errorf("an idle program has %d processors", n)
 		}
-		Bulk()
+		Busy()
 		synctest.Wait()
 		if n := runtime.GOMAXPROCS(0); n != all {
-			t.Errorf("%d processors beside bulk, of %d", n, all)
+			t.Errorf("%d processors beside a busy goroutine, of %d", n, all)
 		}
 		cancel()
 		if err := <-ended; !errors.Is(err, context.Canceled) {

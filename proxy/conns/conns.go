@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tacit-mesh/tacit/internal/processors"
 	"github.com/tacit-mesh/tacit/proxy/policy"
 	"github.com/tacit-mesh/tacit/proxy/state"
 	"github.com/tacit-mesh/tacit/xds/model"
@@ -123,10 +124,16 @@ func (t *Table[C]) Run(ctx context.Context, s *state.State) error {
 	}
 }
 
+// lengthy is how many connections keep a processor busy for about a millisecond.
+const lengthy = 500
+
 // Evaluate evaluates the live connections again, also for a reason that is not
 // in the snapshot: each in the newest, as it may have been allowed by that alone.
 func (t *Table[C]) Evaluate(s *state.State, now time.Time) {
-	for _, c := range t.Live() {
+	for i, c := range t.Live() {
+		if i%lengthy == lengthy-1 {
+			processors.Busy()
+		}
 		if d, checked := c.Review(s.Snapshot(), now); checked && !d.Allowed {
 			c.Deny(d)
 		}

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -17,19 +18,14 @@ import (
 
 // Reader reads a non-blocking socket.
 type Reader struct {
-	streak uint8  // reads in a row that found something
-	moved  uint32 // bytes
+	streak uint8 // reads in a row that found something
+	pace   pace
 }
 
-const (
-	// told is how many reads in a row find something before one is announced to
-	// the scheduler: its monitor thread must be awake when a goroutine is always
-	// busy, for others to get their turn.
-	told = 16
-	// bulk is how many bytes they find, together, before there are to be enough
-	// processors: it takes about a millisecond to encrypt and send them.
-	bulk = 256 << 10
-)
+// told is how many reads in a row find something before one is announced to
+// the scheduler: its monitor thread must be awake when a goroutine is always
+// busy, for others to get their turn.
+const told = 16
 
 // Read is read(2).
 func (r *Reader) Read(fd int, p []byte) (n int, err error) {
@@ -39,21 +35,17 @@ func (r *Reader) Read(fd int, p []byte) (n int, err error) {
 		call = unix.Read
 	}
 	if n, err = retry(fd, p, call); err != nil {
-		r.streak, r.moved = 0, 0
+		r.streak, r.pace = 0, pace{}
 		return n, err
 	}
 	r.found(n)
 	return n, nil
 }
 
-// sayBulk is replaced in tests.
-var sayBulk = processors.Bulk
-
-// found notes that the socket had n more bytes at once.
+// found notes that the socket had n more bytes.
 func (r *Reader) found(n int) {
-	if r.moved += uint32(n); r.moved >= bulk {
-		r.moved = 0
-		sayBulk()
+	if r.pace.bulk(n, sinceStart) {
+		processors.Busy()
 	}
 }
 
@@ -82,3 +74,39 @@ func retry(fd int, p []byte, call func(int, []byte) (int, error)) (int, error) {
 		}
 	}
 }
+
+// pace tells bulk, which keeps a goroutine from waiting, from what comes in
+// pieces, and from what others take slowly.
+type pace struct {
+	moved uint32 // bytes that were there without a pause
+	begun time.Duration
+}
+
+const (
+	// To encrypt and send so much takes about a millisecond; if it has taken
+	// longer than the time, the goroutine has waited for somebody.
+	bulkBytes = 256 << 10
+	bulkTime  = 10 * time.Millisecond
+)
+
+// bulk reports whether n more bytes make it that. The clock is read for what
+// may become bulk alone.
+func (p *pace) bulk(n int, clock func() time.Duration) bool {
+	p.moved += uint32(n)
+	switch {
+	case p.moved < bulkBytes/4:
+		return false
+	case p.begun == 0:
+		p.begun = clock()
+		return false
+	case p.moved < bulkBytes:
+		return false
+	}
+	quick := clock()-p.begun < bulkTime
+	*p = pace{}
+	return quick
+}
+
+var start = time.Now()
+
+func sinceStart() time.Duration { return time.Since(start) }

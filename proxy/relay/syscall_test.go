@@ -2,70 +2,73 @@ package relay
 
 import (
 	"errors"
-	"os"
-	"sync/atomic"
 	"testing"
-
-	"golang.org/x/sys/unix"
+	"time"
 )
 
-// countBulk has it counted how often bulk is said, of this test's goroutines.
-func countBulk(t *testing.T) *atomic.Int64 {
-	said, before := new(atomic.Int64), sayBulk
-	sayBulk = func() { said.Add(1) }
-	t.Cleanup(func() { sayBulk = before })
-	return said
+// What comes without a pause is bulk, unless somebody takes it slowly.
+func TestPace(t *testing.T) {
+	for name, tt := range map[string]struct {
+		piece int
+		each  time.Duration
+		want  int // times that 2 MB are said to be bulk
+	}{
+		"as fast as it goes": {32 << 10, 100 * time.Microsecond, 8},
+		"in large pieces":    {bulkBytes, time.Millisecond, 4}, // the first of each two begins
+		"to a slow receiver": {32 << 10, 5 * time.Millisecond, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var p pace
+			now, said := time.Duration(1), 0
+			for range 2 << 20 / tt.piece {
+				now += tt.each
+				if p.bulk(tt.piece, func() time.Duration { return now }) {
+					said++
+				}
+			}
+			if said != tt.want {
+				t.Errorf("said %d times, want %d", said, tt.want)
+			}
+		})
+	}
 }
 
-// What comes without a pause is bulk, and what comes in pieces is not, however
-// much it is.
-func TestReaderSaysBulk(t *testing.T) {
-	said := countBulk(t)
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0)
+// A pause ends what might have become bulk, and what passes through the kernel
+// alone counts as well.
+func TestWhatCountsAsBulk(t *testing.T) {
+	near, peer := tcpPair(t)
+	far, _ := tcpPair(t)
+	p, err := newPair(near, far)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, fd := range fds {
-		t.Cleanup(func() { unix.Close(fd) })
-	}
-	var r Reader
-	p := make([]byte, 32<<10)
-	pass := func() {
-		if _, err := unix.Write(fds[0], p); err != nil {
-			t.Fatal(os.NewSyscallError("write", err))
-		}
-		if _, err := r.Read(fds[1], p); err != nil {
-			t.Fatal(os.NewSyscallError("read", err))
-		}
-	}
-	for range 2 * bulk / len(p) {
-		pass()
-		if _, err := r.Read(fds[1], p); !errors.Is(err, unix.EAGAIN) {
+	f := flow{src: p.app, dst: p.peer, counts: new(Counts)}
+	f.count = &f.counts.Sent
+	sent := make([]byte, 40<<10)
+	fill := func() {
+		t.Helper()
+		if _, err := peer.Write(sent); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if n := said.Load(); n != 0 {
-		t.Errorf("said %d times of pieces", n)
+	fill()
+	buf, n, err := f.src.Read(Small, 0, LargeSize, true)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for range 2 * bulk / len(p) {
-		pass()
-	}
-	if n := said.Load(); n != 2 {
-		t.Errorf("said %d times of twice as many bytes as are bulk", n)
-	}
-}
-
-// So is what passes through the kernel alone.
-func TestSplicedBulkIsSaid(t *testing.T) {
-	said := countBulk(t)
-	for range 100 { // the reader may be faster than the writer
-		client, server, done := setup(t.Context(), t)
-		go send(t, server, client, 0)
-		send(t, client, server, 20<<20)
-		within(t, done)
-		if said.Load() > 0 {
-			return
+	buf.Free()
+	for moved := n; moved < len(sent); moved = int(f.src.reader.pace.moved) {
+		if err := f.splice(); err != nil {
+			t.Fatal(err)
 		}
 	}
-	t.Error("2 GB were never said to be bulk")
+	if moved := int(f.src.reader.pace.moved); moved != len(sent) {
+		t.Errorf("%d bytes count, want %d", moved, len(sent))
+	}
+	if _, _, err := f.src.Read(Small, 0, LargeSize, false); !errors.Is(err, ErrWouldBlock) {
+		t.Fatal(err)
+	}
+	if f.src.reader.pace != (pace{}) {
+		t.Errorf("after a pause still %+v", f.src.reader.pace)
+	}
 }

@@ -11,6 +11,9 @@ import (
 // is some 2,000 workloads.
 const largeMessage = 1 << 20
 
+// largeKind is how many resources keep one busy for a millisecond or so.
+const largeKind = 1000
+
 // burst tells of work on so many bytes, a message's or what is restored.
 func (c *Client) burst(bytes int) {
 	if bytes < largeMessage || c.config.Burst == nil {

@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/tacit-mesh/tacit/internal/processors"
 	"github.com/tacit-mesh/tacit/xds/api/tacit"
 	"github.com/tacit-mesh/tacit/xds/model"
 	"github.com/tacit-mesh/tacit/xds/wire"
@@ -19,6 +20,9 @@ func (c *Client) Export() ([]byte, error) {
 	state := &tacit.SavedState{}
 	c.mu.Lock()
 	for _, k := range c.kinds {
+		if len(k.resources) > largeKind {
+			processors.Busy()
+		}
 		saved := k.export()
 		if c.config.OnDemand && k.typeURL == wire.AddressType {
 			saved.OnDemand, saved.Names = true, c.heardNames()
