@@ -35,15 +35,22 @@ func (c *Connection) wait() {
 	c.ender = w
 }
 
-// context is what the connection waits with. It ends with the pod, and as soon as
-// the connection is no longer allowed.
+// context is what the connection waits with. It ends with the pod, as soon as the
+// connection is no longer allowed, and with the connection: decisions about its
+// requests may outlast it, and are to ask nobody then.
 func (c *Connection) context() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if w, ok := c.ender.(*waiting); ok {
-		return w.ctx
+	switch by := c.ender.(type) {
+	case *waiting:
+		return by.ctx
+	case nil:
+		ended, cancel := context.WithCancelCause(c.pod.ctx)
+		cancel(c.cause)
+		return ended
+	default:
+		return c.pod.ctx
 	}
-	return c.pod.ctx
 }
 
 // carriedBy leaves the connection to a stream, which is ended in the place of the

@@ -104,6 +104,32 @@ func TestConnectionEndsOnce(t *testing.T) {
 	if len(stream) > 0 || c.ender != nil {
 		t.Error("the stream is still there, or was ended again")
 	}
+	if cause := context.Cause(c.context()); cause != first { //nolint:errorlint // it is passed on as it is
+		t.Errorf("what still asks for it sees %v", cause)
+	}
+}
+
+// What still decides about the requests of a connection that has ended waits for
+// nothing, and asks nobody, while its pod lives.
+func TestConnectionHasEnded(t *testing.T) {
+	for name, carried := range map[string]bool{"waiting": false, "carried": true} {
+		t.Run(name, func(t *testing.T) {
+			_, c := living(t)
+			if carried {
+				c.carriedBy(make(aborted, 2))
+			}
+			c.forgetEnder()
+			if err := c.context().Err(); !errors.Is(err, context.Canceled) {
+				t.Errorf("its context: %v", err)
+			}
+			if err := c.pod.ctx.Err(); err != nil {
+				t.Errorf("the pod's context: %v", err)
+			}
+			if cause := c.endCause(); cause != nil {
+				t.Errorf("ended by %v", cause)
+			}
+		})
+	}
 }
 
 // Idle connections are most of what a proxy holds: these are in the allocator's
