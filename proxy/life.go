@@ -109,11 +109,11 @@ func (c *Connection) forgetEnder() {
 	}
 }
 
-// endCarried ends the connections of a pod that is gone which streams carry.
-func (p *Proxy) endCarried(ctx context.Context) {
-	for _, c := range p.conns.Live() {
-		if c.pod.ctx == ctx {
-			c.cancel(context.Cause(ctx))
-		}
+// endCarried ends the connections that streams carry of pods that are gone: with
+// one look at the table, however many pods these are.
+func (p *Proxy) endCarried() {
+	gone := p.conns.Those(func(c *Connection) bool { return c.pod.ctx.Err() != nil })
+	for _, c := range gone {
+		c.cancel(context.Cause(c.pod.ctx))
 	}
 }

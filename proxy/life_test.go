@@ -42,9 +42,10 @@ func TestConnectionIsEnded(t *testing.T) {
 		end   func(p *Proxy, c *Connection)
 		cause error
 	}{
-		"denied":      {func(_ *Proxy, c *Connection) { c.Deny(policy.Decision{}) }, denied{}},
-		"pod is gone": {func(p *Proxy, _ *Connection) { p.Remove("uid", true) }, context.Canceled},
-		"given up":    {func(_ *Proxy, c *Connection) { c.cancel(enough) }, enough},
+		"denied":       {func(_ *Proxy, c *Connection) { c.Deny(policy.Decision{}) }, denied{}},
+		"pod is gone":  {func(p *Proxy, _ *Connection) { p.Remove("uid", true) }, context.Canceled},
+		"all pods are": {func(p *Proxy, _ *Connection) { p.closePods() }, context.Canceled},
+		"given up":     {func(_ *Proxy, c *Connection) { c.cancel(enough) }, enough},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Run("waiting", func(t *testing.T) {
@@ -129,6 +130,19 @@ func TestConnectionHasEnded(t *testing.T) {
 				t.Errorf("ended by %v", cause)
 			}
 		})
+	}
+}
+
+// Pods end while others have all the connections that a node may have: these are
+// looked at, and not copied.
+func TestOthersEndCostsLittle(t *testing.T) {
+	p, c := living(t)
+	c.carriedBy(make(aborted, 2))
+	if n := testing.AllocsPerRun(10, p.endCarried); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+	if cause := c.endCause(); cause != nil {
+		t.Errorf("ended by %v", cause)
 	}
 }
 

@@ -22,9 +22,9 @@ type pod struct {
 	workload string // the UID by which the control plane knows it; empty: it is found by address
 	network  string // until the control plane has named it
 	identity model.Identity
-	claim    *identity.Claim // to its certificate
-	ctx      context.Context // ends when the pod is gone: its connections then are reset
-	kill     context.CancelFunc
+	claim    *identity.Claim    // to its certificate
+	ctx      context.Context    // ends when the pod is gone: its connections then are reset
+	kill     context.CancelFunc // endCarried must follow, if it may have connections
 	share    *share
 	live     sync.WaitGroup // connections and accept loops
 	before   *pod           // what shares ctx and may have connections still
@@ -65,8 +65,6 @@ func (p *Proxy) Add(facts sockets.Pod, l sockets.Listeners) {
 	} else {
 		added.share, added.budget = newShare(p.MaxConnsPerPod), hbone.NewBudget(podMemory)
 		added.ctx, added.kill = context.WithCancel(context.Background())
-		ctx := added.ctx
-		context.AfterFunc(ctx, func() { p.endCarried(ctx) })
 	}
 	p.pods[facts.UID] = added
 	if p.draining {
@@ -106,6 +104,7 @@ func (p *Proxy) Remove(uid string, gone bool) {
 	if gone {
 		if left := p.leaving[uid]; left != nil {
 			left.kill()
+			go p.endCarried() // without mu
 		}
 		p.endTunnels(uid, true)
 	}
@@ -250,6 +249,7 @@ func (p *Proxy) closePods() {
 	for _, pod := range p.leaving {
 		pod.kill()
 	}
+	go p.endCarried() // without mu
 }
 
 // has reports whether the address is the pod's: a captured connection may have

@@ -68,6 +68,20 @@ func (t *Table[C]) End(c C) {
 	t.next = (t.next + 1) % remembered
 }
 
+// Those lists the live connections that are wanted, in no order. It asks with the
+// table locked, so wanted must not wait, nor use the table.
+func (t *Table[C]) Those(wanted func(C) bool) []C {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []C
+	for c := range t.live {
+		if wanted(c) {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
 // Live lists the live connections, in no order.
 func (t *Table[C]) Live() []C {
 	t.mu.Lock()
