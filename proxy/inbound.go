@@ -136,7 +136,7 @@ func (p *Proxy) serve(pod *pod, from *caller, s *hbone.ServerStream) {
 		c.closed(p.serveStream(c, s, app))
 	default:
 		c.carriedBy(s)
-		s.Relay(context.Background(), app, func(r relay.Result) {
+		s.Relay(app, func(r relay.Result) {
 			c.closed(r)
 			p.end(c)
 		})

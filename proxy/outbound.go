@@ -320,7 +320,7 @@ func (a *attempt) relay(c *Connection) error {
 	app := c.conn
 	c.conn = nil // which is the stream's to close
 	c.carriedBy(a.stream)
-	err := a.stream.Relay(context.Background(), app, a.replay, func(r relay.Result) {
+	err := a.stream.Relay(app, a.replay, func(r relay.Result) {
 		c.closed(r)
 		c.leave()
 	})

@@ -49,7 +49,7 @@ func TestRefusedIsReplayed(t *testing.T) {
 				}
 				close(answer)
 			}()
-			err := s.Relay(t.Context(), near, nil, ignore)
+			err := s.Relay(near, nil, ignore)
 			var refused *RefusedError
 			if !errors.As(err, &refused) {
 				t.Fatalf("want a refusal, got %v", err)
@@ -64,7 +64,7 @@ func TestRefusedIsReplayed(t *testing.T) {
 			next := newWorld(t, forward(application(t, echo)))
 			done := make(chan relay.Result, 1)
 			go func() {
-				if err := next.open("10.0.0.2:80").Relay(context.Background(), near, refused.Replay, send(done)); err != nil {
+				if err := next.open("10.0.0.2:80").Relay(near, refused.Replay, send(done)); err != nil {
 					t.Error(err)
 				}
 			}()
@@ -210,7 +210,7 @@ func TestNoAnswerInTime(t *testing.T) {
 	for _, data := range []string{"", "data"} {
 		app, near := tcpPair(t)
 		app.Write([]byte(data))
-		err := w.open("10.0.0.1:80").Relay(t.Context(), near, nil, ignore)
+		err := w.open("10.0.0.1:80").Relay(near, nil, ignore)
 		var refused *RefusedError
 		if !errors.As(err, &refused) || refused.Status != 0 || string(refused.Replay.Data) != data {
 			t.Fatalf("want a refusal, got %v", err)

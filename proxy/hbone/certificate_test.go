@@ -70,7 +70,7 @@ func (m *mortal) established() (app *net.TCPConn, done chan relay.Result, of *co
 		app, near := tcpPair(m.t)
 		done := make(chan relay.Result, 1)
 		go func() {
-			if s.Relay(context.Background(), near, nil, send(done)) != nil {
+			if s.Relay(near, nil, send(done)) != nil {
 				done <- s.result()
 			}
 		}()

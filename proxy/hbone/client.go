@@ -191,17 +191,16 @@ func (s *Stream) ready() <-chan struct{} {
 }
 
 // Relay moves bytes between the application and the stream until both
-// directions have ended, either side resets, it is aborted, or ctx ends (which
-// takes more memory than Abort, unless it never does). It does not wait for the
-// answer before it sends; replay, which may be nil, goes first.
+// directions have ended, either side resets, or it is aborted. It does not wait
+// for the answer before it sends; replay, which may be nil, goes first.
 //
 // It owns app and closes it, and then calls ended, once: before it returns, or
 // later and from another goroutine, where the stream has been idle. Except when
 // it returns a *RefusedError: then app is open, the error holds what it had
 // sent, and ended is not called.
-func (s *Stream) Relay(ctx context.Context, app *net.TCPConn, replay *Replay, ended func(relay.Result)) error {
+func (s *Stream) Relay(app *net.TCPConn, replay *Replay, ended func(relay.Result)) error {
 	kept := s.kept(replay)
-	if s.relay(ctx, app, kept, func() { ended(s.result()) }) {
+	if s.relay(app, kept, func() { ended(s.result()) }) {
 		return s.refused(kept)
 	}
 	return nil

@@ -18,9 +18,9 @@ func ends(t *testing.T) (w *world, client, server *net.TCPConn, done chan relay.
 	t.Helper()
 	server, far := tcpPair(t)
 	farDone = make(chan relay.Result, 1)
-	w = newWorld(t, func(ctx context.Context, s *ServerStream) {
+	w = newWorld(t, func(_ context.Context, s *ServerStream) {
 		s.Accept()
-		s.Relay(context.WithoutCancel(ctx), far, send(farDone))
+		s.Relay(far, send(farDone))
 	})
 	client, done = w.connect("10.0.0.1:80")
 	server.SetDeadline(time.Now().Add(patience))
@@ -125,19 +125,18 @@ func TestAbort(t *testing.T) {
 	server, far := tcpPair(t)
 	client, near := tcpPair(t)
 	farDone := make(chan relay.Result, 1)
-	w := newWorld(t, func(ctx context.Context, s *ServerStream) {
+	w := newWorld(t, func(_ context.Context, s *ServerStream) {
 		s.Accept()
-		s.Relay(context.WithoutCancel(ctx), far, send(farDone))
+		s.Relay(far, send(farDone))
 	})
-	ctx, cancel := context.WithCancelCause(t.Context())
 	s := w.open("10.0.0.1:80")
 	if _, err := s.Answer(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan relay.Result, 1)
-	go func() { _ = s.Relay(ctx, near, nil, send(done)) }()
+	go func() { _ = s.Relay(near, nil, send(done)) }()
 	pass(t, client, server, "x")
-	cancel(cause)
+	s.Abort(cause)
 	if r := within(t, done); r.End != relay.Aborted || !errors.Is(r.Err, cause) {
 		t.Errorf("aborted: %+v", r)
 	}

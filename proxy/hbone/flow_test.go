@@ -1,7 +1,6 @@
 package hbone
 
 import (
-	"context"
 	"io"
 	"sync"
 	"testing"
@@ -42,7 +41,7 @@ func TestWindowsOpenInAnyOrder(t *testing.T) {
 		streams[i] = c.openStream(Request{Authority: "10.0.0.1:80"}, time.Minute)
 		server.WriteHeaders(http2.HeadersFrameParam{StreamID: streams[i].id, BlockFragment: block, EndHeaders: true})
 		eventually(t, func() bool { return streams[i].answered.Load() })
-		running.Go(func() { streams[i].Relay(context.Background(), relayed, nil, ignore) })
+		running.Go(func() { streams[i].Relay(relayed, nil, ignore) })
 	}
 	first, second := streams[0], streams[1]
 	sent := func(s *Stream, n int64) func() bool {

@@ -244,7 +244,7 @@ func (w *world) connect(authority string) (*net.TCPConn, chan relay.Result) {
 	done := make(chan relay.Result, 1)
 	s := w.open(authority)
 	go func() {
-		err := s.Relay(context.Background(), near, nil, send(done))
+		err := s.Relay(near, nil, send(done))
 		if err != nil {
 			near.SetLinger(0)
 			near.Close()
@@ -271,7 +271,7 @@ func forward(target net.Addr) Handler {
 			return
 		}
 		s.Accept()
-		s.Relay(context.WithoutCancel(ctx), nc.(*net.TCPConn), ignore)
+		s.Relay(nc.(*net.TCPConn), ignore)
 	}
 }
 

@@ -49,7 +49,7 @@ func TestMeter(t *testing.T) {
 			}
 			var passed atomic.Int64
 			failed := make(chan relay.Result, 1)
-			w := newWorld(t, func(ctx context.Context, s *ServerStream) {
+			w := newWorld(t, func(_ context.Context, s *ServerStream) {
 				s.Counts().Tell(func(n int) error {
 					if passed.Add(int64(n)) >= enough {
 						return errEnough
@@ -67,7 +67,7 @@ func TestMeter(t *testing.T) {
 				}
 				_ = far.(*net.TCPConn).SetWriteBuffer(8 << 10)
 				s.Accept()
-				s.Relay(context.WithoutCancel(ctx), far.(*net.TCPConn), func(r relay.Result) { failed <- r })
+				s.Relay(far.(*net.TCPConn), func(r relay.Result) { failed <- r })
 			})
 			app, done := w.connect("198.18.2.10:80")
 			if test.outgoing {

@@ -142,8 +142,8 @@ func TestParkedHalfClosed(t *testing.T) {
 	}
 }
 
-// Both contexts of a parked stream still end it; the handler's has ended with
-// its part.
+// A parked stream is aborted from either side; the handler's context has ended
+// with its part.
 func TestParkedAborts(t *testing.T) {
 	for _, here := range []bool{true, false} {
 		cause := errors.New("revoked")
@@ -151,21 +151,22 @@ func TestParkedAborts(t *testing.T) {
 		client, near := tcpPair(t)
 		results := make(chan relay.Result, 1)
 		farResults := make(chan relay.Result, 1)
-		nearCtx, endNear := context.WithCancelCause(t.Context())
-		farCtx, endFar := context.WithCancelCause(t.Context())
+		served := make(chan *ServerStream, 1)
 		w := newWorld(t, func(ctx context.Context, s *ServerStream) {
 			s.Accept()
-			s.Relay(farCtx, far, send(farResults))
+			served <- s
+			s.Relay(far, send(farResults))
 			within(t, ctx.Done())
 		})
-		go func() { _ = w.open("10.0.0.1:80").Relay(nearCtx, near, nil, send(results)) }()
+		s := w.open("10.0.0.1:80")
+		go func() { _ = s.Relay(near, nil, send(results)) }()
 		pass(t, client, server, "x")
 		w.awaitParked(2)
 		at, other := results, farResults
 		if here {
-			endNear(cause)
+			s.Abort(cause)
 		} else {
-			endFar(cause)
+			within(t, served).Abort(cause)
 			at, other = other, at
 		}
 		if r := within(t, at); r.End != relay.Aborted || !errors.Is(r.Err, cause) {
@@ -176,8 +177,6 @@ func TestParkedAborts(t *testing.T) {
 		}
 		expectReset(t, client, false)
 		expectReset(t, server, false)
-		endNear(nil)
-		endFar(nil)
 	}
 }
 
@@ -194,7 +193,7 @@ func TestUnansweredIsNotParked(t *testing.T) {
 	app.Write([]byte("early"))
 	s := w.open("10.0.0.1:80")
 	refused := make(chan error, 1)
-	go func() { refused <- s.Relay(t.Context(), near, nil, ignore) }()
+	go func() { refused <- s.Relay(near, nil, ignore) }()
 	eventually(t, func() bool { return s.Counts().Sent.Load() == 5 })
 	probe := newWorld(t, forward(application(t, echo))) // by when that is parked there was time for it
 	apps := connected(t, probe, 1)

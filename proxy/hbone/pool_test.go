@@ -142,7 +142,7 @@ func TestServerRefusesCertificate(t *testing.T) {
 	_, near := tcpPair(t)
 	defer near.Close()
 	// The client's handshake ends before the server has seen its certificate.
-	err := w.open("10.0.0.1:80").Relay(t.Context(), near, nil, ignore)
+	err := w.open("10.0.0.1:80").Relay(near, nil, ignore)
 	var refused *RefusedError
 	if !errors.As(err, &refused) || !refused.Retryable() {
 		t.Errorf("got %v", err)

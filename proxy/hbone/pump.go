@@ -1,7 +1,6 @@
 package hbone
 
 import (
-	"context"
 	"io"
 	"net"
 	"sync/atomic"
@@ -21,7 +20,7 @@ const bulkRead = relay.LargeSize - 4*(5+1+16) - 2*frameHeader
 //
 // It waits on a small stack: the runtime halves one of which less than a
 // quarter is in use.
-func (s *stream) relay(ctx context.Context, tcp *net.TCPConn, kept *Replay, ended func()) (refused bool) {
+func (s *stream) relay(tcp *net.TCPConn, kept *Replay, ended func()) (refused bool) {
 	app, err := relay.NewSocket(tcp)
 	if err != nil {
 		s.brokenApp(err)
@@ -30,9 +29,6 @@ func (s *stream) relay(ctx context.Context, tcp *net.TCPConn, kept *Replay, ende
 		return false
 	}
 	p := &pump{stream: s, app: app, kept: kept, ended: ended}
-	if ctx.Done() != nil {
-		p.stop = context.AfterFunc(ctx, func() { s.Abort(context.Cause(ctx)) })
-	}
 	s.attach(app)
 	if s.c.parking != nil {
 		s.c.parking.Enter(p)
@@ -46,9 +42,6 @@ func (s *stream) relay(ctx context.Context, tcp *net.TCPConn, kept *Replay, ende
 // end gives up what the relay has needed.
 func (p *pump) end() (refused bool) {
 	p.stayAwake()
-	if p.stop != nil {
-		p.stop()
-	}
 	if p.app != nil && p.detach(p.app) {
 		return true
 	}
@@ -98,7 +91,6 @@ type pump struct {
 	app      *relay.Socket // nil while it is parked
 	kept     *Replay
 	appetite relay.Appetite
-	stop     func() bool // no more waiting for the end of a context; nil without
 	ended    func()
 
 	asked atomic.Bool // to rest

@@ -54,7 +54,8 @@ func (w *rotating) carry(ctx context.Context, app *net.TCPConn) error {
 			return err
 		}
 		done := make(chan relay.Result, 1)
-		err = s.Relay(ctx, app, replay, send(done))
+		context.AfterFunc(ctx, func() { s.Abort(context.Cause(ctx)) })
+		err = s.Relay(app, replay, send(done))
 		var refused *RefusedError
 		switch {
 		case errors.As(err, &refused) && refused.Retryable():

@@ -213,15 +213,14 @@ func (s *ServerStream) answerWith(status int, headers []Header, end bool) {
 }
 
 // Relay moves bytes between the stream and the application until both
-// directions have ended, either side resets, it is aborted, or ctx ends, as for a
-// client's. It follows Accept, owns app and closes it, and then calls ended, once:
-// before it returns, or later and from another goroutine, where the stream has
-// been idle.
-func (s *ServerStream) Relay(ctx context.Context, app *net.TCPConn, ended func(relay.Result)) {
+// directions have ended, either side resets, or it is aborted. It follows Accept,
+// owns app and closes it, and then calls ended, once: before it returns, or later
+// and from another goroutine, where the stream has been idle.
+func (s *ServerStream) Relay(app *net.TCPConn, ended func(relay.Result)) {
 	s.headers = nil // which would outlast their use
 	s.relayed = true
 	s.endHandler()
-	s.relay(ctx, app, nil, func() {
+	s.relay(app, nil, func() {
 		ended(s.result())
 		s.served()
 	})

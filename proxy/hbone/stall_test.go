@@ -258,7 +258,7 @@ func plainWorld(t testing.TB, n int) []*net.TCPConn {
 	for range n {
 		app, relayed := tcpPair(t)
 		s := c.openStream(Request{Authority: "10.0.0.1:80"}, time.Minute)
-		running.Go(func() { s.Relay(ctx, relayed, nil, ignore) })
+		running.Go(func() { s.Relay(relayed, nil, ignore) })
 		exchangeOnce(t, app, make([]byte, 1))
 		apps = append(apps, app)
 	}

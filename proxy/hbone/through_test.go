@@ -46,7 +46,7 @@ func (b *border) connect() (*net.TCPConn, chan relay.Result) {
 	app, near := tcpPair(b.t)
 	done := make(chan relay.Result, 1)
 	go func() {
-		if err := s.Relay(context.Background(), near, nil, send(done)); err != nil {
+		if err := s.Relay(near, nil, send(done)); err != nil {
 			r := s.result()
 			r.Err = err
 			done <- r
