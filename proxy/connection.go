@@ -43,7 +43,8 @@ type Connection struct {
 	counts   *relay.Counts
 }
 
-// denied ends a connection's context when it is no longer allowed.
+// denied is why a connection is ended that is no longer allowed: what it waits for,
+// or the stream that carries it.
 type denied struct {
 	policy.Decision
 	skipped bool   // by the client: hence no identity
