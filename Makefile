@@ -114,7 +114,7 @@ e2etest: $(if $(KUBECONFIG),,$(KUBERNETES))
 	CGO_ENABLED=0 go build -v -trimpath -ldflags '-s -w' -o bin/e2e/ ./cmd/... ./test/kube/app 2>&1 | $(PROGRESS)
 	CGO_ENABLED=0 go build -v -trimpath -ldflags '-s -w' -tags inpod,grpcnotrace -o bin/e2e/inpod/ ./cmd/tacit 2>&1 | $(PROGRESS)
 	test/kube/next.sh bin/e2e/next 2>&1 | $(PROGRESS)
-	go test -v -count 1 -timeout $(if $(KEEP),0,$(if $(MEMORY),1h,43m)) $(if $(RUN),-run '$(RUN)') ./test/kube -args $(if $(KEEP),-keep) $(if $(MEMORY),-memory '$(MEMORY)') -programs '$(CURDIR)/bin/e2e' \
+	go test -v -count 1 -timeout $(if $(KEEP),0,$(if $(MEMORY),1h,48m)) $(if $(RUN),-run '$(RUN)') ./test/kube -args $(if $(KEEP),-keep) $(if $(MEMORY),-memory '$(MEMORY)') -programs '$(CURDIR)/bin/e2e' \
 		$(if $(KUBECONFIG),-kubeconfig '$(abspath $(KUBECONFIG))' -registry '$(REGISTRY)',-kubernetes '$(KUBERNETES)')
 
 # Where the tests find it.

@@ -109,8 +109,7 @@ func (c *Connection) forgetEnder() {
 	}
 }
 
-// endCarried ends the connections that streams carry of pods that are gone: with
-// one look at the table, however many pods these are.
+// endCarried ends the connections that streams carry of all pods that are gone.
 func (p *Proxy) endCarried() {
 	gone := p.conns.Those(func(c *Connection) bool { return c.pod.ctx.Err() != nil })
 	for _, c := range gone {

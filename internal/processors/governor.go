@@ -17,8 +17,8 @@ const (
 	// part of each, which goes before what waits for that processor, for up to
 	// 10 ms.
 	updateFactor, updateMost = 2, 4
-	// After so many rounds it is looked whether the default is another one, as
-	// that of a control group's limit.
+	// After so many rounds without the default it is looked whether that is
+	// another one, as by a control group's limit. To look, it is set.
 	defaultRounds = 300
 )
 
@@ -40,7 +40,7 @@ type governor struct {
 	calm    int // rounds since it needed that
 	busies  int // rounds left
 	updates int // rounds left
-	rounds  int
+	others  int // rounds since there were as many as by default
 }
 
 func (g *governor) begin(cpus int, told bool) {
@@ -61,9 +61,7 @@ func (g *governor) end() { g.following.Store(false) }
 func (g *governor) round(n need) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.rounds++; g.rounds%defaultRounds == 0 && !g.told {
-		g.setDefault()
-	}
+	g.learn()
 	g.updates = max(0, g.updates-1)
 	g.busies = max(0, g.busies-1)
 	if g.busyNow.Swap(false) {
@@ -71,6 +69,23 @@ func (g *governor) round(n need) {
 	}
 	g.follow(n)
 	g.set()
+}
+
+// learn follows the default, which the runtime does by itself while nothing else
+// is set. Called with mu held.
+func (g *governor) learn() {
+	switch {
+	case g.told || g.updates > 0:
+	case g.now == g.most:
+		g.others = 0
+		g.most = g.count(0)
+		g.now = g.most
+	default:
+		if g.others++; g.others >= defaultRounds {
+			g.others = 0
+			g.setDefault()
+		}
+	}
 }
 
 func (g *governor) follow(n need) {
@@ -120,8 +135,6 @@ func (g *governor) set() {
 	}
 }
 
-// setDefault learns what the default is by now. As long as nothing else is set,
-// the runtime itself follows a limit.
 func (g *governor) setDefault() {
 	g.most = g.byDefault()
 	g.now = g.most

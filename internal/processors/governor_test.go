@@ -141,25 +141,55 @@ func TestLate(t *testing.T) {
 // A control group's limit may change while the program runs. Go follows it,
 // unless another number was set.
 func TestChangedLimit(t *testing.T) {
-	for name, grows := range map[string]func(*governor){
-		"a busy goroutine": (*governor).busy,
-		"load":             func(g *governor) { rounds(g, 3, 1) },
-		"time":             func(g *governor) { g.load = 4; rounds(g, defaultRounds, 1.9) },
+	const limit = 2
+	for name, tt := range map[string]struct {
+		used  float64 // before
+		after func(*governor)
+	}{
+		"as Go has by itself":     {8, func(g *governor) { rounds(g, calmRounds, 1.9) }},
+		"fewer, and load":         {0, func(g *governor) { rounds(g, 3, 1) }},
+		"fewer, and who is busy":  {0, (*governor).busy},
+		"fewer, for a while":      {1.5, func(g *governor) { rounds(g, defaultRounds, 1.5) }},
+		"fewer, and then updates": {1.5, (*governor).update},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g, r := governed(8, 8, false)
-			rounds(g, 3*calmRounds, 0)
-			r.standard = 2
-			if grows(g); r.n != 2 {
-				t.Errorf("%d under a limit of 2", r.n)
+			rounds(g, 4*calmRounds, tt.used)
+			if r.n == r.standard {
+				r.n = limit // as Go does
 			}
-			r.n, r.standard = 8, 8 // as Go would, with nothing else set
-			if rounds(g, defaultRounds, 8); r.n != 8 {
+			r.standard = limit
+			if tt.after(g); r.n != limit {
+				t.Errorf("%d under a limit of %d", r.n, limit)
+			}
+			if r.n == r.standard {
+				r.n = 8
+			}
+			r.standard = 8
+			if rounds(g, defaultRounds+1, 8); r.n != 8 {
 				t.Errorf("%d without a limit, want 8", r.n)
 			}
-			if rounds(g, 4*calmRounds, 0); r.n != 1 {
+			if rounds(g, updateRounds+4*calmRounds, 0); r.n != 1 {
 				t.Errorf("%d with nothing to do, want 1", r.n)
 			}
 		})
+	}
+}
+
+// What looks for another default does not set it during an update.
+func TestUpdateIsNotDisturbed(t *testing.T) {
+	g, r := governed(2, 2, false)
+	set := g.byDefault
+	rounds(g, 2*calmRounds, 0)
+	g.update()
+	g.byDefault = func() int {
+		t.Errorf("the default is set in an update")
+		return set()
+	}
+	for range 2 * defaultRounds {
+		if g.update(); r.n != 4 {
+			t.Fatalf("%d during an update, want 4", r.n)
+		}
+		g.round(need{})
 	}
 }

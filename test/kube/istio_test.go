@@ -12,6 +12,7 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 )
 
 const (
@@ -77,10 +78,11 @@ func (e environment) oneNodeInPlace(nodes []string) {
 				if err = errors.Join(err, e.exchange("near", e.podNames("near", "app=client")[0], address)); err != nil {
 					return err
 				}
-				if now, err := e.countedFrom("near", to, security); err != nil || now != before+1 {
-					return fmt.Errorf("%v calls are counted as %s, want 1: %w", now-before, security, err)
+				now, err := e.countedFrom("near", to, security)
+				if err == nil && now != before+1 {
+					err = fmt.Errorf("%v calls are counted as %s, want 1", now-before, security)
 				}
-				return nil
+				return err
 			})
 			if err := e.exchange("far", e.podNames("far", "app=server")[0], address); err != nil {
 				e.t.Errorf("a call from outside to %s: %v", address, err)
@@ -101,8 +103,20 @@ func (e environment) handOver(node string) {
 	e.t.Helper()
 	e.must(e.Patch(e.ctx, "v1", "Node", "", node, fmt.Sprintf("metadata: {labels: {%s: 'true'}}", inPlaceLabel)))
 	e.atEnd(func(e environment) error { return e.keepFromTacit(node) })
-	for name, want := range map[string]int{"tacit-agent": 1, "tacit-proxy": 1, "ztunnel": 0} {
-		e.eventually(fmt.Sprintf("%d ready pods of %s on %s", want, name, node), func() error { return e.daemonsOn(node, name, want) })
+	e.awaitDaemonsOn(node, "tacit-agent", 1)
+	e.awaitDaemonsOn(node, "tacit-proxy", 1) // whose directories the agent makes, for which the kubelet looks ever more seldom
+	e.awaitDaemonsOn(node, "ztunnel", 0)
+}
+
+func (e environment) awaitDaemonsOn(node, name string, want int) {
+	e.t.Helper()
+	var last error
+	err := wait.PollUntilContextTimeout(e.ctx, interval, 2*patience, true, func(context.Context) (bool, error) {
+		last = e.daemonsOn(node, name, want)
+		return last == nil, nil
+	})
+	if err != nil {
+		e.t.Fatalf("%d ready pods of %s on %s: %v, last: %v", want, name, node, err, last)
 	}
 }
 
@@ -197,7 +211,8 @@ true`)
 // deletes them: the proxies serve them, and let go of them.
 func (e environment) comeAndGo() {
 	e.t.Helper()
-	before := e.served()
+	before, err := e.served()
+	e.must(err)
 	pods := e.probed("shop")
 	e.awaitAnnotation("shop", istioAnnotation, true)
 	e.awaitServed(before + float64(len(pods)))
@@ -206,20 +221,18 @@ func (e environment) comeAndGo() {
 }
 
 // served is how many pods the proxies of all nodes serve.
-func (e environment) served() float64 {
-	e.t.Helper()
-	n, err := e.metricIn(istioSystem, "tacit-proxy", "15020", "workload_manager_active_proxy_count")
-	e.must(err)
-	return n
+func (e environment) served() (float64, error) {
+	return e.metricIn(istioSystem, "tacit-proxy", "15020", "workload_manager_active_proxy_count")
 }
 
 func (e environment) awaitServed(want float64) {
 	e.t.Helper()
 	e.eventually(fmt.Sprintf("%v pods are served", want), func() error {
-		if n := e.served(); n != want {
-			return fmt.Errorf("there are %v", n)
+		n, err := e.served()
+		if err == nil && n != want {
+			err = fmt.Errorf("there are %v", n)
 		}
-		return nil
+		return err
 	})
 }
 
@@ -230,29 +243,33 @@ func (e environment) giveBack(nodes []string, web clients) {
 	e.t.Helper()
 	before := web.reports()
 	for _, node := range nodes {
+		for _, there := range []string{listening, running} {
+			if e.nothingFrom(node, there) == nil {
+				e.t.Errorf("%s: nothing is found before: %s", node, there)
+			}
+		}
 		e.must(e.keepFromTacit(node))
 	}
 	for _, node := range nodes {
-		for name, want := range map[string]int{"tacit-agent": 0, "ztunnel": 1} {
-			e.eventually(fmt.Sprintf("%d pods of %s on %s", want, name, node), func() error { return e.daemonsOn(node, name, want) })
-		}
+		e.awaitDaemonsOn(node, "tacit-agent", 0)
+		e.awaitDaemonsOn(node, "ztunnel", 1)
 		e.eventually("the ports are free on "+node, func() error { return e.nothingFrom(node, listening) })
 	}
 	for pod, was := range before {
 		e.eventually("connections of before go on in "+pod, func() error {
 			now, err := web.report(pod)
-			if err != nil || now.Streams.Failed > 0 || now.Streams.Done < was.Streams.Done+stretch {
-				return fmt.Errorf("%+v, and %+v before: %w", now.Streams, was.Streams, err)
+			if err == nil && (now.Streams.Failed > 0 || now.Streams.Done < was.Streams.Done+stretch) {
+				err = fmt.Errorf("%+v, and %+v before", now.Streams, was.Streams)
 			}
-			return nil
+			return err
 		})
 	}
 	// Alone, for its connections to be closed: whose both ends vanish at once are
 	// noticed by nobody but a proxy that waits for an answer.
 	e.must(e.Delete(e.ctx, "v1", "Namespace", "", web.namespace))
 	for _, node := range nodes {
-		e.eventually("the proxies' end on "+node, func() error { return e.daemonsOn(node, "tacit-proxy", 0) })
-		if err := e.nothingFrom(node, `find /run/tacit ! -type d ! -type s; pgrep tacit`); err != nil {
+		e.awaitDaemonsOn(node, "tacit-proxy", 0)
+		if err := e.nothingFrom(node, `find /run/tacit ! -type d ! -type s; `+running); err != nil {
 			e.t.Errorf("left on %s: %v", node, err)
 		}
 		_, err := e.Node(node).Run(e.ctx, "rm", "-r", "/run/tacit")
@@ -270,6 +287,9 @@ const listening = `
 for pod in /run/netns/*; do
   nsenter --net=$pod ss --no-header --listening --tcp --udp --numeric | grep -E ':(15001|15006|15008|15053)\b'
 done`
+
+// running prints Tacit's processes on a node.
+const running = "pgrep tacit"
 
 // nothingFrom says what a script prints on a node.
 func (e environment) nothingFrom(node, script string) error {

@@ -87,7 +87,8 @@ func (e environment) istioImages() (pilot, cni image) {
 	return pilot, cni
 }
 
-// deleteAll deletes the objects of a YAML text, the last one first.
+// deleteAll deletes the objects of a YAML text, the last one first, and tries
+// all.
 func (e environment) deleteAll(text string) error {
 	decoder := yaml.NewYAMLOrJSONDecoder(bytes.NewReader([]byte(text)), 4096)
 	var all []unstructured.Unstructured
@@ -102,12 +103,11 @@ func (e environment) deleteAll(text string) error {
 			all = append(all, object)
 		}
 	}
+	var errs []error
 	for _, object := range slices.Backward(all) {
-		if err := e.Delete(e.ctx, object.GetAPIVersion(), object.GetKind(), object.GetNamespace(), object.GetName()); err != nil {
-			return err
-		}
+		errs = append(errs, e.Delete(e.ctx, object.GetAPIVersion(), object.GetKind(), object.GetNamespace(), object.GetName()))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // ztunnelPatch is what is done to ztunnel's DaemonSet, as users are told.
