@@ -336,12 +336,11 @@ func (w *worker) release(ctx context.Context, want wish) (left bool, err error) 
 	if err != nil {
 		return false, err
 	}
-	if n > 0 {
-		w.idle = 0
-		return false, nil
-	}
 	// A connection may be between the listener and conntrack's table: look twice.
-	if w.idle++; w.idle < 2 {
+	if w.idle++; n > 0 {
+		w.idle = 0
+	}
+	if w.idle < 2 {
 		return false, w.place.forgetEnded(want.pod.Addresses)
 	}
 	w.set.cfg.Sockets.Remove(want.pod.UID, false)

@@ -179,6 +179,35 @@ func TestReleaseWithTheSamePort(t *testing.T) {
 	}
 }
 
+// While the release waits for a connection, those that have ended are forgotten:
+// who comes from the port of one is not translated for its sake, and so not cut
+// where it ends by force.
+func TestReleaseForgetsWhatHasEnded(t *testing.T) {
+	pod, peer := newPair(t)
+	echo(t, pod.listen(t, ":80"))
+	n := newNode(t, pod)
+	n.start(pods.BackendNFT)
+	var both [2]*net.TCPConn
+	for i := range both {
+		both[i] = peer.dial(t, netip.AddrPortFrom(pod4, 80))
+		if _, err := say(both[i], "hello"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remembered := func() bool { return strings.Contains(pod.run(t, "cat", "/proc/net/nf_conntrack"), "TIME_WAIT") }
+	both[0].Close()
+	eventually(t, 10*time.Second, "the end of a captured connection", remembered)
+	n.update(func(p *pods.Pod) { p.Capture = false })
+	n.await(pods.StateReleasing)
+	// By itself the kernel would remember it for two minutes.
+	eventually(t, 30*time.Second, "it is forgotten", func() bool { return !remembered() })
+	if _, err := say(both[1], "still here"); err != nil || n.set.Status()[0].State != pods.StateReleasing {
+		t.Errorf("the other one: %v, the pod %s", err, n.set.Status()[0].State)
+	}
+	both[1].Close()
+	n.await(pods.StateLeft)
+}
+
 // notCaptured makes a new connection that the proxy must not see.
 func notCaptured(t *testing.T, n *node, pod, peer testNS) {
 	t.Helper()
