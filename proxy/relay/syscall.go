@@ -83,10 +83,11 @@ type pace struct {
 }
 
 const (
-	// To encrypt and send so much takes about a millisecond; if it has taken
-	// longer than the time, the goroutine has waited for somebody.
+	// To encrypt and send so much takes about a millisecond, or dozens beside
+	// others that do the same; if it has taken longer than the time, the goroutine
+	// has waited for somebody slow.
 	bulkBytes = 256 << 10
-	bulkTime  = 10 * time.Millisecond
+	bulkTime  = 100 * time.Millisecond
 )
 
 // bulk reports whether n more bytes make it that. The clock is read for what

@@ -15,7 +15,8 @@ func TestPace(t *testing.T) {
 	}{
 		"as fast as it goes": {32 << 10, 100 * time.Microsecond, 8},
 		"in large pieces":    {bulkBytes, time.Millisecond, 4}, // the first of each two begins
-		"to a slow receiver": {32 << 10, 5 * time.Millisecond, 0},
+		"beside many others": {32 << 10, 10 * time.Millisecond, 8},
+		"to a slow receiver": {32 << 10, 20 * time.Millisecond, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var p pace
