@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tacit-mesh/tacit/internal/httpserve"
-	"github.com/tacit-mesh/tacit/internal/processors"
 )
 
 // rebindPause is the time between two attempts to take over a port.
@@ -21,7 +20,7 @@ const rebindPause = 50 * time.Millisecond
 // serveHTTP answers Prometheus and readiness probes until the context ends.
 func (p *process) serveHTTP(ctx context.Context) error {
 	metrics, readiness := http.NewServeMux(), http.NewServeMux()
-	scrape := lengthy(p.recorder.Handler())
+	scrape := httpserve.Lengthy(p.recorder.Handler())
 	metrics.Handle("GET /metrics", scrape)
 	metrics.Handle("GET /stats/prometheus", scrape)
 	readiness.HandleFunc("GET /healthz/ready", p.ready)
@@ -29,14 +28,6 @@ func (p *process) serveHTTP(ctx context.Context) error {
 	group.Go(func() error { return serve(ctx, p.metrics, metrics) })
 	group.Go(func() error { return serve(ctx, p.readiness, readiness) })
 	return group.Wait()
-}
-
-// lengthy is for answers that keep a processor busy.
-func lengthy(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		processors.Busy()
-		h.ServeHTTP(w, r)
-	})
 }
 
 // ready is 200 once every pod of the node is served and the mesh is known.

@@ -16,6 +16,7 @@ import (
 	"github.com/tacit-mesh/tacit/identity"
 	"github.com/tacit-mesh/tacit/identity/crl"
 	"github.com/tacit-mesh/tacit/internal/audit"
+	"github.com/tacit-mesh/tacit/internal/httpserve"
 	"github.com/tacit-mesh/tacit/internal/idle"
 	"github.com/tacit-mesh/tacit/internal/otlp"
 	"github.com/tacit-mesh/tacit/internal/processors"
@@ -108,7 +109,7 @@ func run(ctx context.Context, o options) error {
 	group.Go(func() error { return stopped(serving, p.admin().Run(serving)) })
 	group.Go(func() error { return p.serveHTTP(serving) })
 	if o.istioAdmin != "" {
-		group.Go(func() error { return serve(serving, o.istioAdmin, lengthy(p.istio().Handler())) })
+		group.Go(func() error { return serve(serving, o.istioAdmin, httpserve.Lengthy(p.istio().Handler())) })
 	}
 	err = group.Wait()
 	if o.linger {

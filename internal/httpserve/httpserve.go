@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/net/netutil"
+
+	"github.com/tacit-mesh/tacit/internal/processors"
 )
 
 const (
@@ -33,4 +35,12 @@ func Run(ctx context.Context, listener net.Listener, handler http.Handler) error
 		return ctx.Err()
 	}
 	return fmt.Errorf("serve HTTP on %v: %w", listener.Addr(), err)
+}
+
+// Lengthy is for answers that keep a processor busy.
+func Lengthy(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		processors.Busy()
+		h.ServeHTTP(w, r)
+	})
 }

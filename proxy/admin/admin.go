@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/net/netutil"
 
-	"github.com/tacit-mesh/tacit/internal/processors"
+	"github.com/tacit-mesh/tacit/internal/httpserve"
 	"github.com/tacit-mesh/tacit/proxy/flows"
 	"github.com/tacit-mesh/tacit/xds/model"
 )
@@ -111,8 +111,5 @@ func (s *Server) handler(started time.Time) http.Handler {
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		processors.Busy() // an answer may be about all connections
-		mux.ServeHTTP(w, r)
-	})
+	return httpserve.Lengthy(mux) // an answer may be about all connections
 }

@@ -46,13 +46,9 @@ func TestWhatCountsAsBulk(t *testing.T) {
 	f := flow{src: p.app, dst: p.peer, counts: new(Counts)}
 	f.count = &f.counts.Sent
 	sent := make([]byte, 40<<10)
-	fill := func() {
-		t.Helper()
-		if _, err := peer.Write(sent); err != nil {
-			t.Fatal(err)
-		}
+	if _, err := peer.Write(sent); err != nil {
+		t.Fatal(err)
 	}
-	fill()
 	buf, n, err := f.src.Read(Small, 0, LargeSize, true)
 	if err != nil {
 		t.Fatal(err)

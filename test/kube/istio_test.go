@@ -12,7 +12,6 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/wait"
 )
 
 const (
@@ -110,14 +109,7 @@ func (e environment) handOver(node string) {
 
 func (e environment) awaitDaemonsOn(node, name string, want int) {
 	e.t.Helper()
-	var last error
-	err := wait.PollUntilContextTimeout(e.ctx, interval, 2*patience, true, func(context.Context) (bool, error) {
-		last = e.daemonsOn(node, name, want)
-		return last == nil, nil
-	})
-	if err != nil {
-		e.t.Fatalf("%d ready pods of %s on %s: %v, last: %v", want, name, node, err, last)
-	}
+	e.eventuallyWithin(2*patience, fmt.Sprintf("%d ready pods of %s on %s", want, name, node), func() error { return e.daemonsOn(node, name, want) })
 }
 
 // daemonsOn says why there are not that many pods of a program on a node, or not

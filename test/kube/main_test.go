@@ -142,8 +142,13 @@ func (e environment) atEnd(do func(environment) error) {
 // eventually polls for a state that offers no event.
 func (e environment) eventually(what string, check func() error) {
 	e.t.Helper()
+	e.eventuallyWithin(patience, what, check)
+}
+
+func (e environment) eventuallyWithin(limit time.Duration, what string, check func() error) {
+	e.t.Helper()
 	last := errors.New("not looked at")
-	err := wait.PollUntilContextTimeout(e.ctx, interval, patience, true, func(context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(e.ctx, interval, limit, true, func(context.Context) (bool, error) {
 		last = check()
 		return last == nil, nil
 	})
